@@ -1,0 +1,1 @@
+"""The shipped models, the pictures they are trained on and the scripts that train and judge them."""

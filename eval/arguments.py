@@ -1,0 +1,145 @@
+"""Command-line arguments that all scripts share, what they are turned into, and how a script ends."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class RunError(Exception):
+    """A right call that failed: exit status 1."""
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, except where there is none to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def at_least(args: argparse.Namespace, **least: int) -> None:
+    """Raises ValueError naming the first argument that is below its least value."""
+    for name, value in least.items():
+        if (given := getattr(args, name)) is not None and given < value:
+            raise ValueError(f"--{name.replace('_', '-')} is {given}; it must be at least {value}")
+
+
+def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
+    """Interval, branch and schedule."""
+    group = parser.add_argument_group("cache")
+    group.add_argument("--cache-interval", type=int, default=5, metavar="N", help="every N-th step is full")
+    group.add_argument(
+        "--cache-branch-id", type=int, default=1, metavar="m", help="skip branch of the kept feature, from 0"
+    )
+    group.add_argument("--non-uniform", action="store_true", help="gather full steps around --center")
+    group.add_argument("--center", type=int, metavar="STEP", help="of the non-uniform schedule, for example 15")
+    group.add_argument("--pow", type=float, help="of the non-uniform schedule, above 1, for example 1.4")
+    group.add_argument("--cache-steps", type=_integers, metavar="0,3,…", help="the full steps, instead of an interval")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Device, precision, timing, seed and output."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--repeats", type=int, default=3, help="timed pairs of baseline and DeepCache")
+    group.add_argument("--warm-up", type=int, default=1, metavar="PAIRS", help="pairs before that, not timed")
+    group.add_argument("--device", help="cuda, mps or cpu (default: the first of them that is there)")
+    group.add_argument("--dtype", choices=DTYPES, help="(default: float16 on CUDA, else float32)")
+    group.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
+    group.add_argument("--compile", action="store_true", help="torch.compile the U-Net's two kinds of step")
+    group.add_argument("--cpu-offload", action="store_true", help="keep on the accelerator only what is at work (CUDA)")
+    group.add_argument("--seed", type=int, default=42, help="image k starts from the noise of seed + k")
+    group.add_argument(
+        "--out", type=Path, metavar="DIR", help="(default: a folder under outputs/ named after the settings)"
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def cache_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The cache's arguments of a pipeline.
+
+    Raises:
+        ValueError: options that need or exclude each other.
+    """
+    if (args.pow is None) != (args.center is None):
+        raise ValueError("--pow and --center belong together, for example --non-uniform --center 15 --pow 1.4")
+    if args.non_uniform and args.pow is None:
+        raise ValueError("--non-uniform needs --center and --pow, for example --center 15 --pow 1.4")
+    if args.pow is not None and not args.non_uniform:
+        raise ValueError("--center and --pow need --non-uniform")
+    if args.cache_steps is not None and args.non_uniform:
+        raise ValueError("give either --cache-steps or --non-uniform")
+    return {
+        "cache_interval": args.cache_interval,
+        "cache_branch_id": args.cache_branch_id,
+        "uniform": not args.non_uniform,
+        "pow": args.pow,
+        "center": args.center,
+        "cache_steps": args.cache_steps,
+    }
+
+
+def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    """Where and in which precision to run.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = args.device or next(name for name, is_there in there.items() if is_there)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown --device {name!r}; use cuda, mps or cpu") from None
+    if not there.get(device.type, False) or (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise ValueError(f"--device {name} is not there; this machine has {', '.join(n for n in there if there[n])}")
+    if args.cpu_offload and device.type != "cuda":
+        raise ValueError(f"--cpu-offload needs --device cuda, not {name}")
+    return device, DTYPES[args.dtype or ("float16" if device.type == "cuda" else "float32")]
+
+
+def read_image(path: str, mode: str = "RGB") -> Image.Image:
+    """The image file. Raises ValueError if it can't be read."""
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except FileNotFoundError:
+        raise ValueError(f"there is no image {path}") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        raise ValueError(f"cannot read the image {path}: {error}") from None
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Does the work of a script; a wrong call ends in one line and 2, a failed run in one line and 1, Ctrl-C in 130."""
+    try:
+        work()
+    except ValueError as error:
+        message, status = str(error), 2
+    except RunError as error:
+        message, status = str(error), 1
+    except OSError as error:
+        message, status = f"{error}; is the disk full?", 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        message, status = "out of memory; try fewer images, a smaller size, --dtype float16 or --cpu-offload", 1
+    except KeyboardInterrupt:
+        message, status = "interrupted; nothing was written", 130
+    else:
+        return 0
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0,3,6") from None

@@ -1,0 +1,83 @@
+"""Images of two runs: how far apart they are, and on disk side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+RESULT = "result.json"
+SHOWN = 160  # pixels; smaller images are enlarged to at least this height in the overview
+
+
+def distance(reference: list[Image.Image], images: list[Image.Image]) -> dict[str, list[float]]:
+    """PSNR in dB (infinite where images are equal) and SSIM of each image to its reference, by torchmetrics."""
+    result: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    for a, b in zip(reference, images, strict=True):
+        x, y = (torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1)[None].double() for i in (a, b))
+        same = torch.equal(x, y)
+        ssim = structural_similarity_index_measure(y, x, data_range=255.0)
+        assert isinstance(ssim, torch.Tensor)  # it can return a map as well, if asked to
+        result["psnr"].append(float("inf") if same else peak_signal_noise_ratio(y, x, data_range=255.0).item())
+        result["ssim"].append(1.0 if same else ssim.item())
+    return result
+
+
+def side_by_side(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:
+    """One picture of several rows of images, small ones enlarged by a whole factor."""
+    width, height = rows[0][0].size
+    factor = max(1, -(-SHOWN // height))
+    cell = (width * factor, height * factor)
+    size = (len(rows[0]) * (cell[0] + gap) + gap, len(rows) * (cell[1] + gap) + gap)
+    sheet = Image.new("RGB", size, "white")
+    for j, row in enumerate(rows):
+        for i, image in enumerate(row):
+            sheet.paste(
+                image.resize(cell, Image.Resampling.NEAREST), (gap + i * (cell[0] + gap), gap + j * (cell[1] + gap))
+            )
+    return sheet
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError if `out` can't be (re)placed: a file, a folder with other things in it, nowhere to write."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()):
+        result = out / RESULT
+        ours = json.loads(result.read_text()).get("files", []) if result.is_file() else []
+        if {path.name for path in out.iterdir()} - {RESULT, *ours}:
+            raise ValueError(f"--out {out} holds something other than an earlier result; name another folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {out.parent}: {error.strerror}; name another --out") from None
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"cannot write to {out.parent}; name another --out")
+
+
+def save_comparison(out: Path, runs: dict[str, list[Image.Image]], result: dict[str, Any]) -> None:
+    """Writes `output.png` (a row for each run), every image and `result.json` as the folder `out`, all or nothing."""
+    aside, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("aside", "old"))
+    for path in (aside, old):
+        shutil.rmtree(path, ignore_errors=True)
+    try:
+        aside.mkdir()
+        side_by_side(list(runs.values())).save(aside / "output.png")
+        for name, images in runs.items():
+            for k, image in enumerate(images):
+                image.save(aside / f"{name}_{k:03d}.png")
+        files = sorted(path.name for path in aside.iterdir())
+        (aside / RESULT).write_text(json.dumps({**result, "files": files}, indent=1) + "\n")
+        if out.exists():
+            os.replace(out, old)
+        os.replace(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""Which steps of a run compute the whole U-Net. All other steps retrieve the kept feature.
+
+Steps are counted by their position in the denoising loop. The first is always full, so there is always a feature to
+retrieve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def full_steps(
+    num_steps: int,
+    cache_interval: int = 1,
+    *,
+    uniform: bool = True,
+    pow: float | None = None,
+    center: int | None = None,
+    cache_steps: Sequence[int] | None = None,
+) -> list[int]:
+    """The full steps of a run of `num_steps` steps, sorted, without repeats, beginning with 0.
+
+    Args:
+        num_steps: positions of the denoising loop, at least 1.
+        cache_interval: N; ceil(num_steps / N) steps are full. 1 means that all are.
+        uniform: every N-th step (equation 6). Otherwise the non-uniform schedule of the released code.
+        pow, center: of the non-uniform schedule: how strongly full steps gather, and around which step.
+        cache_steps: the full steps themselves, instead of all of the above.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+    """
+    if cache_steps is not None:
+        return given(num_steps, cache_steps)
+    if cache_interval < 1:
+        raise ValueError(f"cache_interval is {cache_interval}; it must be at least 1 (1 turns the cache off)")
+    if uniform:
+        if pow is not None or center is not None:
+            raise ValueError("pow and center belong to the non-uniform schedule; pass uniform=False with them")
+        return list(range(0, num_steps, cache_interval))
+    if pow is None or center is None:
+        raise ValueError("the non-uniform schedule needs both pow and center, for example pow=1.4, center=15")
+    return non_uniform(num_steps, cache_interval, pow=pow, center=center)
+
+
+def given(num_steps: int, cache_steps: Sequence[int]) -> list[int]:
+    """The user's own full steps, checked and sorted."""
+    steps = sorted(set(cache_steps))
+    if not steps or steps[0] != 0:
+        raise ValueError(f"cache_steps {steps} must begin with 0: the first step has nothing to retrieve")
+    if steps[-1] >= num_steps:
+        raise ValueError(f"cache_steps has {steps[-1]}, but the {num_steps} steps are numbered 0 to {num_steps - 1}")
+    return steps
+
+
+def non_uniform(num_steps: int, cache_interval: int, *, pow: float, center: int) -> list[int]:
+    """The non-uniform schedule as the paper's released code makes it; its published results were made with it.
+
+    It differs from the printed `equation_7`: the root of the negative end is complex, and the real part of the power
+    is truncated before the centre is added. The power falls by 0.02 until ceil(T/N) steps are distinct. Where it
+    would reach 1 the released code gives up; here the search ends in what equation 7 is for power 1, the uniform
+    schedule.
+    """
+    _check_shape(num_steps, pow, center)
+    count = math.ceil(num_steps / cache_interval)
+    while pow > 1:
+        roots = np.linspace(complex(-center) ** (1 / pow), complex(num_steps - center) ** (1 / pow), count + 1)
+        inner = np.unique((roots**pow).real.astype(np.int32))[1:-1] + center
+        steps = [0, *(int(step) for step in inner if 0 < step < num_steps)]
+        if len(steps) == count:
+            return steps
+        pow -= 0.02
+    return list(range(0, num_steps, cache_interval))
+
+
+def equation_7(num_steps: int, cache_interval: int, *, pow: float, center: int) -> list[int]:
+    """The non-uniform schedule as printed in the paper (equation 7), with real roots that keep their sign.
+
+    It may have fewer than ceil(T/N) steps, since several points can fall on one step.
+    """
+    _check_shape(num_steps, pow, center)
+    count = math.ceil(num_steps / cache_interval)
+    first, last = (math.copysign(abs(v) ** (1 / pow), v) for v in (-center, num_steps - center))
+    points = np.linspace(first, last, count, endpoint=False)
+    steps = np.trunc(np.sign(points) * np.abs(points) ** pow + center).astype(int)
+    return sorted({0, *(int(step) for step in steps)})
+
+
+def _check_shape(num_steps: int, pow: float, center: int) -> None:
+    if not 1 < pow <= 10:
+        raise ValueError(f"pow is {pow}; it must be above 1 (there the schedule is the uniform one) and at most 10")
+    if not 0 <= center < num_steps:
+        raise ValueError(f"center is {center}; it must be one of the steps, 0 to {num_steps - 1}")

@@ -1,0 +1,112 @@
+"""A model's name or path to a pipeline on a device, with one clear line for what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.utils.logging import disable_progress_bar
+from huggingface_hub.utils import RepositoryNotFoundError
+from safetensors import SafetensorError
+
+SHAPES = Path(__file__).parent.parent / "assets" / "shapes-sd"
+
+MIRRORS = {  # taken off the hub in 2024, and where the same files are now
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+}
+
+# In the order of their names on the command line: class, and what to change in the model's own configuration.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+
+
+def new_scheduler(name: str, config: dict[str, Any]) -> Any:
+    """The scheduler of that name, with the noise schedule of a model's own one.
+
+    Raises:
+        ValueError: naming the schedulers there are.
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {name!r}; there are {', '.join(SCHEDULERS)}")
+    class_name, changes = SCHEDULERS[name]
+    return getattr(diffusers, class_name).from_config(config, **changes)
+
+
+def load_pipeline(
+    cls: Any, model: str | Path, *, dtype: torch.dtype, scheduler: str | None = None, quiet: bool = False
+) -> Any:
+    """A pipeline of `cls` from a diffusers directory or a hub id, on the CPU.
+
+    Raises:
+        ValueError: no such directory, not a pipeline, or not to be had from the hub; the line names the remedy.
+    """
+    name = str(model)
+    if name in MIRRORS and not Path(name).is_dir():
+        print(f"{name} is no longer on the hub; using its mirror {MIRRORS[name]}", file=sys.stderr)
+        name = MIRRORS[name]
+    check_directory(name)
+    if quiet:
+        disable_progress_bar()
+    if Path(name).is_dir():
+        try:
+            pipe = cls.from_pretrained(name, torch_dtype=dtype)
+        except (OSError, ImportError, SafetensorError) as error:
+            raise ValueError(f"cannot load {name}: {_first_line(error)}; is the directory complete?") from error
+    else:
+        pipe = _from_hub(cls, name, dtype)
+    if scheduler is not None:
+        pipe.scheduler = new_scheduler(scheduler, pipe.scheduler.config)
+    return pipe
+
+
+def _from_hub(cls: Any, name: str, dtype: torch.dtype) -> Any:
+    """From the hub, or from its cache if the hub can't be reached."""
+    try:
+        return cls.from_pretrained(name, torch_dtype=dtype)
+    except OSError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            raise ValueError(
+                f"the hub has no {name}, or it is private; check the name or give --model a path"
+            ) from None
+    try:
+        return cls.from_pretrained(name, torch_dtype=dtype, local_files_only=True)
+    except OSError:
+        raise ValueError(
+            f"cannot get {name} from the hub and it is not in the cache (~/.cache/huggingface, or where HF_HOME "
+            "points); connect once, or give --model the path of a downloaded pipeline"
+        ) from None
+
+
+def check_directory(name: str) -> None:
+    """Raises ValueError if `name` is meant as a path and is not the directory of a pipeline."""
+    path = Path(name)
+    if path.is_dir():
+        index = path / "model_index.json"
+        if not index.is_file():
+            raise ValueError(f"{name} is not a pipeline: it has no model_index.json; give the folder that has one")
+        try:
+            json.loads(index.read_text())
+        except ValueError:
+            raise ValueError(f"{index} is not JSON; download the model again") from None
+    elif path.exists():
+        raise ValueError(f"{name} is a file; --model takes a diffusers directory or a hub id")
+    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"there is no directory {name}; --model takes a diffusers directory or a hub id (owner/name)")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

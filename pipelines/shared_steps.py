@@ -1,0 +1,170 @@
+"""What the Stable Diffusion pipelines do alike before and after their denoising loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from torch import Tensor
+
+from unets import UNet2DConditionModel
+
+from .cache_schedule import full_steps
+
+
+class CachedPipeline:
+    """Put in front of a diffusers pipeline class, gives it the forked U-Net and the steps below."""
+
+    # What the steps use of the class behind.
+    unet: Any
+    vae: Any
+    scheduler: Any
+    image_processor: Any
+    guidance_scale: float
+    clip_skip: int | None
+    cross_attention_kwargs: dict[str, Any] | None
+    do_classifier_free_guidance: bool
+    num_timesteps: int
+    encode_prompt: Callable
+    encode_image: Callable
+    run_safety_checker: Callable
+    get_guidance_scale_embedding: Callable
+    maybe_free_model_hooks: Callable
+    register_to_config: Callable
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As the parent's, but a stock U-Net is replaced by the fork over the same weights.
+
+        The configuration keeps the stock class's name, so that what `save_pretrained` writes loads everywhere.
+        """
+        if name == "unet" and isinstance(value, diffusers.UNet2DConditionModel):
+            value = UNet2DConditionModel.sharing(value)
+        super().__setattr__(name, value)
+        if name == "unet" and value is not None:
+            self.register_to_config(unet=("diffusers", "UNet2DConditionModel"))
+
+    def plan_cache(
+        self, num_inference_steps: int, num_calls: int, cache_interval: int, cache_branch_id: int, **schedule: Any
+    ) -> tuple[set[int], int | None]:
+        """Which of the loop's `num_calls` positions are full steps, and the branch, None if all of them are.
+
+        The schedule is made for `num_inference_steps` positions, as in the paper: the one call more that PLMS makes
+        retrieves. A sampler of second order calls the network twice a step, and each call is a position.
+        """
+        self.unet.check_branch(cache_branch_id)
+        positions = num_calls if self.scheduler.order > 1 else num_inference_steps
+        steps = set(full_steps(positions, cache_interval, **schedule))
+        if len(steps) == positions:
+            return set(range(num_calls)), None
+        return steps, cache_branch_id
+
+    def encode_conditions(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        ip_adapter_image: Any,
+        num_images_per_prompt: int,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor] | None]:
+        """Text (2B, tokens, 768), its negative half (B, tokens, 768), and image embeddings for the U-Net.
+
+        With guidance the batch is [negative, positive]; without, it is (B, tokens, 768) and there is no negative.
+        """
+        lora_scale = (self.cross_attention_kwargs or {}).get("scale")
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompt,
+            device,
+            num_images_per_prompt,
+            self.do_classifier_free_guidance,
+            negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            lora_scale=lora_scale,
+            clip_skip=self.clip_skip,
+        )
+        if self.do_classifier_free_guidance:
+            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+        if ip_adapter_image is None:
+            return prompt_embeds, negative_prompt_embeds, None
+        image_embeds, negative_image_embeds = self.encode_image(ip_adapter_image, device, num_images_per_prompt)
+        if self.do_classifier_free_guidance:
+            image_embeds = torch.cat([negative_image_embeds, image_embeds])
+        return prompt_embeds, negative_prompt_embeds, {"image_embeds": image_embeds}
+
+    def embed_guidance_scale(self, latents: Tensor) -> Tensor | None:
+        """(B, time_cond_proj_dim) for a U-Net distilled to take the guidance scale as input (LCM), else None."""
+        width = self.unet.config.time_cond_proj_dim
+        if width is None:
+            return None
+        scales = torch.tensor(self.guidance_scale - 1).repeat(len(latents))
+        return self.get_guidance_scale_embedding(scales, embedding_dim=width).to(latents.device, latents.dtype)
+
+    def report_step(
+        self,
+        bar: Any,
+        i: int,
+        t: Tensor,
+        num_warmup_steps: int,
+        latents: Tensor,
+        callback: Callable | None,
+        callback_steps: int | None,
+    ) -> None:
+        """Moves the progress bar, and calls the old kind of callback, once for each inference step."""
+        order = self.scheduler.order
+        if i == self.num_timesteps - 1 or (i + 1 > num_warmup_steps and (i + 1) % order == 0):
+            bar.update()
+            if callback is not None and i % (callback_steps or 1) == 0:
+                callback(i // order, t, latents)
+
+    def finish(
+        self,
+        latents: Tensor,
+        output_type: str,
+        return_dict: bool,
+        dtype: torch.dtype,
+        generator: torch.Generator | list[torch.Generator] | None,
+        **decoder_arguments: Tensor,
+    ) -> StableDiffusionPipelineOutput | tuple:
+        """Latents (B, 4, H/8, W/8) to the output: decoded, checked for safety if the model has a checker, converted."""
+        unsafe: Sequence[bool] | None = None
+        image = latents
+        if output_type != "latent":
+            scaled = latents / self.vae.config.scaling_factor
+            image = self.vae.decode(scaled, return_dict=False, generator=generator, **decoder_arguments)[0]
+            image, unsafe = self.run_safety_checker(image, latents.device, dtype)  # (B, 3, H, W)
+        safe = [not u for u in unsafe] if unsafe is not None else [True] * len(image)
+        image = self.image_processor.postprocess(image, output_type=output_type, do_denormalize=safe)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return image, unsafe
+        return StableDiffusionPipelineOutput(images=image, nsfw_content_detected=unsafe)
+
+
+def batch_size_of(prompt: str | list[str] | None, prompt_embeds: Tensor | None) -> int:
+    """Number of prompts."""
+    if isinstance(prompt, str):
+        return 1
+    given = prompt if prompt is not None else prompt_embeds
+    assert given is not None  # the pipeline's check_inputs saw to it
+    return len(given)
+
+
+def call_back(
+    callback_on_step_end: Callable | None,
+    pipeline: Any,
+    i: int,
+    t: Tensor,
+    names: Sequence[str],
+    values: dict[str, Any],
+) -> list[Any]:
+    """The values, in their order, after the user's callback saw those named and replaced what it returned."""
+    if callback_on_step_end is not None:
+        seen = {name: values[name] for name in names}
+        replaced = callback_on_step_end(pipeline, i, t, seen)
+        values = {name: replaced.get(name, value) for name, value in values.items()}
+    return list(values.values())

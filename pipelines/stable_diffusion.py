@@ -1,0 +1,142 @@
+"""Text to image with Stable Diffusion 1.x and 2.x, with DeepCache in the denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg, retrieve_timesteps
+from torch import Tensor
+
+from .shared_steps import CachedPipeline, batch_size_of, call_back
+
+
+class StableDiffusionPipeline(CachedPipeline, diffusers.StableDiffusionPipeline):
+    """diffusers' `StableDiffusionPipeline`; loads the same directories and gives them the forked U-Net."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Any = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        callback_steps: int | None = None,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
+        uniform: bool = True,
+        pow: float | None = None,
+        center: int | None = None,
+        cache_steps: Sequence[int] | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple:
+        """Makes `num_images_per_prompt` images of each prompt. Shapes in the comments are Stable Diffusion 1.5's.
+
+        Args:
+            cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
+            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
+            uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
+            cache_steps: the full steps themselves, instead of interval and schedule.
+            others: as diffusers 0.24.0's.
+
+        Raises:
+            ValueError: an argument out of range, by name.
+        """
+        # 0. Check.
+        height = height or self.unet.config.sample_size * self.vae_scale_factor
+        width = width or self.unet.config.sample_size * self.vae_scale_factor
+        self.check_inputs(
+            prompt, height, width, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        self._guidance_scale = guidance_scale
+        self._guidance_rescale = guidance_rescale
+        self._clip_skip = clip_skip
+        self._cross_attention_kwargs = cross_attention_kwargs
+        batch_size = batch_size_of(prompt, prompt_embeds) * num_images_per_prompt
+        device = self._execution_device
+
+        # 1. Which steps are full.
+        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        full, m = self.plan_cache(
+            num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
+            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+        )  # fmt: skip
+
+        # 2. Prompt to text embeddings.
+        prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, ip_adapter_image, num_images_per_prompt,
+            device,
+        )  # fmt: skip
+
+        # 3. Noise to start from.
+        channels = self.unet.config.in_channels
+        latents = self.prepare_latents(
+            batch_size, channels, height, width, prompt_embeds.dtype, device, generator, latents
+        )  # (B, 4, H/8, W/8)
+        timestep_cond = self.embed_guidance_scale(latents)
+        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+
+        # 4. Denoise.
+        kept: Any = None
+        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for i, t in enumerate(timesteps):
+                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
+
+                if i in full or len(kept) != len(latent_input):  # a callback may have switched guidance off
+                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                output = self.unet(
+                    latent_input,
+                    t,
+                    encoder_hidden_states=prompt_embeds,
+                    timestep_cond=timestep_cond,
+                    cross_attention_kwargs=self.cross_attention_kwargs,
+                    added_cond_kwargs=added_cond_kwargs,
+                    cache_branch_id=m,
+                    cached_feature=kept,
+                )
+                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                del output  # else the last feature would live through the next full step
+
+                if self.do_classifier_free_guidance:
+                    unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each
+                    noise = unconditional + self.guidance_scale * (conditional - unconditional)
+                    if self.guidance_rescale > 0:
+                        noise = rescale_noise_cfg(noise, conditional, guidance_rescale=self.guidance_rescale)
+                latents = self.scheduler.step(noise, t, latents, **extra_step_kwargs, return_dict=False)[0]
+
+                latents, prompt_embeds, negative_prompt_embeds = call_back(
+                    callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs,
+                    {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_prompt_embeds": negative_prompt_embeds,
+                    },
+                )  # fmt: skip
+                self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+
+        # 5. Latents to image.
+        return self.finish(latents, output_type, return_dict, prompt_embeds.dtype, generator)

@@ -1,0 +1,179 @@
+"""Inpainting with Stable Diffusion 1.x and 2.x, with DeepCache in the denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import retrieve_timesteps
+from torch import Tensor
+
+from .shared_steps import CachedPipeline, batch_size_of, call_back
+
+
+class StableDiffusionInpaintPipeline(CachedPipeline, diffusers.StableDiffusionInpaintPipeline):
+    """diffusers' `StableDiffusionInpaintPipeline`; loads the same directories and gives them the forked U-Net."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        timesteps: Any = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        callback_steps: int | None = None,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
+        uniform: bool = True,
+        pow: float | None = None,
+        center: int | None = None,
+        cache_steps: Sequence[int] | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple:
+        """Redraws `image` to each prompt where `mask_image` is white. Shapes in the comments are SD 1.5's.
+
+        A U-Net of 9 channels sees mask and masked image at every step; with one of 4 channels, what is outside the
+        mask is put back after every step. The loop runs the last `strength` of the steps; the cache counts from 0.
+
+        Args:
+            cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
+            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
+            uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
+            cache_steps: the full steps themselves, instead of interval and schedule.
+            others: as diffusers 0.24.0's.
+
+        Raises:
+            ValueError: an argument out of range, by name.
+        """
+        # 0. Check.
+        height = height or self.unet.config.sample_size * self.vae_scale_factor
+        width = width or self.unet.config.sample_size * self.vae_scale_factor
+        self.check_inputs(
+            prompt, height, width, strength, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        self._guidance_scale = guidance_scale
+        self._clip_skip = clip_skip
+        self._cross_attention_kwargs = cross_attention_kwargs
+        num_prompts = batch_size_of(prompt, prompt_embeds)
+        num_images = num_prompts * num_images_per_prompt
+        device = self._execution_device
+
+        sees_mask = self.unet.config.in_channels == 9
+        if self.unet.config.in_channels not in (4, 9):
+            raise ValueError(f"this U-Net has {self.unet.config.in_channels} input channels; inpainting needs 4 or 9")
+
+        # 1. The part of the steps that is run, and which of those are full.
+        _, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        timesteps, num_inference_steps = self.get_timesteps(num_inference_steps, strength, device)
+        if num_inference_steps < 1:
+            raise ValueError(f"strength {strength} leaves no step to run; raise it or num_inference_steps")
+        full, m = self.plan_cache(
+            num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
+            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+        )  # fmt: skip
+
+        # 2. Prompt to text embeddings.
+        prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, ip_adapter_image, num_images_per_prompt,
+            device,
+        )  # fmt: skip
+
+        # 3. Image and mask to latents, with the noise of the first step that is run.
+        init_image = self.image_processor.preprocess(image, height=height, width=width).float()  # (1 or B, 3, H, W)
+        outputs = self.prepare_latents(
+            num_images, self.vae.config.latent_channels, height, width, prompt_embeds.dtype, device, generator, latents,
+            image=init_image,
+            timestep=timesteps[:1].repeat(num_images),
+            is_strength_max=strength == 1.0,
+            return_noise=True,
+            return_image_latents=not sees_mask,
+        )  # fmt: skip
+        latents, start_noise, *image_latents = outputs  # (B, 4, H/8, W/8) each
+        mask_condition = self.mask_processor.preprocess(mask_image, height=height, width=width)  # (1 or B, 1, H, W)
+        masked_image = init_image * (mask_condition < 0.5) if masked_image_latents is None else masked_image_latents
+        mask, masked_image_latents = self.prepare_mask_latents(
+            mask_condition, masked_image, num_images, height, width, prompt_embeds.dtype, device, generator,
+            self.do_classifier_free_guidance,
+        )  # (2B, 1, H/8, W/8), (2B, 4, H/8, W/8)  # fmt: skip
+        timestep_cond = self.embed_guidance_scale(latents)
+        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+
+        # 4. Denoise.
+        kept: Any = None
+        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for i, t in enumerate(timesteps):
+                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
+                if sees_mask:
+                    latent_input = torch.cat([latent_input, mask, masked_image_latents], dim=1)  # (2B, 9, H/8, W/8)
+
+                if i in full or len(kept) != len(latent_input):  # a callback may have switched guidance off
+                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                output = self.unet(
+                    latent_input,
+                    t,
+                    encoder_hidden_states=prompt_embeds,
+                    timestep_cond=timestep_cond,
+                    cross_attention_kwargs=self.cross_attention_kwargs,
+                    added_cond_kwargs=added_cond_kwargs,
+                    cache_branch_id=m,
+                    cached_feature=kept,
+                )
+                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                del output  # else the last feature would live through the next full step
+
+                if self.do_classifier_free_guidance:
+                    unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each
+                    noise = unconditional + self.guidance_scale * (conditional - unconditional)
+                latents = self.scheduler.step(noise, t, latents, **extra_step_kwargs, return_dict=False)[0]
+                if not sees_mask:
+                    outside = image_latents[0]
+                    if i < len(timesteps) - 1:
+                        outside = self.scheduler.add_noise(outside, start_noise, timesteps[i + 1 : i + 2])
+                    inside = mask[: len(latents)]  # (B, 1, H/8, W/8)
+                    latents = (1 - inside) * outside + inside * latents
+
+                latents, prompt_embeds, negative_prompt_embeds, mask, masked_image_latents = call_back(
+                    callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs,
+                    {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_prompt_embeds": negative_prompt_embeds,
+                        "mask": mask,
+                        "masked_image_latents": masked_image_latents,
+                    },
+                )  # fmt: skip
+                self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+
+        # 5. Latents to image. An asymmetric autoencoder also takes what is outside the mask.
+        decoder_arguments = {}
+        if isinstance(self.vae, diffusers.AsymmetricAutoencoderKL) and output_type != "latent":
+            kind = {"device": device, "dtype": masked_image_latents.dtype}
+            decoder_arguments = {"image": init_image.to(**kind), "mask": mask_condition.to(**kind)}
+        return self.finish(latents, output_type, return_dict, prompt_embeds.dtype, generator, **decoder_arguments)

@@ -1,0 +1,18 @@
+"""Settings for all tests: no network, few threads, no gradients."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # time limits on examples fail where the machine is busy
+settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield

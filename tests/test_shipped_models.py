@@ -1,0 +1,73 @@
+"""The shipped models: small enough, loadable by the libraries whose formats they have, and good at their task."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from assets.judge_shapes import Judge, summary
+from assets.shapes import random_scene, render
+from assets.training import train
+from tests.tiny import SHAPES, tokenizer
+
+CLIP = SHAPES.parent / "shapes-clip"
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge(CLIP)
+
+
+@pytest.mark.parametrize("folder", [SHAPES, CLIP], ids=lambda folder: folder.name)
+def test_weights_are_at_most_16_mb(folder):
+    assert 0 < sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 16e6
+
+
+def test_the_judge_reads_captions_as_the_text_to_image_model_does():
+    ours = tokenizer()("a large red ring", padding="max_length").input_ids
+    assert open_clip.get_tokenizer(f"local-dir:{CLIP}")("a large red ring")[0].tolist() == ours
+
+
+def test_the_judge_beats_hard_negatives_on_held_out_renders(judge):
+    rng = np.random.default_rng(21)
+    scenes = [random_scene(rng, held_out=True, things=2) for _ in range(60)]
+    shares = summary([judge.verdicts(Image.fromarray(render(scene, rng)[0]), scene) for scene in scenes])
+    assert shares["hard negatives"] > 0.9
+    assert shares["colour"] > 0.9
+
+
+def test_the_judge_does_not_find_a_caption_in_noise(judge):
+    rng = np.random.default_rng(22)
+    scenes = [random_scene(rng, held_out=True, things=2) for _ in range(30)]
+    noise = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)) for _ in scenes]
+    shares = summary([judge.verdicts(image, scene) for image, scene in zip(noise, scenes, strict=True)])
+    assert shares["colour"] < 0.2
+
+
+def test_a_killed_training_run_goes_on_as_if_nothing_had_been(tmp_path):
+    def run(work: Path, dies_at: int | None) -> Any:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+
+        def loss_of(step):
+            if step == dies_at:
+                raise KeyboardInterrupt
+            return model(torch.full((1, 3), step / 10.0)).square().sum()
+
+        return train(
+            "tiny", model, loss_of, steps=8, learning_rate=0.1, work=work, held_out=lambda average: {"x": 1.0}, every=2
+        )
+
+    with torch.enable_grad():
+        whole = run(tmp_path / "whole", None)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed", 5)
+        resumed = run(tmp_path / "killed", None)
+    assert torch.equal(resumed.weight, whole.weight)
+    steps = [line.split(",")[0] for line in (tmp_path / "killed" / "tiny.jsonl").read_text().splitlines()]
+    assert steps == [f'{{"step": {k}' for k in (2, 4, 6, 8)]
