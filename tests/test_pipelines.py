@@ -268,7 +268,7 @@ def test_latents_of_the_user_are_the_start():
 
 def test_a_safety_checker_is_asked_as_by_the_stock_pipeline():
     class Checker(torch.nn.Module):
-        dtype = torch.float32
+        dtype, device = torch.float32, torch.device("cpu")  # a pipeline asks whichever of its models comes first
 
         def forward(self, images, clip_input):
             return images * 0, [True] * len(images)
