@@ -1,38 +1,30 @@
-"""What the Stable Diffusion pipelines do alike before and after their denoising loops."""
+"""What the pipelines do alike before and after their denoising loops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import diffusers
 import torch
+from diffusers import ModelMixin
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
-from unets import UNet2DConditionModel
+from unets import fork_of
 
 from .cache_schedule import full_steps
 
 
 class CachedPipeline:
-    """Put in front of a diffusers pipeline class, gives it the forked U-Net and the steps below."""
+    """Put in front of a diffusers pipeline class, gives it the forked U-Net and the steps that all forks share."""
 
     # What the steps use of the class behind.
     unet: Any
     vae: Any
     scheduler: Any
-    image_processor: Any
     guidance_scale: float
-    clip_skip: int | None
-    cross_attention_kwargs: dict[str, Any] | None
-    do_classifier_free_guidance: bool
     num_timesteps: int
-    encode_prompt: Callable
-    encode_image: Callable
-    run_safety_checker: Callable
     get_guidance_scale_embedding: Callable
-    maybe_free_model_hooks: Callable
     register_to_config: Callable
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -40,11 +32,12 @@ class CachedPipeline:
 
         The configuration keeps the stock class's name, so that what `save_pretrained` writes loads everywhere.
         """
-        if name == "unet" and isinstance(value, diffusers.UNet2DConditionModel):
-            value = UNet2DConditionModel.sharing(value)
+        if name == "unet" and isinstance(value, ModelMixin):
+            value = fork_of(value)
         super().__setattr__(name, value)
         if name == "unet" and value is not None:
-            self.register_to_config(unet=("diffusers", "UNet2DConditionModel"))
+            stock = type(getattr(value, "_orig_mod", value)).__name__  # of what torch.compile was given
+            self.register_to_config(unet=("diffusers", stock))
 
     def plan_cache(
         self, num_inference_steps: int, num_calls: int, cache_interval: int, cache_branch_id: int, **schedule: Any
@@ -60,6 +53,45 @@ class CachedPipeline:
         if len(steps) == positions:
             return set(range(num_calls)), None
         return steps, cache_branch_id
+
+    def embed_guidance_scale(self, latents: Tensor) -> Tensor | None:
+        """(B, time_cond_proj_dim) for a U-Net distilled to take the guidance scale as input (LCM), else None."""
+        width = self.unet.config.time_cond_proj_dim
+        if width is None:
+            return None
+        scales = torch.tensor(self.guidance_scale - 1).repeat(len(latents))
+        return self.get_guidance_scale_embedding(scales, embedding_dim=width).to(latents.device, latents.dtype)
+
+    def report_step(
+        self,
+        bar: Any,
+        i: int,
+        t: Tensor,
+        num_warmup_steps: int,
+        latents: Tensor,
+        callback: Callable | None,
+        callback_steps: int | None,
+    ) -> None:
+        """Moves the progress bar, and calls the old kind of callback, once for each inference step."""
+        order = self.scheduler.order
+        if i == self.num_timesteps - 1 or (i + 1 > num_warmup_steps and (i + 1) % order == 0):
+            bar.update()
+            if callback is not None and i % (callback_steps or 1) == 0:
+                callback(i // order, t, latents)
+
+
+class CachedSDPipeline(CachedPipeline):
+    """The steps of the Stable Diffusion 1.x and 2.x pipelines."""
+
+    # What the steps use of the class behind.
+    image_processor: Any
+    clip_skip: int | None
+    cross_attention_kwargs: dict[str, Any] | None
+    do_classifier_free_guidance: bool
+    encode_prompt: Callable
+    encode_image: Callable
+    run_safety_checker: Callable
+    maybe_free_model_hooks: Callable
 
     def encode_conditions(
         self,
@@ -95,31 +127,6 @@ class CachedPipeline:
         if self.do_classifier_free_guidance:
             image_embeds = torch.cat([negative_image_embeds, image_embeds])
         return prompt_embeds, negative_prompt_embeds, {"image_embeds": image_embeds}
-
-    def embed_guidance_scale(self, latents: Tensor) -> Tensor | None:
-        """(B, time_cond_proj_dim) for a U-Net distilled to take the guidance scale as input (LCM), else None."""
-        width = self.unet.config.time_cond_proj_dim
-        if width is None:
-            return None
-        scales = torch.tensor(self.guidance_scale - 1).repeat(len(latents))
-        return self.get_guidance_scale_embedding(scales, embedding_dim=width).to(latents.device, latents.dtype)
-
-    def report_step(
-        self,
-        bar: Any,
-        i: int,
-        t: Tensor,
-        num_warmup_steps: int,
-        latents: Tensor,
-        callback: Callable | None,
-        callback_steps: int | None,
-    ) -> None:
-        """Moves the progress bar, and calls the old kind of callback, once for each inference step."""
-        order = self.scheduler.order
-        if i == self.num_timesteps - 1 or (i + 1 > num_warmup_steps and (i + 1) % order == 0):
-            bar.update()
-            if callback is not None and i % (callback_steps or 1) == 0:
-                callback(i // order, t, latents)
 
     def finish(
         self,

@@ -11,10 +11,10 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg, retrieve_timesteps
 from torch import Tensor
 
-from .shared_steps import CachedPipeline, batch_size_of, call_back
+from .shared_steps import CachedSDPipeline, batch_size_of, call_back
 
 
-class StableDiffusionPipeline(CachedPipeline, diffusers.StableDiffusionPipeline):
+class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipeline):
     """diffusers' `StableDiffusionPipeline`; loads the same directories and gives them the forked U-Net."""
 
     @torch.no_grad()

@@ -11,10 +11,10 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_timesteps
 from torch import Tensor
 
-from .shared_steps import CachedPipeline, batch_size_of, call_back
+from .shared_steps import CachedSDPipeline, batch_size_of, call_back
 
 
-class StableDiffusionImg2ImgPipeline(CachedPipeline, diffusers.StableDiffusionImg2ImgPipeline):
+class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusionImg2ImgPipeline):
     """diffusers' `StableDiffusionImg2ImgPipeline`; loads the same directories and gives them the forked U-Net."""
 
     @torch.no_grad()

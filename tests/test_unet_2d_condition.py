@@ -11,6 +11,7 @@ from diffusers.models.lora import LoRACompatibleConv, LoRACompatibleLinear, LoRA
 from benchmarks.unet_step import peak_memory
 from tests.tiny import LAYOUTS, inputs, stock_unet
 from unets import UNet2DConditionModel
+from unets.unet_2d_condition import run_down
 
 SIZES = [(8, 8), (10, 14)]  # the second is not a multiple of 2 ** levels
 
@@ -24,7 +25,7 @@ def residuals(fork, arguments):
     """A ControlNet's: one for each skip, one for the middle."""
     skips = [fork.conv_in(arguments["sample"])]
     for layer in fork.down_layers:
-        skips.append(layer(skips[-1], fork._condition(**_condition_arguments(arguments))))
+        skips.append(run_down(layer, skips[-1], fork._condition(**_condition_arguments(arguments))))
     torch.manual_seed(5)
     return [torch.randn_like(skip) for skip in skips], torch.randn_like(skips[-1])
 

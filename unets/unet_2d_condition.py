@@ -10,7 +10,6 @@ followed by its block's upsampler if it is the block's last.
 
 from __future__ import annotations
 
-import copy
 import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +20,8 @@ from diffusers.models.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
+
+from .skip_pairs import DownLayer, SkipPairs, UpLayer
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
@@ -59,99 +60,45 @@ class Condition(NamedTuple):
         }
 
 
-class DownLayer(NamedTuple):
-    """d_k for k ≥ 1: either a resnet, with attention or without, or a downsampler."""
-
-    resnet: nn.Module | None
-    attention: nn.Module | None
-    downsampler: nn.Module | None
-
-    def __call__(self, h: Tensor, condition: Condition) -> Tensor:
-        if self.resnet is not None:
-            h = self.resnet(h, condition.emb, scale=condition.lora_scale)
-        if self.downsampler is not None:
-            h = self.downsampler(h, scale=condition.lora_scale)  # (B, C, H/2, W/2)
-        return _attend(self.attention, h, condition)
+def run_down(d: DownLayer, h: Tensor, condition: Condition) -> Tensor:
+    """d_k for k ≥ 1. A ControlNet's are run by it as well."""
+    if d.resnet is not None:
+        h = d.resnet(h, condition.emb, scale=condition.lora_scale)
+    if d.downsampler is not None:
+        h = d.downsampler(h, scale=condition.lora_scale)  # (B, C, H/2, W/2)
+    return _attend(d.attention, h, condition)
 
 
-class UpLayer(NamedTuple):
-    """u_k: resnet over the main branch and the skip, attention if there is any, upsampler if its block ends here."""
-
-    block: nn.Module  # holds FreeU's factors
-    resnet: nn.Module
-    attention: nn.Module | None
-    upsampler: nn.Module | None
-
-    def __call__(self, h: Tensor, skip: Tensor, condition: Condition, size: torch.Size | None) -> Tensor:
-        factors = {name: getattr(self.block, name, None) for name in ("s1", "s2", "b1", "b2")}
-        if all(factors.values()):
-            h, skip = apply_freeu(self.block.resolution_idx, h, skip, **factors)  # writes into h
-        h = torch.cat([h, skip], dim=1)  # (B, C + C_k, H, W)
-        h = self.resnet(h, condition.emb, scale=condition.lora_scale)
-        h = _attend(self.attention, h, condition)
-        if self.upsampler is not None:
-            h = self.upsampler(h, size, scale=condition.lora_scale)  # (B, C, 2H, 2W)
-        return h
+def run_up(u: UpLayer, h: Tensor, skip: Tensor, condition: Condition, size: torch.Size | None) -> Tensor:
+    """u_k; `size` is what an upsampler aims for where it isn't twice the input's."""
+    factors = {name: getattr(u.block, name, None) for name in ("s1", "s2", "b1", "b2")}  # FreeU's
+    if all(factors.values()):
+        h, skip = apply_freeu(u.block.resolution_idx, h, skip, **factors)  # writes into h
+    h = torch.cat([h, skip], dim=1)  # (B, C + C_k, H, W)
+    h = u.resnet(h, condition.emb, scale=condition.lora_scale)
+    h = _attend(u.attention, h, condition)
+    if u.upsampler is not None:
+        h = u.upsampler(h, size, scale=condition.lora_scale)  # (B, C, 2H, 2W)
+    return h
 
 
 def _attend(attention: nn.Module | None, h: Tensor, condition: Condition) -> Tensor:
     return h if attention is None else attention(h, **condition.for_attention, return_dict=False)[0]
 
 
-class UNet2DConditionModel(diffusers.UNet2DConditionModel):
+class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
     """diffusers' `UNet2DConditionModel` with DeepCache: same constructor, configuration, weights' names and files."""
 
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._refuse_what_is_not_written_out()
-
-    @classmethod
-    def sharing(cls, unet: diffusers.UNet2DConditionModel) -> UNet2DConditionModel:
-        """A fork over the very modules and weights of a stock U-Net, which itself stays as it is.
-
-        Raises:
-            ValueError: if the U-Net has parts that the fork does not write out, or is offloaded by accelerate.
-        """
-        if isinstance(unet, cls):
-            return unet
-        if hasattr(unet, "_hf_hook"):
-            raise ValueError("the U-Net is offloaded; build the pipeline first and offload that")
-        fork = copy.copy(unet)
-        fork.__class__ = cls
-        fork._refuse_what_is_not_written_out()
-        return fork
-
-    @property
-    def num_skip_branches(self) -> int:
-        """M; `cache_branch_id` is 0 to M − 1."""
-        return sum(len(block.resnets) for block in self.up_blocks)
+        self.refuse_what_is_not_written_out()
 
     @property
     def freeu(self) -> bool:
         """Whether FreeU is on, which writes into what up layers are given."""
         return bool(getattr(self.up_blocks[0], "b1", None))
-
-    @property
-    def down_layers(self) -> list[DownLayer]:
-        """d_1 … d_{M-1}: views of the parent's blocks, registered nowhere, so the weights' names stay the parent's."""
-        layers = []
-        for block in self.down_blocks:
-            attentions = getattr(block, "attentions", [None] * len(block.resnets))
-            layers += [DownLayer(r, a, None) for r, a in zip(block.resnets, attentions, strict=True)]
-            layers += [DownLayer(None, None, downsampler) for downsampler in block.downsamplers or ()]
-        return layers
-
-    @property
-    def up_layers(self) -> list[UpLayer]:
-        """u_0 … u_{M-1}: the last to run comes first."""
-        layers = []
-        for block in self.up_blocks:
-            attentions = getattr(block, "attentions", [None] * len(block.resnets))
-            upsamplers = [None] * (len(block.resnets) - 1) + list(block.upsamplers or [None])
-            layers += [UpLayer(block, *parts) for parts in zip(block.resnets, attentions, upsamplers, strict=True)]
-        return layers[::-1]
 
     def forward(
         self,
@@ -192,10 +139,7 @@ class UNet2DConditionModel(diffusers.UNet2DConditionModel):
         m, retrieve = cache_branch_id, cached_feature is not None
         self._refuse("class_labels", class_labels)
         self._refuse("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
-        if m is not None:
-            self.check_branch(m)
-        elif retrieve:
-            raise ValueError("cached_feature needs the cache_branch_id at which it was kept")
+        self.check_cache(m, cached_feature)
         if not retrieve and (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
             raise ValueError("a ControlNet's down_block_ and mid_block_additional_residual(s) are needed together")
 
@@ -212,7 +156,7 @@ class UNet2DConditionModel(diffusers.UNet2DConditionModel):
         h = self.conv_in(sample)  # d_0: (B, 320, H, W)
         skips = [h]
         for d in self.down_layers[: m if retrieve else None]:  # cache (1): a retrieve step runs d_1 … d_m only
-            h = d(h, condition)
+            h = run_down(d, h, condition)
             skips.append(h)  # (B, 320, H, W) … (B, 1280, H/8, W/8)
         if down_block_additional_residuals is not None:
             skips = [s + r for s, r in zip(skips, down_block_additional_residuals[: len(skips)], strict=True)]
@@ -228,14 +172,14 @@ class UNet2DConditionModel(diffusers.UNet2DConditionModel):
 
         # 4. Up.
         kept = None
-        up_layers = self.up_layers
+        up = self.up_layers
         while skips:
             skip = skips.pop()
             k = len(skips)
             if k == m:
                 kept = h  # cache (3): equation 4, what enters u_m from below is kept
                 h = h.clone() if self.freeu else h  # FreeU writes into what an up layer is given
-            h = up_layers[k](h, skip, condition, size=skips[-1].shape[2:] if uneven and skips else None)
+            h = run_up(up[k], h, skip, condition, size=skips[-1].shape[2:] if uneven and skips else None)
 
         # 5. Out.
         if self.conv_norm_out is not None:
@@ -259,44 +203,21 @@ class UNet2DConditionModel(diffusers.UNet2DConditionModel):
         added_cond_kwargs: dict[str, Tensor] | None,
     ) -> Condition:
         """Time, guidance-scale, size and image embeddings; masks as biases."""
-        if not torch.is_tensor(timestep):
-            integer, real = (
-                (torch.int64, torch.float64) if sample.device.type != "mps" else (torch.int32, torch.float32)
-            )
-            timestep = torch.tensor(timestep, dtype=real if isinstance(timestep, float) else integer)
-        timesteps = timestep.to(sample.device).expand(len(sample))  # (B,)
-        emb = self.time_embedding(self.time_proj(timesteps).to(sample.dtype), timestep_cond)  # (B, 1280)
-
         added = added_cond_kwargs or {}
-        if self.config.addition_embed_type == "text_time":  # SDXL: pooled text, and six sizes or five and a score
-            text_embeds, time_ids = _required(added, "text_embeds"), _required(added, "time_ids")
-            sizes = self.add_time_proj(time_ids.flatten()).reshape(len(text_embeds), -1)  # (B, 1536)
-            emb = emb + self.add_embedding(torch.cat([text_embeds, sizes], dim=-1).to(emb.dtype))
+        emb = embedding(self, sample, timestep, timestep_cond, added)  # (B, 1280)
         if self.encoder_hid_proj is not None:  # IP-Adapter
             image_tokens = self.encoder_hid_proj(_required(added, "image_embeds")).to(context.dtype)  # (B, 4, 768)
             context = torch.cat([context, image_tokens], dim=1)
-
-        def bias(mask: Tensor | None) -> Tensor | None:
-            return None if mask is None else ((1 - mask.to(sample.dtype)) * -10000.0)[:, None]  # (B, 1, tokens)
-
         lora_scale = (cross_attention_kwargs or {}).get("scale", 1.0)
-        return Condition(
-            emb, context, bias(attention_mask), bias(encoder_attention_mask), cross_attention_kwargs, lora_scale
-        )
-
-    def check_branch(self, branch: int) -> None:
-        """Raises ValueError if there is no such skip branch."""
-        if not 0 <= branch < self.num_skip_branches:
-            raise ValueError(
-                f"cache_branch_id is {branch}; this U-Net has the skip branches 0 to {self.num_skip_branches - 1}"
-            )
+        bias, encoder_bias = mask_bias(attention_mask, sample.dtype), mask_bias(encoder_attention_mask, sample.dtype)
+        return Condition(emb, context, bias, encoder_bias, cross_attention_kwargs, lora_scale)
 
     @staticmethod
     def _refuse(name: str, value: Any) -> None:
         if value is not None:
             raise ValueError(f"{name} is not supported by this U-Net; use diffusers' own for it")
 
-    def _refuse_what_is_not_written_out(self) -> None:
+    def refuse_what_is_not_written_out(self) -> None:
         """Raises ValueError naming the first part of the configuration that `forward` does not write out."""
         config = self.config
         choices = {
@@ -315,6 +236,32 @@ class UNet2DConditionModel(diffusers.UNet2DConditionModel):
             for value in values:
                 if value not in written_out:
                     raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
+
+
+def embedding(
+    model: Any,
+    sample: Tensor,
+    timestep: Tensor | float | int,
+    timestep_cond: Tensor | None,
+    added_cond_kwargs: dict[str, Tensor],
+) -> Tensor:
+    """Time embedding (B, 1280) of a U-Net or a ControlNet, with SDXL's sizes and pooled text in it."""
+    if not torch.is_tensor(timestep):
+        integer, real = (torch.int64, torch.float64) if sample.device.type != "mps" else (torch.int32, torch.float32)
+        timestep = torch.tensor(timestep, dtype=real if isinstance(timestep, float) else integer)
+    timesteps = timestep.to(sample.device).expand(len(sample))  # (B,)
+    emb = model.time_embedding(model.time_proj(timesteps).to(sample.dtype), timestep_cond)
+    if model.config.addition_embed_type == "text_time":  # SDXL: pooled text, and six sizes or five and a score
+        text_embeds = _required(added_cond_kwargs, "text_embeds")
+        time_ids = _required(added_cond_kwargs, "time_ids")
+        sizes = model.add_time_proj(time_ids.flatten()).reshape(len(text_embeds), -1)  # (B, 1536)
+        emb = emb + model.add_embedding(torch.cat([text_embeds, sizes], dim=-1).to(emb.dtype))
+    return emb
+
+
+def mask_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask (B, tokens), 1 to keep, as what attention adds to its scores (B, 1, tokens)."""
+    return None if mask is None else ((1 - mask.to(dtype)) * -10000.0)[:, None]
 
 
 def _required(added_cond_kwargs: dict[str, Tensor], name: str) -> Tensor:

@@ -1,0 +1,220 @@
+"""Text to image with Stable Diffusion and ControlNet, with DeepCache in the denoising loop.
+
+On a retrieve step at branch m the U-Net takes the residuals of skips 0 … m alone, so the ControlNet is run no further
+than that: the residuals are of this very step, at a fraction of the ControlNet's cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.controlnet import MultiControlNetModel
+from diffusers.pipelines.controlnet.pipeline_controlnet import retrieve_timesteps
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from torch import Tensor
+
+from unets.controlnet import ControlNetModel
+
+from .shared_steps import CachedSDPipeline, batch_size_of, call_back
+
+
+class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffusionControlNetPipeline):
+    """diffusers' `StableDiffusionControlNetPipeline` with forked U-Net and ControlNets; one ControlNet or several."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As the parent's, but stock ControlNets are replaced by forks over the same weights."""
+        if name == "controlnet" and isinstance(value, MultiControlNetModel):
+            value = MultiControlNetModel([ControlNetModel.sharing(net) for net in value.nets])
+        elif name == "controlnet" and isinstance(value, diffusers.ControlNetModel):
+            value = ControlNetModel.sharing(value)
+        super().__setattr__(name, value)
+        if name == "controlnet" and isinstance(value, ControlNetModel):
+            self.register_to_config(controlnet=("diffusers", "ControlNetModel"))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Any = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        controlnet_conditioning_scale: float | list[float] = 1.0,
+        guess_mode: bool = False,
+        control_guidance_start: float | list[float] = 0.0,
+        control_guidance_end: float | list[float] = 1.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        callback_steps: int | None = None,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
+        uniform: bool = True,
+        pow: float | None = None,
+        center: int | None = None,
+        cache_steps: Sequence[int] | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple:
+        """Makes images that follow `image`, such as edges. Shapes in the comments are Stable Diffusion 1.5's.
+
+        Args:
+            image: what to follow; with several ControlNets a list of one for each.
+            cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
+            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
+            uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
+            cache_steps: the full steps themselves, instead of interval and schedule.
+            others: as diffusers 0.24.0's.
+
+        Raises:
+            ValueError: an argument out of range, by name.
+        """
+        # 0. Check. What is for each ControlNet becomes a list.
+        nets = self.controlnet.nets if isinstance(self.controlnet, MultiControlNetModel) else [self.controlnet]
+        starts, ends, scales = (
+            value if isinstance(value, list) else [value] * len(nets)
+            for value in (control_guidance_start, control_guidance_end, controlnet_conditioning_scale)
+        )
+        self.check_inputs(
+            prompt, image, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            controlnet_conditioning_scale, starts, ends, callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        self._guidance_scale = guidance_scale
+        self._clip_skip = clip_skip
+        self._cross_attention_kwargs = cross_attention_kwargs
+        num_images = batch_size_of(prompt, prompt_embeds) * num_images_per_prompt
+        device = self._execution_device
+        guess_mode = guess_mode or nets[0].config.global_pool_conditions
+
+        # 1. Which steps are full.
+        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        full, m = self.plan_cache(
+            num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
+            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+        )  # fmt: skip
+
+        # 2. Prompt to text embeddings.
+        prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, ip_adapter_image, num_images_per_prompt,
+            device,
+        )  # fmt: skip
+
+        # 3. What to follow.
+        hints = [
+            self.prepare_image(
+                hint, width, height, num_images, num_images_per_prompt, device, net.dtype,
+                do_classifier_free_guidance=self.do_classifier_free_guidance, guess_mode=guess_mode,
+            )  # (2B, 3, H, W)
+            for hint, net in zip(image if len(nets) > 1 else [image], nets, strict=True)
+        ]  # fmt: skip
+        height, width = hints[0].shape[-2:]
+
+        # 4. Noise to start from.
+        channels = self.unet.config.in_channels
+        latents = self.prepare_latents(
+            num_images, channels, height, width, prompt_embeds.dtype, device, generator, latents
+        )  # (B, 4, H/8, W/8)
+        timestep_cond = self.embed_guidance_scale(latents)
+        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+
+        # 5. Denoise.
+        kept: Any = None
+        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for i, t in enumerate(timesteps):
+                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
+
+                if i in full or len(kept) != len(latent_input):  # a callback may have switched guidance off
+                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+
+                now, later = i / len(timesteps), (i + 1) / len(timesteps)
+                strengths = [s * (a <= now and later <= b) for s, a, b in zip(scales, starts, ends, strict=True)]
+                depth = m if kept is not None else None  # cache (2): a retrieve step uses the residuals of skips 0 … m
+                residuals, middle = self.follow(
+                    nets, hints, strengths, latent_input, t, prompt_embeds, guess_mode, depth
+                )
+                output = self.unet(
+                    latent_input,
+                    t,
+                    encoder_hidden_states=prompt_embeds,
+                    timestep_cond=timestep_cond,
+                    cross_attention_kwargs=self.cross_attention_kwargs,
+                    added_cond_kwargs=added_cond_kwargs,
+                    down_block_additional_residuals=residuals,
+                    mid_block_additional_residual=middle,
+                    cache_branch_id=m,
+                    cached_feature=kept,
+                )
+                noise, kept = output.sample, output.cached_feature  # cache (3): the loop owns the feature
+                del output  # else the last feature would live through the next full step
+
+                if self.do_classifier_free_guidance:
+                    unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each
+                    noise = unconditional + self.guidance_scale * (conditional - unconditional)
+                latents = self.scheduler.step(noise, t, latents, **extra_step_kwargs, return_dict=False)[0]
+
+                latents, prompt_embeds, negative_prompt_embeds = call_back(
+                    callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs,
+                    {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_prompt_embeds": negative_prompt_embeds,
+                    },
+                )  # fmt: skip
+                self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+
+        # 6. Latents to image.
+        return self.finish(latents, output_type, return_dict, prompt_embeds.dtype, generator)
+
+    def follow(
+        self,
+        nets: Sequence[Any],
+        hints: list[Tensor],
+        strengths: list[float],
+        latent_input: Tensor,
+        t: Tensor,
+        prompt_embeds: Tensor,
+        guess_mode: bool,
+        cache_branch_id: int | None,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The ControlNets' residuals, summed: one for each skip, down to the branch's if given, else with the middle's.
+
+        In guess mode the half of the batch without prompt is not controlled.
+        """
+        guess_half = guess_mode and self.do_classifier_free_guidance
+        if guess_half:
+            latent_input, prompt_embeds = latent_input.chunk(2)[1], prompt_embeds.chunk(2)[1]
+        total: list[Tensor] = []
+        for net, hint, strength in zip(nets, hints, strengths, strict=True):
+            down, middle = net(
+                latent_input,
+                t,
+                encoder_hidden_states=prompt_embeds,
+                controlnet_cond=hint,
+                conditioning_scale=strength,
+                guess_mode=guess_mode,
+                return_dict=False,
+                cache_branch_id=cache_branch_id,
+            )
+            residuals = down if middle is None else [*down, middle]
+            total = [a + b for a, b in zip(total, residuals, strict=True)] if total else residuals
+        if guess_half:
+            total = [torch.cat([torch.zeros_like(residual), residual]) for residual in total]
+        return (total, None) if cache_branch_id is not None else (total[:-1], total[-1])

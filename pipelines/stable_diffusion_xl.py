@@ -1,0 +1,181 @@
+"""Text to image with SDXL, with DeepCache in the denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg, retrieve_timesteps
+from torch import Tensor
+
+from .shared_steps import batch_size_of, call_back
+from .shared_steps_xl import CachedXLPipeline
+
+
+class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPipeline):
+    """diffusers' `StableDiffusionXLPipeline`; loads the same directories and gives them the forked U-Net."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Any = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
+        negative_target_size: tuple[int, int] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        callback_steps: int | None = None,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
+        uniform: bool = True,
+        pow: float | None = None,
+        center: int | None = None,
+        cache_steps: Sequence[int] | None = None,
+    ) -> StableDiffusionXLPipelineOutput | tuple:
+        """Makes `num_images_per_prompt` images of each prompt. Shapes in the comments are SDXL's.
+
+        Args:
+            cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
+            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
+            uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
+            cache_steps: the full steps themselves, instead of interval and schedule.
+            others: as diffusers 0.24.0's.
+
+        Raises:
+            ValueError: an argument out of range, by name.
+        """
+        # 0. Check.
+        height = height or self.default_sample_size * self.vae_scale_factor
+        width = width or self.default_sample_size * self.vae_scale_factor
+        self.check_inputs(
+            prompt, prompt_2, height, width, callback_steps, negative_prompt, negative_prompt_2, prompt_embeds,
+            negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        self._guidance_scale = guidance_scale
+        self._guidance_rescale = guidance_rescale
+        self._clip_skip = clip_skip
+        self._cross_attention_kwargs = cross_attention_kwargs
+        self._denoising_end = denoising_end
+        batch_size = batch_size_of(prompt, prompt_embeds) * num_images_per_prompt
+        device = self._execution_device
+
+        # 1. The part of the steps that is run, and which of those are full.
+        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        timesteps, num_inference_steps = self.until(timesteps, num_inference_steps, denoising_end)
+        full, m = self.plan_cache(
+            num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
+            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+        )  # fmt: skip
+
+        # 2. Prompt to text embeddings.
+        texts = {
+            "prompt": prompt,
+            "prompt_2": prompt_2,
+            "negative_prompt": negative_prompt,
+            "negative_prompt_2": negative_prompt_2,
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        conditions, added = self.encode_conditions(texts, ip_adapter_image, num_images_per_prompt, device)
+        dtype = conditions["prompt_embeds"].dtype
+
+        # 3. Noise to start from.
+        channels = self.unet.config.in_channels
+        latents = self.prepare_latents(
+            batch_size, channels, height, width, dtype, device, generator, latents
+        )  # (B, 4, H/8, W/8)
+        timestep_cond = self.embed_guidance_scale(latents)
+        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+
+        # 4. Micro-conditioning: sizes and crop.
+        kind: dict[str, Any] = {"dtype": dtype, "pooled": conditions["add_text_embeds"]}
+        target_size = target_size or (height, width)
+        add_time_ids = self.time_ids(original_size or (height, width), crops_coords_top_left, target_size, **kind)
+        negative_ids = add_time_ids
+        if negative_original_size is not None and negative_target_size is not None:
+            negative_ids = self.time_ids(
+                negative_original_size, negative_crops_coords_top_left, negative_target_size, **kind
+            )
+        if self.do_classifier_free_guidance:
+            add_time_ids = torch.cat([negative_ids, add_time_ids])
+        # As in diffusers 0.24.0: with several images, negative sizes alternate with the others.
+        conditions["add_time_ids"] = add_time_ids.to(device).repeat(batch_size, 1)  # (2B, 6)
+        conditions["negative_add_time_ids"] = negative_ids
+
+        # 5. Denoise.
+        kept: Any = None
+        num_warmup_steps = max(0, len(timesteps) - num_inference_steps * self.scheduler.order)
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for i, t in enumerate(timesteps):
+                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
+
+                if i in full or len(kept) != len(latent_input):  # a callback may have switched guidance off
+                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                output = self.unet(
+                    latent_input,
+                    t,
+                    encoder_hidden_states=conditions["prompt_embeds"],
+                    timestep_cond=timestep_cond,
+                    cross_attention_kwargs=self.cross_attention_kwargs,
+                    added_cond_kwargs={
+                        "text_embeds": conditions["add_text_embeds"],
+                        "time_ids": conditions["add_time_ids"],
+                        **added,
+                    },
+                    cache_branch_id=m,
+                    cached_feature=kept,
+                )
+                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                del output  # else the last feature would live through the next full step
+
+                if self.do_classifier_free_guidance:
+                    unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each
+                    noise = unconditional + self.guidance_scale * (conditional - unconditional)
+                    if self.guidance_rescale > 0:
+                        noise = rescale_noise_cfg(noise, conditional, guidance_rescale=self.guidance_rescale)
+                latents = self.scheduler.step(noise, t, latents, **extra_step_kwargs, return_dict=False)[0]
+
+                latents, *rest = call_back(
+                    callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs,
+                    {"latents": latents, **conditions},
+                )  # fmt: skip
+                conditions = dict(zip(conditions, rest, strict=True))
+                self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+
+        # 6. Latents to image.
+        return self.finish(latents, output_type, return_dict)

@@ -1,0 +1,192 @@
+"""Image to image with SDXL, and its refiner, with DeepCache in the denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+    rescale_noise_cfg,
+    retrieve_timesteps,
+)
+from torch import Tensor
+
+from .shared_steps import batch_size_of, call_back
+from .shared_steps_xl import CachedXLPipeline
+
+
+class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusionXLImg2ImgPipeline):
+    """diffusers' `StableDiffusionXLImg2ImgPipeline`; with `denoising_start` it goes on where a base model stopped."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        image: Any = None,
+        strength: float = 0.3,
+        num_inference_steps: int = 50,
+        timesteps: Any = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
+        negative_target_size: tuple[int, int] | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        callback_steps: int | None = None,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
+        uniform: bool = True,
+        pow: float | None = None,
+        center: int | None = None,
+        cache_steps: Sequence[int] | None = None,
+    ) -> StableDiffusionXLPipelineOutput | tuple:
+        """Redraws images, or goes on with latents. Shapes in the comments are SDXL's.
+
+        Args:
+            cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
+            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
+            uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
+            cache_steps: the full steps themselves, instead of interval and schedule.
+            others: as diffusers 0.24.0's.
+
+        Raises:
+            ValueError: an argument out of range, by name.
+        """
+        # 0. Check.
+        self.check_inputs(
+            prompt, prompt_2, strength, num_inference_steps, callback_steps, negative_prompt, negative_prompt_2,
+            prompt_embeds, negative_prompt_embeds, callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        if denoising_start is not None and denoising_end is not None and denoising_start >= denoising_end:
+            raise ValueError(f"denoising_start {denoising_start} must be below denoising_end {denoising_end}")
+        self._guidance_scale = guidance_scale
+        self._guidance_rescale = guidance_rescale
+        self._clip_skip = clip_skip
+        self._cross_attention_kwargs = cross_attention_kwargs
+        self._denoising_end = denoising_end
+        self._denoising_start = denoising_start
+        num_prompts = batch_size_of(prompt, prompt_embeds)
+        batch_size = num_prompts * num_images_per_prompt
+        device = self._execution_device
+
+        # 1. The part of the steps that is run, and which of those are full.
+        _, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        timesteps, num_inference_steps = self.get_timesteps(
+            num_inference_steps, strength, device, denoising_start=denoising_start
+        )
+        if num_inference_steps < 1:
+            raise ValueError(f"strength {strength} leaves no step to run; raise it or num_inference_steps")
+        noised_to = timesteps[:1]
+        timesteps, num_inference_steps = self.until(timesteps, num_inference_steps, denoising_end)
+        full, m = self.plan_cache(
+            num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
+            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+        )  # fmt: skip
+
+        # 2. Prompt to text embeddings.
+        texts = {
+            "prompt": prompt,
+            "prompt_2": prompt_2,
+            "negative_prompt": negative_prompt,
+            "negative_prompt_2": negative_prompt_2,
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        conditions, added = self.encode_conditions(texts, ip_adapter_image, num_images_per_prompt, device)
+        dtype = conditions["prompt_embeds"].dtype
+
+        # 3. Image to latents, with the noise of the first step that is run unless the image is latents of that step.
+        latents = self.prepare_latents(
+            self.image_processor.preprocess(image), noised_to.repeat(batch_size), num_prompts, num_images_per_prompt,
+            dtype, device, generator, denoising_start is None,
+        )  # (B, 4, H/8, W/8)  # fmt: skip
+        timestep_cond = self.embed_guidance_scale(latents)
+        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+
+        # 4. Micro-conditioning: sizes and crop, for the refiner a score.
+        height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
+        original_size, target_size = original_size or (height, width), target_size or (height, width)
+        positive_ids, negative_ids = self.time_ids(
+            original_size, crops_coords_top_left, target_size, aesthetic_score, negative_aesthetic_score,
+            negative_original_size or original_size, negative_crops_coords_top_left,
+            negative_target_size or target_size, dtype=dtype, pooled=conditions["add_text_embeds"],
+        )  # fmt: skip
+        positive_ids, negative_ids = (ids.repeat(batch_size, 1).to(device) for ids in (positive_ids, negative_ids))
+        guided = self.do_classifier_free_guidance
+        conditions["add_time_ids"] = torch.cat([negative_ids, positive_ids]) if guided else positive_ids  # (2B, 5 or 6)
+        conditions["add_neg_time_ids"] = negative_ids
+
+        # 5. Denoise.
+        kept: Any = None
+        num_warmup_steps = max(0, len(timesteps) - num_inference_steps * self.scheduler.order)
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for i, t in enumerate(timesteps):
+                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
+
+                if i in full or len(kept) != len(latent_input):  # a callback may have switched guidance off
+                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                output = self.unet(
+                    latent_input,
+                    t,
+                    encoder_hidden_states=conditions["prompt_embeds"],
+                    timestep_cond=timestep_cond,
+                    cross_attention_kwargs=self.cross_attention_kwargs,
+                    added_cond_kwargs={
+                        "text_embeds": conditions["add_text_embeds"],
+                        "time_ids": conditions["add_time_ids"],
+                        **added,
+                    },
+                    cache_branch_id=m,
+                    cached_feature=kept,
+                )
+                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                del output  # else the last feature would live through the next full step
+
+                if self.do_classifier_free_guidance:
+                    unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each
+                    noise = unconditional + self.guidance_scale * (conditional - unconditional)
+                    if self.guidance_rescale > 0:
+                        noise = rescale_noise_cfg(noise, conditional, guidance_rescale=self.guidance_rescale)
+                latents = self.scheduler.step(noise, t, latents, **extra_step_kwargs, return_dict=False)[0]
+
+                latents, *rest = call_back(
+                    callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs,
+                    {"latents": latents, **conditions},
+                )  # fmt: skip
+                conditions = dict(zip(conditions, rest, strict=True))
+                self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+
+        # 6. Latents to image.
+        return self.finish(latents, output_type, return_dict)

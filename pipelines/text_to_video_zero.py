@@ -1,0 +1,218 @@
+"""Text to video without training on videos (Text2Video-Zero), with DeepCache in its three denoising loops.
+
+One frame is denoised to time T_1, then to T_0. Warped there by the motion, and noised back to T_1, it is what all other
+frames start from. From T_1 all frames are denoised together, each attending to the first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.text_to_video_synthesis.pipeline_text_to_video_zero import (
+    CrossFrameAttnProcessor2_0,
+    TextToVideoPipelineOutput,
+    create_motion_field_and_warp_latents,
+)
+from torch import Tensor
+
+from .shared_steps import CachedSDPipeline
+
+
+class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipeline):
+    """diffusers' `TextToVideoZeroPipeline`; loads any Stable Diffusion 1.x or 2.x directory.
+
+    The U-Net's attention is across frames only during a call, so that other pipelines can share it.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = True,
+    ) -> None:
+        # Past the parent, whose own __init__ of 0.24.0 fails: it passes the last argument in the place before it.
+        super(diffusers.TextToVideoZeroPipeline, self).__init__(
+            vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
+            requires_safety_checker,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        video_length: int = 8,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_videos_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        motion_field_strength_x: float = 12,
+        motion_field_strength_y: float = 12,
+        output_type: str = "tensor",
+        return_dict: bool = True,
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        callback_steps: int = 1,
+        t0: int = 44,
+        t1: int = 47,
+        frame_ids: list[int] | None = None,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
+        uniform: bool = True,
+        pow: float | None = None,
+        center: int | None = None,
+        cache_steps: Sequence[int] | None = None,
+    ) -> TextToVideoPipelineOutput | tuple:
+        """Makes a video of `video_length` frames. Shapes in the comments are Stable Diffusion 1.5's.
+
+        Args:
+            prompt: one prompt.
+            t0, t1: how many steps before the last T_0 and T_1 are, 0 ≤ t0 < t1 < steps.
+            motion_field_strength_x, motion_field_strength_y: how far a frame moves from the one before, in pixels of
+                a picture of 512 × 512.
+            output_type: "latent", "pil", "pt", or else an array.
+            cache_interval: N. In each loop every N-th step is full; 1, the default, is the stock pipeline bit for bit.
+            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
+            uniform, pow, center, cache_steps: another schedule, for each of the loops on its own.
+            others: as diffusers 0.24.0's.
+
+        Returns:
+            `images`, the frames: (F, H, W, 3) in [0, 1], a list of images, or (F, 3, H, W).
+
+        Raises:
+            ValueError: an argument out of range, by name.
+        """
+        # 0. Check.
+        frame_ids = list(range(video_length)) if frame_ids is None else frame_ids
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if video_length < 1 or len(frame_ids) != video_length:
+            raise ValueError(f"video_length is {video_length}; it must be at least 1, and as long as frame_ids")
+        if len(prompts) != 1 or num_videos_per_prompt != 1:
+            raise ValueError("Text2Video-Zero makes one video of one prompt a call")
+        height = height or self.unet.config.sample_size * self.vae_scale_factor
+        width = width or self.unet.config.sample_size * self.vae_scale_factor
+        self.check_inputs(prompts, height, width, callback_steps)
+        self._guidance_scale = guidance_scale
+        self._clip_skip, self._cross_attention_kwargs = None, None
+        device = self._execution_device
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        if not 0 <= t0 < t1 < len(timesteps):
+            raise ValueError(f"t0 is {t0} and t1 {t1}; 0 ≤ t0 < t1 < {len(timesteps)} (the steps) is needed")
+
+        # 1. Prompt to text embeddings.
+        negative = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
+        prompt_embeds, _, _ = self.encode_conditions(prompts, negative, None, None, None, 1, device)  # (2, 77, 768)
+
+        # 2. Noise to start from.
+        channels = self.unet.config.in_channels
+        latents = self.prepare_latents(
+            1, channels, height, width, prompt_embeds.dtype, device, generator, latents
+        )  # (1, 4, H/8, W/8)
+        settings = {
+            "guidance_scale": guidance_scale,
+            "callback": callback,
+            "callback_steps": callback_steps,
+            "extra_step_kwargs": self.prepare_extra_step_kwargs(generator, eta),
+            "cache_interval": cache_interval,
+            "cache_branch_id": cache_branch_id,
+            "uniform": uniform,
+            "pow": pow,
+            "center": center,
+            "cache_steps": cache_steps,
+        }
+        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+
+        processors = self.unet.attn_processors
+        self.unet.set_attn_processor(CrossFrameAttnProcessor2_0(batch_size=2 if guidance_scale > 1 else 1))
+        try:
+            # 3. The first frame to T_1, and on to T_0.
+            first_at_t1 = self.backward_loop(latents, timesteps[: -t1 - 1], prompt_embeds, num_warmup_steps, **settings)
+            scheduler_at_t1 = copy.deepcopy(self.scheduler)
+            first_at_t0 = self.backward_loop(first_at_t1, timesteps[-t1 - 1 : -t0 - 1], prompt_embeds, 0, **settings)
+
+            # 4. The other frames: that one moved, and noised back to T_1.
+            others = create_motion_field_and_warp_latents(
+                motion_field_strength_x, motion_field_strength_y, frame_ids[1:],
+                first_at_t0.repeat(video_length - 1, 1, 1, 1),
+            )  # (F - 1, 4, H/8, W/8)  # fmt: skip
+            others = self.forward_loop(others, timesteps[-t0 - 1].item(), timesteps[-t1 - 1].item(), generator)
+
+            # 5. All frames from T_1 to the end.
+            latents = torch.cat([first_at_t1, others])  # (F, 4, H/8, W/8)
+            prompt_embeds = prompt_embeds.repeat_interleave(video_length, dim=0)  # (2F, 77, 768)
+            self.scheduler = scheduler_at_t1
+            latents = self.backward_loop(latents, timesteps[-t1 - 1 :], prompt_embeds, 0, **settings)
+        finally:
+            self.unet.set_attn_processor(processors)
+
+        # 6. Latents to frames.
+        images: Any = latents
+        unsafe = None
+        if output_type != "latent":
+            decoded = self.vae.decode(1 / self.vae.config.scaling_factor * latents, return_dict=False)[0]
+            images = self.image_processor.postprocess(decoded, "np")  # (F, H, W, 3)
+            images, unsafe = self.run_safety_checker(images, device, prompt_embeds.dtype)
+            if output_type == "pil":
+                images = self.image_processor.numpy_to_pil(images)
+            elif output_type == "pt":
+                images = self.image_processor.numpy_to_pt(images)
+        self.maybe_free_model_hooks()
+        return (
+            TextToVideoPipelineOutput(images=images, nsfw_content_detected=unsafe) if return_dict else (images, unsafe)
+        )
+
+    def backward_loop(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        num_warmup_steps: int,
+        *,
+        guidance_scale: float,
+        callback: Callable[[int, Tensor, Tensor], None] | None,
+        callback_steps: int,
+        extra_step_kwargs: dict[str, Any],
+        cache_interval: int,
+        cache_branch_id: int,
+        **schedule: Any,
+    ) -> Tensor:
+        """Denoises latents (F, 4, H/8, W/8) along the timesteps, whose full steps are counted from their own first."""
+        num_steps = (len(timesteps) - num_warmup_steps) // self.scheduler.order
+        full, m = set[int](), None
+        if len(timesteps) > 0:
+            full, m = self.plan_cache(num_steps, len(timesteps), cache_interval, cache_branch_id, **schedule)
+        kept: Any = None
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=num_steps) as bar:
+            for i, t in enumerate(timesteps):
+                latent_input = torch.cat([latents] * 2) if guidance_scale > 1 else latents
+                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2F, 4, H/8, W/8)
+
+                if i in full:
+                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                output = self.unet(
+                    latent_input, t, encoder_hidden_states=prompt_embeds, cache_branch_id=m, cached_feature=kept
+                )
+                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                del output  # else the last feature would live through the next full step
+
+                if guidance_scale > 1:
+                    unconditional, conditional = noise.chunk(2)  # (F, 4, H/8, W/8) each
+                    noise = unconditional + guidance_scale * (conditional - unconditional)
+                latents = self.scheduler.step(noise, t, latents, **extra_step_kwargs).prev_sample
+                self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+        return latents

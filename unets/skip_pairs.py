@@ -1,0 +1,112 @@
+"""What every forked U-Net is to the cache: M pairs of a down layer, which makes a skip, and an up layer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple, Self
+
+from torch import nn
+
+
+class DownLayer(NamedTuple):
+    """d_k for k ≥ 1: either a resnet, with attention or without, or a downsampler."""
+
+    resnet: nn.Module | None
+    attention: nn.Module | None
+    downsampler: nn.Module | None
+
+
+class UpLayer(NamedTuple):
+    """u_k: a resnet over the main branch and the skip, attention if there is any, upsampler if its block ends here."""
+
+    block: nn.Module
+    resnet: nn.Module
+    attention: nn.Module | None
+    upsampler: nn.Module | None
+
+
+def down_layers(down_blocks: Any) -> list[DownLayer]:
+    """d_1 … d_{M-1} of a diffusers U-Net, or of a ControlNet: views of its blocks, registered nowhere."""
+    layers = []
+    for block in down_blocks:
+        attentions = getattr(block, "attentions", [None] * len(block.resnets))
+        layers += [DownLayer(r, a, None) for r, a in zip(block.resnets, attentions, strict=True)]
+        layers += [DownLayer(None, None, downsampler) for downsampler in block.downsamplers or ()]
+    return layers
+
+
+def shared_copy(model: Any, cls: type) -> Any:
+    """`model` as a `cls`, over its very modules and weights; itself if it is one already.
+
+    Hooks of the model are on the copy too; those put on either later are not on the other.
+
+    Raises:
+        ValueError: if the model is offloaded by accelerate.
+    """
+    if isinstance(model, cls):
+        return model
+    if hasattr(model, "_hf_hook"):
+        raise ValueError(f"the {type(model).__name__} is offloaded; build the pipeline first and offload that")
+    shared = copy.copy(model)
+    for name, value in vars(model).items():
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+            vars(shared)[name] = copy.copy(value)
+    shared.__class__ = cls
+    return shared
+
+
+class SkipPairs:
+    """Put in front of a diffusers U-Net class."""
+
+    # What is used of the class behind.
+    config: Any
+    down_blocks: Any
+    up_blocks: Any
+
+    @classmethod
+    def sharing(cls, unet: Any) -> Self:
+        """A fork over the very modules and weights of a stock U-Net, which itself stays as it is.
+
+        Raises:
+            ValueError: if the U-Net has parts that the fork does not write out, or is offloaded by accelerate.
+        """
+        fork = shared_copy(unet, cls)
+        fork.refuse_what_is_not_written_out()
+        return fork
+
+    @property
+    def num_skip_branches(self) -> int:
+        """M; `cache_branch_id` is 0 to M − 1."""
+        return sum(len(block.resnets) for block in self.up_blocks)
+
+    @property
+    def down_layers(self) -> list[DownLayer]:
+        """d_1 … d_{M-1}: views of the parent's blocks, registered nowhere, so the weights' names stay the parent's."""
+        return down_layers(self.down_blocks)
+
+    @property
+    def up_layers(self) -> list[UpLayer]:
+        """u_0 … u_{M-1}: the last to run comes first."""
+        layers = []
+        for block in self.up_blocks:
+            attentions = getattr(block, "attentions", [None] * len(block.resnets))
+            upsamplers = [None] * (len(block.resnets) - 1) + list(block.upsamplers or [None])
+            layers += [UpLayer(block, *parts) for parts in zip(block.resnets, attentions, upsamplers, strict=True)]
+        return layers[::-1]
+
+    def check_branch(self, branch: int) -> None:
+        """Raises ValueError if there is no such skip branch."""
+        if not 0 <= branch < self.num_skip_branches:
+            raise ValueError(
+                f"cache_branch_id is {branch}; this U-Net has the skip branches 0 to {self.num_skip_branches - 1}"
+            )
+
+    def check_cache(self, branch: int | None, cached_feature: Any) -> None:
+        """Raises ValueError if there is no such skip branch, or a feature comes without one."""
+        if branch is not None:
+            self.check_branch(branch)
+        elif cached_feature is not None:
+            raise ValueError("cached_feature needs the cache_branch_id at which it was kept")
+
+    def refuse_what_is_not_written_out(self) -> None:
+        """Raises ValueError naming the first part of the configuration that `forward` does not write out."""
