@@ -3,9 +3,9 @@
     python -m assets.train_shapes --work build/shapes-sd
 
 Four stages: autoencoder, latents of the training pictures, text encoder, U-Net with text encoder. Each leaves its
-checkpoint and log in the work folder and is continued, or skipped when done, if the command is given again. The layout is Stable
-Diffusion 1.5's made narrow: four levels each, two layers a block, hence twelve skip branches, latents an eighth of
-the picture's height and width.
+checkpoint and log in the work folder and is continued, or skipped when done, if the command is given again. The
+layout is Stable Diffusion 1.5's made narrow: four levels each, two layers a block, hence twelve skip branches, latents
+an eighth of the picture's height and width.
 """
 
 from __future__ import annotations
@@ -124,13 +124,22 @@ def new_unet_and_text_encoder(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
         pad_token_id=tokenizer.pad_token_id,
     )
     text = CLIPTextModel(text_config)
-    return nn.ModuleDict(
-        {"unet": unet.to(memory_format=torch.channels_last), "text": text, "head": attribute_head(128)}
-    )
+    head = nn.Linear(128, 4 + attribute_head(128).out_features)
+    return nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text": text, "head": head})
+
+
+def told_sides(head: nn.Module, context: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+    """How badly the last four tokens (B, 24, 128) tell which side each stands for, and what is there, sides (B, 4, 3).
+
+    The first matters as much: the U-Net finds a token by what it says of itself.
+    """
+    which, what = head(context[:, -4:]).split([4, head.out_features - 4], dim=-1)  # (B, 4, 4), (B, 4, 18)
+    own = torch.arange(4).repeat(len(context))
+    return F.cross_entropy(which.flatten(0, 1), own) + attribute_loss(what, sides)
 
 
 def train_text_encoder(models: nn.ModuleDict, tokenizer: CLIPTokenizer, work: Path, steps: int) -> None:
-    """Stage 3. The caption's last four tokens, which are padding in every caption, learn what is on the four sides.
+    """Stage 3. The caption's last four tokens, padding in every caption, learn to stand for the picture's four sides.
 
     Left to the U-Net's loss this takes hours, since little of that loss hangs on the order of two things.
     """
@@ -141,8 +150,8 @@ def train_text_encoder(models: nn.ModuleDict, tokenizer: CLIPTokenizer, work: Pa
         scenes = [random_scene(rng, held_out) for _ in range(size)]
         captions = [scene.caption for scene in scenes]
         tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-        scores = models["head"](models["text"](tokens).last_hidden_state[:, -4:])  # (B, 4, 18)
-        return attribute_loss(scores, torch.from_numpy(np.stack([attributes(scene) for scene in scenes])))
+        sides = torch.from_numpy(np.stack([attributes(scene) for scene in scenes]))
+        return told_sides(models["head"], models["text"](tokens).last_hidden_state, sides)
 
     @torch.no_grad()
     def held_out(average: Any) -> dict[str, float]:
@@ -196,8 +205,8 @@ def train_unet(
         predicted = models["unet"](noisy, timesteps, context).sample
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         weight = (6 * (1 - alpha)).clamp(max=1) * (1 + 2 * data["covered"][rows].float())
-        scores = models["head"](context[:, -4:])  # (B, 4, 18)
-        told = attribute_loss(scores[~dropped[:, 0]], data["sides"][rows][~dropped[:, 0]].long())
+        said = ~dropped[:, 0]
+        told = told_sides(models["head"], context[said], data["sides"][rows][said].long())
         return (weight * (predicted - velocity) ** 2).mean(), told
 
     def loss_of(step: int) -> torch.Tensor:

@@ -115,12 +115,13 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         )  # fmt: skip
 
         # 3. What to follow.
+        hints_given: Any = image if len(nets) > 1 else [image]
         hints = [
             self.prepare_image(
                 hint, width, height, num_images, num_images_per_prompt, device, net.dtype,
                 do_classifier_free_guidance=self.do_classifier_free_guidance, guess_mode=guess_mode,
             )  # (2B, 3, H, W)
-            for hint, net in zip(image if len(nets) > 1 else [image], nets, strict=True)
+            for hint, net in zip(hints_given, nets, strict=True)
         ]  # fmt: skip
         height, width = hints[0].shape[-2:]
 

@@ -1,0 +1,207 @@
+"""DeepCache as a plug-in: on an unmodified diffusers pipeline, switched on and off.
+
+helper = DeepCacheSDHelper(pipe)
+helper.set_params(cache_interval=3, cache_branch_id=0)
+with helper:
+    pipe(prompt)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+
+from unets import fork_of
+
+from .cache_schedule import full_steps
+from .shared_steps import CachedPipeline
+
+SKIP_MODES = ("uniform", "non_uniform")
+
+
+@dataclass
+class Loop:
+    """One denoising loop under way."""
+
+    num_steps: int  # as the pipeline's progress bar counts them
+    position: int = 0  # calls of the U-Net so far
+    full: frozenset[int] | None = None  # known from the first call on
+    branch: int | None = None
+    kept: Any = None
+    batch_size: int = 0  # of the call that kept it
+
+
+class DeepCacheSDHelper:
+    """Gives a pipeline's U-Net the forked `forward`, and keeps the feature from step to step of each denoising loop.
+
+    While enabled, `pipe.unet` is the fork over the same weights, and a denoising loop begins where the pipeline opens
+    its progress bar. Other pipelines that hold the same U-Net see nothing of it.
+    """
+
+    def __init__(self, pipe: Any = None) -> None:
+        self.pipe: Any = pipe
+        self._stock: Any = None  # the U-Net that `disable` puts back
+        self._loop: Loop | None = None
+        self.set_params()
+
+    def set_params(
+        self,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
+        skip_mode: str = "uniform",
+        *,
+        pow: float | None = None,
+        center: int | None = None,
+        cache_steps: Sequence[int] | None = None,
+    ) -> None:
+        """Sets what the next denoising loop goes by.
+
+        Args:
+            cache_interval: N. Every N-th step is full; 1 changes nothing.
+            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
+            skip_mode: "uniform", or "non_uniform" with `pow` and `center`, which gathers full steps around `center`.
+            cache_steps: the full steps themselves, instead.
+
+        Raises:
+            ValueError: an argument out of range, by name. What depends on the run is checked when it begins.
+        """
+        if skip_mode not in SKIP_MODES:
+            raise ValueError(f"skip_mode is {skip_mode!r}; it must be {' or '.join(map(repr, SKIP_MODES))}")
+        schedule: dict[str, Any] = {
+            "uniform": skip_mode == "uniform",
+            "pow": pow,
+            "center": center,
+            "cache_steps": cache_steps,
+        }
+        longest = max([center or 0, *(cache_steps or ())]) + 1  # any run that the schedule fits at all
+        full_steps(longest, cache_interval, **schedule)
+        if cache_branch_id < 0:
+            raise ValueError(f"cache_branch_id is {cache_branch_id}; skip branches are counted from 0")
+        self._interval, self._branch, self._schedule = cache_interval, cache_branch_id, schedule
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the pipeline runs with the cache."""
+        return self._stock is not None
+
+    def enable(self, pipe: Any = None) -> None:
+        """Switches the cache on; twice is once.
+
+        Raises:
+            ValueError: a pipeline or a U-Net that is not supported, by name.
+        """
+        if pipe is not None and pipe is not self.pipe:
+            self.disable()
+            self.pipe = pipe
+        if self.enabled:
+            return
+        pipe = self.pipe
+        if pipe is None:
+            raise ValueError("no pipeline was given; use DeepCacheSDHelper(pipe) or enable(pipe)")
+        for name in ("unet", "scheduler", "progress_bar"):
+            if not hasattr(pipe, name):
+                raise ValueError(
+                    f"{type(pipe).__name__} has no {name}; the helper is for diffusers' pipelines with one"
+                )
+        if isinstance(pipe, CachedPipeline):
+            raise ValueError(
+                f"this {type(pipe).__name__} has the cache in its own loop; give cache_interval to its call instead"
+            )
+        stock = pipe.unet
+        fork = _fork_with_offloading(stock)
+        fork.check_branch(self._branch)
+        fork.register_forward_pre_hook(self._before_step, with_kwargs=True)
+        fork.register_forward_hook(self._after_step)
+        self._stock = stock
+        # Past the pipeline's own way, which would write the fork's class into the configuration that it saves.
+        vars(pipe)["unet"] = fork
+        vars(pipe)["progress_bar"] = self._progress_bar
+
+    def disable(self) -> None:
+        """Restores the pipeline as it was; without an `enable` before, does nothing."""
+        if not self.enabled:
+            return
+        fork, stock = self.pipe.unet, self._stock
+        if hasattr(fork, "_hf_hook"):  # every call of an offloaded pipeline puts new hooks on the U-Net it finds
+            hook = fork._hf_hook
+            remove_hook_from_module(fork)
+            add_hook_to_module(stock, hook)
+            for offload in getattr(self.pipe, "_all_hooks", ()):
+                if offload.model is fork:
+                    offload.model = stock
+        vars(self.pipe)["unet"] = stock
+        del vars(self.pipe)["progress_bar"]
+        self._stock, self._loop = None, None
+
+    def __enter__(self) -> Self:
+        self.enable()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.disable()
+
+    def _progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """The pipeline's own, which is open exactly as long as a denoising loop runs."""
+        bar = type(self.pipe).progress_bar(self.pipe, iterable, total)
+        return self._around(bar, total or 0) if iterable is None else self._along(bar, len(iterable))
+
+    @contextmanager
+    def _around(self, bar: Any, num_steps: int) -> Iterator[Any]:
+        self._loop = Loop(num_steps)
+        try:
+            with bar:
+                yield bar
+        finally:
+            self._loop = None
+
+    def _along(self, bar: Any, num_steps: int) -> Iterator[Any]:
+        with self._around(bar, num_steps):
+            yield from bar
+
+    def _plan(self, loop: Loop) -> None:
+        """Which positions are full, as in the forked pipelines: of second-order samplers, calls are counted."""
+        positions = loop.num_steps
+        if self.pipe.scheduler.order > 1:
+            positions = getattr(self.pipe, "_num_timesteps", positions * self.pipe.scheduler.order)
+        full = full_steps(positions, self._interval, **self._schedule)
+        loop.full, loop.branch = (None, None) if len(full) == positions else (frozenset(full), self._branch)
+
+    def _before_step(self, unet: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        loop = self._loop
+        if loop is None:  # called by hand, outside of a pipeline's loop
+            return None
+        if loop.position == 0:
+            unet.check_branch(self._branch)
+            self._plan(loop)
+        if loop.position >= len(self.pipe.scheduler.timesteps):
+            raise ValueError(
+                f"{type(self.pipe).__name__} calls its U-Net more than once a step, which is not supported"
+            )
+        batch_size = len(args[0] if args else kwargs["sample"])
+        if loop.full is None or loop.position in loop.full or loop.batch_size != batch_size:
+            loop.kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+        loop.batch_size = batch_size
+        return args, {**kwargs, "cache_branch_id": loop.branch, "cached_feature": loop.kept}
+
+    def _after_step(self, _: Any, __: tuple, output: Any) -> None:
+        loop = self._loop
+        if loop is not None:
+            loop.position += 1
+            if loop.branch is not None:
+                loop.kept = output[1]  # cache (2): the helper owns the feature, for this loop alone
+
+
+def _fork_with_offloading(stock: Any) -> Any:
+    """The fork of a U-Net, with accelerate's hook if that has one."""
+    hook = getattr(stock, "_hf_hook", None)
+    if hook is None:
+        if "forward" in vars(stock):
+            raise ValueError(f"the forward of this {type(stock).__name__} was replaced; enable the helper before that")
+        return fork_of(stock)
+    bare = stock.__class__.__new__(stock.__class__)
+    vars(bare).update({k: v for k, v in vars(stock).items() if k not in ("forward", "_old_forward", "_hf_hook")})
+    return add_hook_to_module(fork_of(bare), hook)
