@@ -128,12 +128,12 @@ def new_unet_and_text_encoder(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text": text, "head": head})
 
 
-def told_sides(head: nn.Module, context: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+def told_sides(head: Any, context: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
     """How badly the last four tokens (B, 24, 128) tell which side each stands for, and what is there, sides (B, 4, 3).
 
     The first matters as much: the U-Net finds a token by what it says of itself.
     """
-    which, what = head(context[:, -4:]).split([4, head.out_features - 4], dim=-1)  # (B, 4, 4), (B, 4, 18)
+    which, what = head(context[:, -4:]).tensor_split([4], dim=-1)  # (B, 4, 4), (B, 4, 18)
     own = torch.arange(4).repeat(len(context))
     return F.cross_entropy(which.flatten(0, 1), own) + attribute_loss(what, sides)
 
@@ -167,8 +167,7 @@ def train_text_encoder(models: nn.ModuleDict, tokenizer: CLIPTokenizer, work: Pa
 def new_scheduler() -> PNDMScheduler:
     """Stable Diffusion's: PLMS over scaled-linear betas, predicting the velocity as Stable Diffusion 2.1 does.
 
-    On 8×8 latents the noise hides little after step 800 of 1000, so a caption's layout is decided in the first few
-    steps of a run, where predicting the noise leaves a loss that hardly depends on it.
+    What is where is decided in the first few steps of a run, where a prediction of the noise hardly depends on it.
     """
     return PNDMScheduler(
         beta_start=0.00085,
@@ -187,10 +186,14 @@ def train_unet(
     """Stage 4. Predicts the velocity √ᾱ ε − √(1−ᾱ) z (Salimans and Ho 2022); one caption in ten left empty.
 
     The squared error of the latents thereby weighs 1 + snr, cut at 6. Latent cells weigh one to three times by the
-    share that shapes cover: most cells are background. The text encoder goes on telling the sides.
+    share that shapes cover: most cells are background. The text encoder goes on telling the sides, and half of the
+    pictures are denoised with the tokens of the sides alone: from words the U-Net learns what is there and along which
+    axis, and then for hours no more of what is where.
     """
     alphas = new_scheduler().alphas_cumprod
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
+    sides_only = torch.zeros(24, 1)
+    sides_only[-4:] = 1
 
     def loss(models: Any, data: dict, rows: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         mean, std = data["mean"][rows].float(), data["std"][rows].float()
@@ -202,7 +205,8 @@ def train_unet(
         dropped = torch.rand(len(rows), 1, generator=generator) < 0.1
         tokens = torch.where(dropped, empty, data["tokens"][rows].long())
         context = models["text"](tokens).last_hidden_state  # (B, 24, 128)
-        predicted = models["unet"](noisy, timesteps, context).sample
+        words_hidden = torch.rand(len(rows), 1, 1, generator=generator) < 0.5
+        predicted = models["unet"](noisy, timesteps, torch.where(words_hidden, context * sides_only, context)).sample
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         weight = (6 * (1 - alpha)).clamp(max=1) * (1 + 2 * data["covered"][rows].float())
         said = ~dropped[:, 0]
@@ -249,7 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shapes-sd", help="the pipeline")
     parser.add_argument("--autoencoder-steps", type=int, default=2400)
     parser.add_argument("--text-steps", type=int, default=500)
-    parser.add_argument("--unet-steps", type=int, default=14000)
+    parser.add_argument("--unet-steps", type=int, default=7500)
     parser.add_argument("--pictures", type=int, default=49152, help="pictures rendered and encoded for the U-Net")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

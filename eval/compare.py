@@ -1,4 +1,4 @@
-"""A pipeline run with and without DeepCache, in turn: pictures, seconds, operations, memory."""
+"""Pipelines run with and without DeepCache, in turn: pictures, seconds, operations, memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import platform
 import resource
 import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,7 @@ from .macs import count_steps, unet_inputs
 from .timing import CallTimes, alternate, pairwise, spread, time_call
 
 RUNS = ("baseline", "deepcache")
+PARTS = {"text": "text encoder", "image_encoder": "image encoder", "controlnet": "ControlNet", "vae": "VAE"}
 
 
 def prepare(pipe: Any, device: torch.device, *, channels_last: bool, compiled: bool, cpu_offload: bool) -> None:
@@ -37,20 +40,26 @@ def prepare(pipe: Any, device: torch.device, *, channels_last: bool, compiled: b
 
 
 def compare(
-    pipe: Any,
-    arguments: dict[str, Any],
-    cache: dict[str, Any],
+    stages: dict[str, Any],
+    call: Callable[[str, list[torch.Generator]], Any],
     *,
+    cache_branch_id: int,
     num_images: int,
     seed: int,
     repeats: int,
     warm_up: int,
     device: torch.device,
     quiet: bool = False,
+    around: Callable[[str], AbstractContextManager] = lambda run: nullcontext(),
 ) -> tuple[dict[str, list[Image.Image]], dict[str, Any]]:
-    """Runs `pipe(**arguments)` without and with the `cache` settings, in turn.
+    """Makes the same images without and with the cache, in turn.
 
-    Image k starts from the noise of `seed + k` in both runs, whatever else is made with it.
+    Args:
+        stages: the pipelines that `call` runs, by name.
+        call: given the run's name ("baseline" or "deepcache") and a generator for each image, makes the images; an
+            output with `images` (B, 3, H, W) in [0, 1]. Image k starts from the noise of `seed + k` in both runs.
+        cache_branch_id: m, for the count of operations.
+        around: what is open while a run is made and timed.
 
     Returns:
         The images of both runs, and what was measured: times in seconds, speed-ups as the median, least and greatest
@@ -61,43 +70,51 @@ def compare(
     """
     peaks = dict.fromkeys(RUNS, 0)
     unsafe = dict.fromkeys(RUNS, 0)
+    sizes: dict[str, tuple[int, ...]] = {}
 
-    def run(name: str) -> tuple[torch.Tensor, CallTimes]:
-        pipe.set_progress_bar_config(disable=quiet, leave=False, desc=name)
+    def run(name: str) -> tuple[torch.Tensor, float, list[CallTimes]]:
         generators = [torch.Generator().manual_seed(seed + k) for k in range(num_images)]
-        settings = cache if name == "deepcache" else {}
+        hooks = [pipe.unet.register_forward_pre_hook(partial(_note_size, sizes, key)) for key, pipe in stages.items()]
+        for stage, pipe in stages.items():
+            pipe.set_progress_bar_config(disable=quiet, leave=False, desc=f"{name} {stage}".strip())
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        output, times = time_call(
-            pipe, lambda: pipe(**arguments, **settings, generator=generators, output_type="pt"), device
-        )
+        with around(name):
+            output, whole, times = time_call(list(stages.values()), lambda: call(name, generators), device)
+        for hook in hooks:
+            hook.remove()
         if device.type == "cuda":
             peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device))
-        unsafe[name] = sum(output.nsfw_content_detected or [])
-        return output.images.float().cpu(), times  # off the device, or the next run would have less memory
+        unsafe[name] = sum(getattr(output, "nsfw_content_detected", None) or [])
+        return output.images.float().cpu(), whole, times  # off the device, or the next run would have less memory
 
     calls = [partial(run, name) for name in RUNS]
     alternate(calls, warm_up)
     measured = dict(zip(RUNS, alternate(calls, repeats), strict=True))
 
     images: dict[str, list[Image.Image]] = {}
+    processor = next(iter(stages.values())).image_processor
     for name, results in measured.items():
         tensor = results[-1][0]  # (B, 3, H, W)
         if not tensor.isfinite().all():
             raise RunError(f"the {name} images hold values that are not finite; try --dtype float32 or bfloat16")
-        processor = pipe.image_processor
         images[name] = processor.numpy_to_pil(processor.pt_to_numpy(tensor))
 
-    times = {name: [result[1] for result in results] for name, results in measured.items()}
-    result = {
-        **_times(times),
-        "operations": _operations(pipe, images["baseline"][0].size, cache["cache_branch_id"], times["deepcache"][0]),
+    whole = {name: [result[1] for result in results] for name, results in measured.items()}
+    parts = {
+        stage: _stage(pipe, {name: [r[2][k] for r in results] for name, results in measured.items()}, cache_branch_id,
+                      sizes[stage])
+        for k, (stage, pipe) in enumerate(stages.items())
+    }  # fmt: skip
+    result: dict[str, Any] = {
+        "seconds": {name: spread(values) for name, values in whole.items()},
+        "speed_up": pairwise(*(whole[name] for name in RUNS)),
+        "stages": parts,
         "distance": _distance(images),
         "unsafe_images": unsafe,
         "peak_memory": _peak_memory(device, peaks),
         "versions": versions(device),
     }
-    result["operations"]["share_of_bound"] = result["speed_up"]["unet"]["median"] / result["operations"]["bound"]
     return images, result
 
 
@@ -116,36 +133,40 @@ def versions(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def _times(times: dict[str, list[CallTimes]]) -> dict[str, Any]:
-    """Seconds by run and part, and the speed-ups of the U-Net and of the whole call."""
-    seconds = {
-        name: {
-            "whole": spread([t.whole for t in its]),
+def _note_size(sizes: dict[str, tuple[int, ...]], stage: str, _: Any, args: tuple) -> None:
+    sizes.setdefault(stage, tuple(args[0].shape))
+
+
+def _stage(pipe: Any, times: dict[str, list[CallTimes]], branch: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Of one pipeline: seconds by run and part, the speed-up of its U-Net, and how much operations would allow."""
+    seconds: dict[str, Any] = {}
+    for name, its in times.items():
+        seconds[name] = {
             "unet": spread([t.unet for t in its]),
-            "text": spread([sum(t.text) for t in its]),
-            "vae": spread([sum(t.vae) for t in its]),
             "full_step": spread([s for t in its for s in t.full_steps]),
             "full_steps": len(its[0].full_steps),
             "retrieve_steps": len(its[0].retrieve_steps),
         }
-        for name, its in times.items()
-    }
-    if times["deepcache"][0].retrieve_steps:
-        seconds["deepcache"]["retrieve_step"] = spread([s for t in times["deepcache"] for s in t.retrieve_steps])
-    speed_up = {
-        part: pairwise(*([getattr(t, part) for t in times[name]] for name in RUNS)) for part in ("whole", "unet")
-    }
-    return {"seconds": seconds, "speed_up": speed_up}
+        if its[0].retrieve_steps:
+            seconds[name]["retrieve_step"] = spread([s for t in its for s in t.retrieve_steps])
+        for part in PARTS:
+            if getattr(its[0], part):
+                seconds[name][part] = spread([sum(getattr(t, part)) for t in its])
+    speed_up = pairwise(*([t.unet for t in times[name]] for name in RUNS))
+    operations = _operations(pipe, shape, branch, times["deepcache"][0])
+    operations["share_of_bound"] = speed_up["median"] / operations["bound"]
+    return {"seconds": seconds, "speed_up": speed_up, "operations": operations}
 
 
-def _operations(pipe: Any, size: tuple[int, int], branch: int, times: CallTimes) -> dict[str, float]:
-    """Multiply-accumulates of a full and a retrieve step for one image without guidance, and what they allow.
+def _operations(pipe: Any, shape: tuple[int, ...], branch: int, times: CallTimes) -> dict[str, float]:
+    """Multiply-accumulates of a full and a retrieve step of the U-Net, for one image or video without guidance.
 
     The bound on the U-Net's speed-up is the ratio of operations, matrix products of attention counted.
     """
-    width, height = (side // pipe.vae_scale_factor for side in size)
-    tokens = pipe.tokenizer.model_max_length
-    full, retrieve = count_steps(pipe.unet, unet_inputs(pipe.unet, height, width, tokens=tokens), branch)
+    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
+    tokens = tokenizer.model_max_length if tokenizer is not None else 1
+    frames = shape[1] if len(shape) == 5 else 1
+    full, retrieve = count_steps(pipe.unet, unet_inputs(pipe.unet, *shape[-2:], tokens=tokens, frames=frames), branch)
     numbers = len(times.full_steps), len(times.retrieve_steps)
     run = numbers[0] * full.with_attention + numbers[1] * retrieve.with_attention
     return {
@@ -180,40 +201,50 @@ def _peak_memory(device: torch.device, peaks: dict[str, int]) -> dict[str, int]:
 
 def report(result: dict[str, Any]) -> str:
     """The measurements as a table to read."""
-    seconds, speed_up, operations = result["seconds"], result["speed_up"], result["operations"]
-    base, cached = (seconds[name] for name in RUNS)
 
-    def row(title: str, part: str, ratio: dict[str, float] | None = None) -> str:
-        cells = [_seconds(run[part]["median"]) if part in run else "–" for run in (base, cached)]
+    def row(title: str, values: list[dict[str, float] | None], ratio: dict[str, float] | None = None) -> str:
+        cells = ["–" if value is None else _seconds(value["median"]) for value in values]
         gain = f"{ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})" if ratio else ""
         return f"{title:<16}{cells[0]:>12}{cells[1]:>12}   {gain}".rstrip()
 
-    share = operations["share_of_bound"]
-    apart, memory, unsafe = result["distance"], result["peak_memory"], result["unsafe_images"]
-    if apart["median_psnr"] is None:
-        distances = "equal to the baseline's, pixel for pixel"
-    else:
-        least = min(value for value in apart["psnr"] if value is not None)
-        equal = f"{apart['equal_images']} equal, the others " if apart["equal_images"] else ""
-        distances = (
-            f"{equal}PSNR {apart['median_psnr']:.1f} dB (least {least:.1f}), "
-            f"SSIM {apart['median_ssim']:.4f} (least {min(apart['ssim']):.4f}) to the baseline's"
-        )
+    lines = [
+        f"{'':<16}{'baseline':>12}{'DeepCache':>12}   speed-up, median (least–greatest of the pairs)",
+        row("whole call", [result["seconds"][name] for name in RUNS], result["speed_up"]),
+    ]
+    for stage, its in result["stages"].items():
+        sides = [its["seconds"][name] for name in RUNS]
+        operations = its["operations"]
+        rows = {"unet": "U-Net", "full_step": "  full step", "retrieve_step": "  retrieve step", **PARTS}
+        lines += [stage] if len(result["stages"]) > 1 else []
+        lines += [
+            row(title, [side.get(part) for side in sides], its["speed_up"] if part == "unet" else None)
+            for part, title in rows.items()
+            if part in sides[0] or part in sides[1]
+        ]
+        lines += [
+            f"Steps            {sides[1]['full_steps']} full, {sides[1]['retrieve_steps']} retrieve",
+            f"Bound            {operations['bound']:.2f}× by operations; "
+            f"the U-Net reached {operations['share_of_bound']:.0%} of it",
+        ]
     return "\n".join(
         [
-            f"{'':<16}{'baseline':>12}{'DeepCache':>12}   speed-up, median (least–greatest of the pairs)",
-            row("whole call", "whole", speed_up["whole"]),
-            row("U-Net", "unet", speed_up["unet"]),
-            row("  full step", "full_step"),
-            row("  retrieve step", "retrieve_step"),
-            row("text encoder", "text"),
-            row("VAE", "vae"),
-            f"Steps            {cached['full_steps']} full, {cached['retrieve_steps']} retrieve",
-            f"Bound            {operations['bound']:.2f}× by operations; the U-Net reached {share:.0%} of it",
-            f"Images           {distances}",
-            *([f"Safety checker   blackened images: {unsafe}"] if any(unsafe.values()) else []),
-            "Peak memory      " + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory.items()),
+            *lines,
+            f"Images           {_distances(result['distance'])}",
+            *([f"Safety checker   blackened images: {result['unsafe_images']}"] if any(result["unsafe_images"].values()) else []),
+            "Peak memory      "
+            + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in result["peak_memory"].items()),
         ]
+    )  # fmt: skip
+
+
+def _distances(apart: dict[str, Any]) -> str:
+    if apart["median_psnr"] is None:
+        return "equal to the baseline's, pixel for pixel"
+    least = min(value for value in apart["psnr"] if value is not None)
+    equal = f"{apart['equal_images']} equal, the others " if apart["equal_images"] else ""
+    return (
+        f"{equal}PSNR {apart['median_psnr']:.1f} dB (least {least:.1f}), "
+        f"SSIM {apart['median_ssim']:.4f} (least {min(apart['ssim']):.4f}) to the baseline's"
     )
 
 

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from unets import fork_class
 
 
 class Macs(NamedTuple):
@@ -33,19 +36,32 @@ def count(unet: nn.Module, inputs: dict[str, Any]) -> Macs:
 def count_steps(unet: Any, inputs: dict[str, Any], cache_branch_id: int) -> tuple[Macs, Macs]:
     """A full and a retrieve step at the branch, for the configuration of `unet` and the shapes of `inputs`."""
     with torch.device("meta"):
-        model = type(unet).from_config(unet.config).to(unet.dtype).eval()
+        model = fork_class(unet).from_config(unet.config).to("meta", unet.dtype).eval()
         shapes = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in inputs.items()}
-        shapes["added_cond_kwargs"] = {k: v.to("meta") for k, v in (inputs.get("added_cond_kwargs") or {}).items()}
+        if "added_cond_kwargs" in inputs:
+            shapes["added_cond_kwargs"] = {k: v.to("meta") for k, v in inputs["added_cond_kwargs"].items()}
         full = count(model, shapes)
         with torch.no_grad():
             kept = model(**shapes, cache_branch_id=cache_branch_id).cached_feature
         return full, count(model, {**shapes, "cache_branch_id": cache_branch_id, "cached_feature": kept})
 
 
-def unet_inputs(unet: Any, height: int, width: int, *, batch: int = 1, tokens: int = 77) -> dict[str, Any]:
-    """Random inputs for a call of `unet` on latents of (batch, C, height, width), on its device and in its dtype."""
+def unet_inputs(
+    unet: Any, height: int, width: int, *, batch: int = 1, tokens: int = 77, frames: int = 25
+) -> dict[str, Any]:
+    """Random inputs for a call of `unet` on latents of (batch, C, height, width), on its device and in its dtype.
+
+    A video U-Net's are (batch, frames, C, height, width), with one token, the image's.
+    """
     config = unet.config
     like: dict[str, Any] = {"device": unet.device, "dtype": unet.dtype}
+    if isinstance(unet, diffusers.UNetSpatioTemporalConditionModel):
+        return {
+            "sample": torch.randn(batch, frames, config.in_channels, height, width, **like),
+            "timestep": torch.tensor(500, device=unet.device),
+            "encoder_hidden_states": torch.randn(batch, 1, config.cross_attention_dim, **like),
+            "added_time_ids": torch.tensor([[6, 127, 0.02]] * batch, **like),
+        }
     inputs: dict[str, Any] = {
         "sample": torch.randn(batch, config.in_channels, height, width, **like),
         "timestep": torch.tensor(500, device=unet.device),
@@ -67,8 +83,8 @@ def _paper_convention(unet: nn.Module) -> Iterator[list[int]]:
     """Collects, while open, the paper's count of every convolution, linear and normalisation layer that is called."""
     counts: list[int] = []
 
-    def convolution(layer: nn.Conv2d, _: Any, output: Tensor) -> None:
-        kernel = layer.weight[0].numel()  # k * k * C_in / groups
+    def convolution(layer: nn.Conv2d | nn.Conv3d, _: Any, output: Tensor) -> None:
+        kernel = layer.weight[0].numel()  # k * k * C_in / groups, for a video's convolutions over time k * C_in
         counts.append(output.numel() * (kernel + (layer.bias is not None)))
 
     def linear(layer: nn.Linear, _: Any, output: Tensor) -> None:
@@ -79,6 +95,7 @@ def _paper_convention(unet: nn.Module) -> Iterator[list[int]]:
 
     kinds: dict[type, Any] = {
         nn.Conv2d: convolution,
+        nn.Conv3d: convolution,
         nn.Linear: linear,
         nn.GroupNorm: normalisation,
         nn.LayerNorm: normalisation,

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,13 @@ from torch import nn
 
 @dataclass
 class CallTimes:
-    """Seconds of one call of a pipeline: as a whole, and of each call of each of its parts."""
+    """Seconds of each call of each part of a pipeline, within one call of it."""
 
-    whole: float = 0.0
     full_steps: list[float] = field(default_factory=list)
     retrieve_steps: list[float] = field(default_factory=list)
     text: list[float] = field(default_factory=list)
+    image_encoder: list[float] = field(default_factory=list)
+    controlnet: list[float] = field(default_factory=list)
     vae: list[float] = field(default_factory=list)
 
     @property
@@ -81,7 +82,10 @@ def timed_parts(pipe: Any, clock: Clock) -> Iterator[CallTimes]:
             hooks.append(module.register_forward_hook(after, with_kwargs=True))
 
     watch(pipe.unet, lambda kwargs: "full_steps" if kwargs.get("cached_feature") is None else "retrieve_steps")
-    watch(pipe.text_encoder, lambda _: "text")
+    for name in ("text_encoder", "text_encoder_2"):
+        watch(getattr(pipe, name, None), lambda _: "text")
+    for name in ("image_encoder", "controlnet"):
+        watch(getattr(pipe, name, None), lambda _, name=name: name)
     watch(pipe.vae.encoder, lambda _: "vae")
     watch(pipe.vae.decoder, lambda _: "vae")
     try:
@@ -93,16 +97,19 @@ def timed_parts(pipe: Any, clock: Clock) -> Iterator[CallTimes]:
         setattr(times, part, [clock.seconds(*pair) for pair in pairs])
 
 
-def time_call(pipe: Any, call: Callable[[], Any], device: torch.device) -> tuple[Any, CallTimes]:
-    """What `call` returns, and how long it and the parts of `pipe` took."""
+def time_call(
+    pipes: Sequence[Any], call: Callable[[], Any], device: torch.device
+) -> tuple[Any, float, list[CallTimes]]:
+    """What `call` returns, how long it took, and how long the parts of each of `pipes` took within it."""
     clock = Clock(device)
-    with timed_parts(pipe, clock) as times:
+    with ExitStack() as stack:
+        times = [stack.enter_context(timed_parts(pipe, clock)) for pipe in pipes]
         clock.synchronise()
         start = time.perf_counter()
         result = call()
         clock.synchronise()
-        times.whole = time.perf_counter() - start
-    return result, times
+        whole = time.perf_counter() - start
+    return result, whole, times
 
 
 def alternate(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[Any]]:

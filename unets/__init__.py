@@ -11,17 +11,26 @@ import diffusers  # noqa: E402
 from .unet_2d_condition import UNet2DConditionModel  # noqa: E402
 from .unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel  # noqa: E402
 
-__all__ = ["UNet2DConditionModel", "UNetSpatioTemporalConditionModel", "fork_of"]
+__all__ = ["UNet2DConditionModel", "UNetSpatioTemporalConditionModel", "fork_class", "fork_of"]
+
+FORKS: dict[type, Any] = {
+    diffusers.UNet2DConditionModel: UNet2DConditionModel,
+    diffusers.UNetSpatioTemporalConditionModel: UNetSpatioTemporalConditionModel,
+}
 
 
-def fork_of(unet: Any) -> Any:
-    """The fork over the same modules and weights as a stock U-Net; a fork is its own.
+def fork_class(unet: Any) -> Any:
+    """The fork's class for a U-Net, stock or fork.
 
     Raises:
         ValueError: if there is no fork for it.
     """
-    if isinstance(unet, diffusers.UNet2DConditionModel):
-        return UNet2DConditionModel.sharing(unet)
-    if isinstance(unet, diffusers.UNetSpatioTemporalConditionModel):
-        return UNetSpatioTemporalConditionModel.sharing(unet)
+    for stock, fork in FORKS.items():
+        if isinstance(unet, stock):
+            return fork
     raise ValueError(f"{type(unet).__name__} is not supported: there is no fork of it")
+
+
+def fork_of(unet: Any) -> Any:
+    """The fork over the same modules and weights as a stock U-Net; a fork is its own. Raises as `fork_class`."""
+    return fork_class(unet).sharing(unet)
