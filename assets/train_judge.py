@@ -47,10 +47,10 @@ NEGATIVES = 5  # per picture, besides the other captions of the batch
 def near_misses(scene: Scene, rng: np.random.Generator) -> list[str]:
     """`NEGATIVES` captions that resemble the scene's but are false of its pictures.
 
-    The exchanges always: they are the last thing that is learned, the reversed relation above all.
+    The exchanges always, and another shape: they are the last that is learned, the reversed relation above all.
     """
-    candidates = [others[rng.integers(len(others))] for others in alternatives(scene).values()]
-    drawn = [candidates[k] for k in rng.permutation(len(candidates))]
+    candidates = {kind: others[rng.integers(len(others))] for kind, others in alternatives(scene).items()}
+    drawn = [candidates.pop("shape"), *(list(candidates.values())[k] for k in rng.permutation(len(candidates)))]
     if len(scene.things) == 2:
         drawn = [*hard_negatives(scene).values(), *drawn]
     return [wrong.caption for wrong in drawn[:NEGATIVES]]
@@ -71,7 +71,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("build/shapes-clip"), help="checkpoint and log")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shapes-clip", help="the encoder")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -41,7 +41,20 @@ SD21: dict[str, Any] = {
     "use_linear_projection": True,
     "upcast_attention": True,
 }
-MODELS = {"sd15": SD15, "sd21": SD21}
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+MODELS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 GROUPS = {  # parts of operator names, in the order in which they are looked for
     "attention": ("scaled_dot_product", "softmax", "bmm", "baddbmm"),
     "convolution": ("convolution", "mkldnn_conv", "slow_conv", "cudnn_conv"),

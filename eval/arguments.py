@@ -32,13 +32,16 @@ def at_least(args: argparse.Namespace, **least: int) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {given}; it must be at least {value}")
 
 
-def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
-    """Interval, branch and schedule."""
+def add_cache_arguments(parser: argparse.ArgumentParser, *, interval: int, branch: int) -> None:
+    """Interval, branch and schedule. The names with underscores are those of the original's scripts."""
     group = parser.add_argument_group("cache")
-    group.add_argument("--cache-interval", type=int, default=5, metavar="N", help="every N-th step is full")
     group.add_argument(
-        "--cache-branch-id", type=int, default=1, metavar="m", help="skip branch of the kept feature, from 0"
+        "--cache-interval", "--cache_interval", type=int, default=interval, metavar="N", help="every N-th step is full"
     )
+    group.add_argument(
+        "--cache-branch-id", "--cache_branch_id", type=int, default=branch, metavar="m",
+        help="skip branch of the kept feature, from 0",
+    )  # fmt: skip
     group.add_argument("--non-uniform", action="store_true", help="gather full steps around --center")
     group.add_argument("--center", type=int, metavar="STEP", help="of the non-uniform schedule, for example 15")
     group.add_argument("--pow", type=float, help="of the non-uniform schedule, above 1, for example 1.4")
@@ -109,11 +112,13 @@ def read_image(path: str, mode: str = "RGB") -> Image.Image:
     """The image file. Raises ValueError if it can't be read."""
     try:
         with Image.open(path) as image:
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise ValueError(f"{path} is a video of {frames} frames; give a still image")
             return image.convert(mode)
     except FileNotFoundError:
         raise ValueError(f"there is no image {path}") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise ValueError(f"cannot read the image {path}: {error}") from None
+        raise ValueError(f"cannot read the image {path}: {error}; give a still image such as a PNG") from None
 
 
 def exit_status(work: Callable[[], None]) -> int:

@@ -226,15 +226,12 @@ def report(result: dict[str, Any]) -> str:
             f"Bound            {operations['bound']:.2f}× by operations; "
             f"the U-Net reached {operations['share_of_bound']:.0%} of it",
         ]
-    return "\n".join(
-        [
-            *lines,
-            f"Images           {_distances(result['distance'])}",
-            *([f"Safety checker   blackened images: {result['unsafe_images']}"] if any(result["unsafe_images"].values()) else []),
-            "Peak memory      "
-            + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in result["peak_memory"].items()),
-        ]
-    )  # fmt: skip
+    unsafe, memory = result["unsafe_images"], result["peak_memory"]
+    lines.append(f"Images           {_distances(result['distance'])}")
+    if any(unsafe.values()):
+        lines.append(f"Safety checker   blackened images: {unsafe}")
+    lines.append("Peak memory      " + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory.items()))
+    return "\n".join(lines)
 
 
 def _distances(apart: dict[str, Any]) -> str:

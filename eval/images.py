@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as imageio
 import numpy as np
 import torch
 from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 RESULT = "result.json"
+FRAMES_SHOWN = 5
 SHOWN = 160  # pixels; smaller images are enlarged to at least this height in the overview
 
 
@@ -62,14 +64,28 @@ def check_out(out: Path) -> None:
         raise ValueError(f"cannot write to {out.parent}; name another --out")
 
 
-def save_comparison(out: Path, runs: dict[str, list[Image.Image]], result: dict[str, Any]) -> None:
-    """Writes `output.png` (a row for each run), every image and `result.json` as the folder `out`, all or nothing."""
+def save_comparison(
+    out: Path, runs: dict[str, list[Image.Image]], result: dict[str, Any], *, fps: int | None = None
+) -> None:
+    """Writes `output.png` (a row for each run), every image and `result.json` as the folder `out`, all or nothing.
+
+    With `fps` the images are a video's frames: `output.png` shows some of them, and `output.mp4` and `output.gif` the
+    runs side by side.
+    """
     aside, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("aside", "old"))
     for path in (aside, old):
         shutil.rmtree(path, ignore_errors=True)
     try:
         aside.mkdir()
-        side_by_side(list(runs.values())).save(aside / "output.png")
+        rows = list(runs.values())
+        if fps is not None:
+            frames = [np.asarray(side_by_side([list(pair)])) for pair in zip(*rows, strict=True)]
+            # A macro block of 2 keeps sizes as they are: all that the pixel format asks is that they are even.
+            imageio.imwrite(aside / "output.mp4", frames, fps=fps, codec="libx264", macro_block_size=2)
+            imageio.imwrite(aside / "output.gif", frames, duration=1000 / fps, loop=0)
+            some = sorted({round(k) for k in np.linspace(0, len(frames) - 1, FRAMES_SHOWN)})
+            rows = [[row[k] for k in some] for row in rows]
+        side_by_side(rows).save(aside / "output.png")
         for name, images in runs.items():
             for k, image in enumerate(images):
                 image.save(aside / f"{name}_{k:03d}.png")

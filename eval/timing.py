@@ -84,8 +84,8 @@ def timed_parts(pipe: Any, clock: Clock) -> Iterator[CallTimes]:
     watch(pipe.unet, lambda kwargs: "full_steps" if kwargs.get("cached_feature") is None else "retrieve_steps")
     for name in ("text_encoder", "text_encoder_2"):
         watch(getattr(pipe, name, None), lambda _: "text")
-    for name in ("image_encoder", "controlnet"):
-        watch(getattr(pipe, name, None), lambda _, name=name: name)
+    watch(getattr(pipe, "image_encoder", None), lambda _: "image_encoder")
+    watch(getattr(pipe, "controlnet", None), lambda _: "controlnet")
     watch(pipe.vae.encoder, lambda _: "vae")
     watch(pipe.vae.decoder, lambda _: "vae")
     try:

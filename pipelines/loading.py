@@ -47,9 +47,15 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
 
 
 def load_pipeline(
-    cls: Any, model: str | Path, *, dtype: torch.dtype, scheduler: str | None = None, quiet: bool = False
+    cls: Any,
+    model: str | Path,
+    *,
+    dtype: torch.dtype,
+    scheduler: str | None = None,
+    quiet: bool = False,
+    **components: Any,
 ) -> Any:
-    """A pipeline of `cls` from a diffusers directory or a hub id, on the CPU.
+    """A pipeline of `cls` from a diffusers directory or a hub id, on the CPU. `components` replace some of its parts.
 
     Raises:
         ValueError: no such directory, not a pipeline, or not to be had from the hub; the line names the remedy.
@@ -63,27 +69,27 @@ def load_pipeline(
         disable_progress_bar()
     if Path(name).is_dir():
         try:
-            pipe = cls.from_pretrained(name, torch_dtype=dtype)
+            pipe = cls.from_pretrained(name, torch_dtype=dtype, **components)
         except (OSError, ImportError, SafetensorError) as error:
             raise ValueError(f"cannot load {name}: {_first_line(error)}; is the directory complete?") from error
     else:
-        pipe = _from_hub(cls, name, dtype)
+        pipe = _from_hub(cls, name, dtype, **components)
     if scheduler is not None:
         pipe.scheduler = new_scheduler(scheduler, pipe.scheduler.config)
     return pipe
 
 
-def _from_hub(cls: Any, name: str, dtype: torch.dtype) -> Any:
+def _from_hub(cls: Any, name: str, dtype: torch.dtype, **components: Any) -> Any:
     """From the hub, or from its cache if the hub can't be reached."""
     try:
-        return cls.from_pretrained(name, torch_dtype=dtype)
+        return cls.from_pretrained(name, torch_dtype=dtype, **components)
     except OSError as error:
         if isinstance(error.__cause__, RepositoryNotFoundError):
             raise ValueError(
                 f"the hub has no {name}, or it is private; check the name or give --model a path"
             ) from None
     try:
-        return cls.from_pretrained(name, torch_dtype=dtype, local_files_only=True)
+        return cls.from_pretrained(name, torch_dtype=dtype, local_files_only=True, **components)
     except OSError:
         raise ValueError(
             f"cannot get {name} from the hub and it is not in the cache (~/.cache/huggingface, or where HF_HOME "

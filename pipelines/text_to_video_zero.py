@@ -7,6 +7,7 @@ frames start from. From T_1 all frames are denoised together, each attending to 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -145,10 +146,12 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
             first_at_t0 = self.backward_loop(first_at_t1, timesteps[-t1 - 1 : -t0 - 1], prompt_embeds, 0, **settings)
 
             # 4. The other frames: that one moved, and noised back to T_1.
-            others = create_motion_field_and_warp_latents(
-                motion_field_strength_x, motion_field_strength_y, frame_ids[1:],
-                first_at_t0.repeat(video_length - 1, 1, 1, 1),
-            )  # (F - 1, 4, H/8, W/8)  # fmt: skip
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # torch's, of defaults that changed before 0.24.0
+                others = create_motion_field_and_warp_latents(
+                    motion_field_strength_x, motion_field_strength_y, frame_ids[1:],
+                    first_at_t0.repeat(video_length - 1, 1, 1, 1),
+                )  # (F - 1, 4, H/8, W/8)  # fmt: skip
             others = self.forward_loop(others, timesteps[-t0 - 1].item(), timesteps[-t1 - 1].item(), generator)
 
             # 5. All frames from T_1 to the end.

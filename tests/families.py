@@ -12,6 +12,7 @@ from PIL import Image
 
 import pipelines
 from assets import tiny
+from main import TextToVideoZeroPipeline
 from pipelines.loading import new_scheduler
 
 SIDE = 64  # pixels
@@ -28,21 +29,6 @@ def mask() -> Image.Image:
     return white
 
 
-class StockTextToVideoZeroPipeline(diffusers.TextToVideoZeroPipeline):
-    """diffusers' own, with the one line mended that keeps 0.24.0's from being built."""
-
-    def __init__(
-        self, vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor,
-        image_encoder=None, requires_safety_checker=True,
-    ):  # fmt: skip
-        super(diffusers.TextToVideoZeroPipeline, self).__init__(
-            vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
-            requires_safety_checker,
-        )  # fmt: skip
-        processor = diffusers.pipelines.text_to_video_synthesis.pipeline_text_to_video_zero.CrossFrameAttnProcessor2_0
-        self.unet.set_attn_processor(processor(batch_size=2))
-
-
 class Family(NamedTuple):
     class_name: str
     parts: Callable[[], dict[str, Any]]
@@ -51,7 +37,7 @@ class Family(NamedTuple):
 
     def stock(self) -> Any:
         if self.class_name == "TextToVideoZeroPipeline":
-            return StockTextToVideoZeroPipeline
+            return TextToVideoZeroPipeline  # diffusers' own, mended
         return getattr(diffusers, self.class_name)
 
     def pair(self, scheduler: str = "ddim") -> tuple[Any, Any]:

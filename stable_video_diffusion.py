@@ -1,0 +1,97 @@
+"""Stable Video Diffusion with and without DeepCache: one image in, two videos side by side out, seconds, speed-up.
+
+python stable_video_diffusion.py --image photo.png                                        SVD-XT, 25 frames
+python stable_video_diffusion.py --model stabilityai/stable-video-diffusion-img2vid       SVD, 14 frames
+python stable_video_diffusion.py --tiny                                                   random weights, to see it run
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from assets.draw_example import EXAMPLE
+from assets.tiny import svd_parts
+from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, at_least, exit_status, read_image
+from eval.pictures import check_arguments, check_steps, compare_and_save, open_pipeline, result_folder
+from pipelines import StableVideoDiffusionPipeline
+
+SVD_XT = "stabilityai/stable-video-diffusion-img2vid-xt"
+SIZES = {False: (1024, 576), True: (64, 64)}  # width and height, by whether the model is tiny
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p.add_argument("--model", metavar="ID_OR_PATH", default=SVD_XT, help="diffusers directory or hub id")
+    p.add_argument("--tiny", action="store_true", help="a small model of this layout with random weights instead")
+    p.add_argument("--image", metavar="FILE", default=str(EXAMPLE), help="the first frame")
+    p.add_argument("--num-frames", type=int, help="(default: what the model was trained on)")
+    p.add_argument("--steps", type=int, default=25, help="denoising steps")
+    p.add_argument("--min-guidance-scale", type=float, default=1.0, help="of the first frame")
+    p.add_argument("--max-guidance-scale", type=float, default=3.0, help="of the last frame")
+    p.add_argument("--height", type=int, help="pixels (default: 576)")
+    p.add_argument("--width", type=int, help="pixels (default: 1024)")
+    p.add_argument("--fps", type=int, default=7, help="frames per second")
+    p.add_argument("--motion-bucket-id", type=int, default=127, help="more is more motion")
+    p.add_argument(
+        "--noise-aug-strength", type=float, default=0.02, help="noise added to the image; more is less like it"
+    )
+    p.add_argument(
+        "--decode-chunk-size", type=int, help="frames decoded at once; fewer need less memory (default: all)"
+    )
+    add_cache_arguments(p, interval=5, branch=0)
+    add_run_arguments(p)
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    # 1. Check what can be checked before a model is loaded.
+    cache, device, dtype = check_arguments(args)
+    at_least(args, num_frames=1, fps=1, decode_chunk_size=1)
+    width, height = (given or side for given, side in zip((args.width, args.height), SIZES[args.tiny], strict=True))
+    image = read_image(args.image).resize((width, height), Image.Resampling.LANCZOS)
+    out = result_folder(args, "tiny-svd" if args.tiny else Path(args.model).name)
+
+    # 2. Load, and check what the model decides.
+    pipe = open_pipeline(
+        StableVideoDiffusionPipeline, args, args.model, dtype, tiny_parts=svd_parts if args.tiny else None
+    )
+    check_steps(pipe, args.steps)
+    pipe.plan_cache(args.steps, args.steps, **cache)
+    arguments = {
+        "num_frames": args.num_frames or pipe.unet.config.num_frames,
+        "num_inference_steps": args.steps,
+        "min_guidance_scale": args.min_guidance_scale,
+        "max_guidance_scale": args.max_guidance_scale,
+        "height": height,
+        "width": width,
+        "fps": args.fps,
+        "motion_bucket_id": args.motion_bucket_id,
+        "noise_aug_strength": args.noise_aug_strength,
+        "decode_chunk_size": args.decode_chunk_size,
+    }
+
+    # 3. Run both ways in turn, show and save.
+    def call(run: str, generators: list[torch.Generator]) -> Any:
+        settings = cache if run == "deepcache" else {}
+        (video,) = pipe(image, **arguments, **settings, generator=generators, output_type="pt").frames
+        return SimpleNamespace(images=video)  # (F, 3, H, W)
+
+    compare_and_save(
+        args, {"pipeline": pipe}, call, settled=arguments, out=out, num_images=1, device=device, fps=args.fps
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_status(lambda: work(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
