@@ -39,8 +39,8 @@ def draw() -> Image.Image:
             half = (0.03 + 0.06 * t) * h * (1 + 0.4 * math.sin(y))
             pen.line([(sun[0] - half, y), (sun[0] + half, y)], fill=(235, 190, 140))
     x, waterline, size = 0.33 * w, 0.74 * h, 0.11 * h  # boat
-    pen.polygon([(x - size, waterline), (x + size, waterline), (x + 0.7 * size, waterline + 0.35 * size), (x - 0.75 * size, waterline + 0.35 * size)],
-                fill=(90, 40, 35))  # fmt: skip
+    hull = [(-1.0, 0.0), (1.0, 0.0), (0.7, 0.35), (-0.75, 0.35)]
+    pen.polygon([(x + size * dx, waterline + size * dy) for dx, dy in hull], fill=(90, 40, 35))
     pen.line([(x, waterline), (x, waterline - 2.2 * size)], fill=(60, 45, 40), width=round(0.06 * size))
     for side, top, foot, colour in ((1, 2.1, 0.9, (245, 240, 230)), (-1, 1.7, 0.7, (215, 70, 55))):  # sails
         mast = x + 0.06 * side * size

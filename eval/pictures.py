@@ -172,7 +172,7 @@ def compare_and_save(
     )
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     settled = {k: v for k, v in settled.items() if k not in ("image", "mask_image")}
-    settled |= {"scheduler": type(first.scheduler).__name__, "device": str(device), "dtype": dtype}
+    settled |= {"scheduler": type(first.scheduler).__name__, "device": str(device), "dtype": str(first.unet.dtype)}
     save_comparison(out, images, {"arguments": given, "settled": settled, **result}, fps=fps)
     print(report(result))
     shown = (

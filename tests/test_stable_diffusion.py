@@ -89,9 +89,8 @@ def test_the_same_call_gives_the_same_images_and_replaces_the_earlier_result(tmp
 def test_an_image_and_a_mask_keep_what_is_outside_the_mask(tmp_path, picture):
     status, out = run(tmp_path, "--image", picture, "--strength", "0.5")
     assert status == 0
-    assert (
-        json.loads((out / "result.json").read_text())["seconds"]["baseline"]["full_steps"] == 4
-    )  # 3, and PLMS's one more
+    part = json.loads((out / "result.json").read_text())["stages"]["pipeline"]
+    assert part["seconds"]["baseline"]["full_steps"] == 4  # 3, and PLMS's one more
     status, out = run(tmp_path, "--image", picture, "--mask", new_mask(tmp_path), "--scheduler", "ddim")
     assert status == 0
     original, redrawn = (np.asarray(Image.open(p), float) for p in (picture, out / "deepcache_000.png"))

@@ -1,0 +1,55 @@
+"""With torch.compile on the U-Net's forward, as the scripts' --compile does it."""
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from eval.compare import prepare
+from pipelines.helper import DeepCacheSDHelper
+from tests.families import FAMILIES
+
+CACHE = {"cache_interval": 3, "cache_branch_id": 1}
+GRAPHS = {"sd": 2, "xl-base": 2, "svd": 2, "controlnet": 2, "t2v-zero": 4}  # one frame and all frames are two batches
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch):
+    """How many graphs were compiled since the test began; by the backend that takes them as they are."""
+    compile_by_default = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_by_default(f, backend="eager", **options))
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+def compile_unet(pipe):
+    prepare(pipe, torch.device("cpu"), channels_last=False, compiled=True, cpu_offload=False)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_forks_two_kinds_of_step_are_two_graphs_for_all_runs(name, graphs):
+    family = FAMILIES[name]
+    _, fork = family.pair("euler" if name == "svd" else "ddim")
+    expected = family.run(fork, 7, **CACHE)
+    compile_unet(fork)
+    for _ in range(2):
+        assert np.array_equal(family.run(fork, 7, **CACHE), expected)
+        assert graphs() == GRAPHS[name]
+
+
+def test_the_plug_ins_two_kinds_of_step_are_two_graphs_for_all_runs(graphs):
+    family = FAMILIES["xl"]
+    stock, fork = family.pair()
+    expected = family.run(fork, 7, **CACHE)
+    helper = DeepCacheSDHelper(stock)
+    helper.set_params(**CACHE)
+    with helper:
+        compile_unet(stock)
+        for _ in range(2):
+            assert np.array_equal(family.run(stock, 7), expected)
+            assert graphs() == 2
+        helper.set_params()  # the baseline, as the script over all types runs it
+        family.run(stock, 7)
+        assert graphs() == 3
