@@ -21,10 +21,12 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from assets import tiny
 from assets.draw_example import EXAMPLE
-from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, exit_status, read_image
+from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, at_least, exit_status, read_image
 from eval.pictures import check_arguments, check_steps, compare_and_save, open_pipeline, result_folder
+from pipelines.cache_schedule import full_steps
 from pipelines.helper import DeepCacheSDHelper
 from pipelines.loading import SHAPES
+from pipelines.text_to_video_zero import default_moments
 
 
 class TextToVideoZeroPipeline(diffusers.TextToVideoZeroPipeline):
@@ -94,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, help="denoising steps (default: 50; 25 for svd; 10 with --tiny)")
     p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="of sdxl-refine")
     p.add_argument("--controlnet-model", metavar="ID_OR_PATH", default=CONTROLNET, help="of controlnet")
+    p.add_argument("--decode-chunk-size", type=int, help="of svd, frames decoded at once (default: all)")
     add_cache_arguments(p, interval=3, branch=0)
     add_run_arguments(p)
     return p
@@ -134,7 +137,7 @@ def pictures(args: argparse.Namespace, kind: Kind) -> dict[str, Any]:
     image = read_image(args.image).resize(size, Image.Resampling.LANCZOS)
     sizes = {"width": size[0], "height": size[1]}
     if args.model_type == "svd":
-        return {"image": image, **sizes}
+        return {"image": image, **sizes, "decode_chunk_size": args.decode_chunk_size}
     if args.model_type == "controlnet":
         edges = image.convert("L").filter(ImageFilter.FIND_EDGES).point(lambda value: 255 * (value > 40))
         return {"image": edges.convert("RGB"), **sizes}
@@ -145,11 +148,29 @@ def pictures(args: argparse.Namespace, kind: Kind) -> dict[str, Any]:
     return {"image": image, "mask_image": mask, **sizes}
 
 
+def check_schedule(args: argparse.Namespace, cache: dict[str, Any]) -> None:
+    """Raises ValueError if the schedule does not fit the shortest loop that it is for."""
+    steps = args.steps
+    if args.model_type in ("sdxl-refine", "sd-img2img"):  # of which this share is run with it
+        steps = max(1, int(0.8 * steps))
+    elif args.model_type == "t2v-zero":
+        at_least(args, steps=2)
+        t0, t1 = default_moments(steps)
+        steps = max(1, min(steps - t1, t1 - t0, t1 + 1))
+    full_steps(steps, **{name: value for name, value in cache.items() if name != "cache_branch_id"})
+
+
 def work(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
     kind = KINDS[args.model_type]
     args.steps = (TINY_STEPS if args.tiny else kind.steps) if args.steps is None else args.steps
     cache, device, dtype = check_arguments(args)
+    at_least(args, decode_chunk_size=1)
+    check_schedule(args, cache)
+    if args.model_type == "svd" and dtype is torch.bfloat16:
+        raise ValueError(
+            "diffusers' own SVD pipeline can't run in bfloat16; take float16, or stable_video_diffusion.py"
+        )
     images = pictures(args, kind)
     out = result_folder(args, args.model_type + ("-tiny" if args.tiny else ""))
 
@@ -174,8 +195,7 @@ def work(args: argparse.Namespace) -> None:
     if shapes:
         arguments["guidance_scale"] = 2.5
     if args.model_type == "t2v-zero":
-        t1 = round(0.94 * args.steps)  # as the pipeline's own 44 and 47 of 50
-        arguments |= {"t0": min(round(0.88 * args.steps), t1 - 1), "t1": t1}
+        arguments |= dict(zip(("t0", "t1"), default_moments(args.steps), strict=True))
 
     # 3. Run both ways in turn, show and save.
     def call(run: str, generators: list[torch.Generator]) -> Any:

@@ -14,6 +14,7 @@ from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, at
 from eval.pictures import check_arguments, check_steps, compare_and_save, open_pipeline, result_folder
 from pipelines import TextToVideoZeroPipeline
 from pipelines.loading import SCHEDULERS, SHAPES
+from pipelines.text_to_video_zero import default_moments
 
 PROMPTS = {  # by whether the model is the shipped one
     True: "a large red circle left of a small blue square on a striped gray background",
@@ -21,7 +22,6 @@ PROMPTS = {  # by whether the model is the shipped one
 }
 GUIDANCE = {True: 2.5, False: 7.5}
 MOTION = {True: 64.0, False: 12.0}  # latents move by whole cells, and the shipped model's are 64 of these pixels wide
-T0, T1 = 0.88, 0.94  # of the steps, as the pipeline's own 44 and 47 of 50
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,9 +53,11 @@ def parser() -> argparse.ArgumentParser:
 def work(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
     cache, device, dtype = check_arguments(args)
-    at_least(args, video_length=1, fps=1)
-    t1 = round(T1 * args.steps) if args.t1 is None else args.t1
-    t0 = min(round(T0 * args.steps), t1 - 1) if args.t0 is None else args.t0
+    at_least(args, steps=2, video_length=1, fps=1)
+    t0, t1 = (
+        given if given is not None else usual
+        for given, usual in zip((args.t0, args.t1), default_moments(args.steps), strict=True)
+    )
     if not 0 <= t0 < t1 < args.steps:
         raise ValueError(f"--t0 is {t0} and --t1 {t1}; 0 ≤ t0 < t1 < {args.steps} (the steps) is needed")
     shipped = args.model is None
@@ -65,6 +67,11 @@ def work(args: argparse.Namespace) -> None:
     # 2. Load, and check what the model decides.
     pipe = open_pipeline(TextToVideoZeroPipeline, args, model, dtype)
     check_steps(pipe, args.steps)
+    pipe.scheduler.set_timesteps(args.steps)
+    if pipe.scheduler.timesteps.is_floating_point():
+        raise ValueError(
+            f"{type(pipe.scheduler).__name__} does not fit Text2Video-Zero; take ddim, plms, dpm++ or unipc"
+        )
     loops = (args.steps - t1, t1 - t0, t1 + 1)
     if min(loops) <= max(args.center or 0, *(args.cache_steps or ()), 0):
         raise ValueError(f"--center and --cache-steps hold in each of the three loops, which have {loops} steps")

@@ -134,7 +134,8 @@ def exit_status(work: Callable[[], None]) -> int:
     except RuntimeError as error:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
-        message, status = "out of memory; try fewer images, a smaller size, --dtype float16 or --cpu-offload", 1
+        remedy = "fewer images, a smaller size, --dtype float16, --cpu-offload, for videos --decode-chunk-size 1"
+        message, status = f"out of memory; try {remedy}", 1
     except KeyboardInterrupt:
         message, status = "interrupted; nothing was written", 130
     else:

@@ -29,8 +29,9 @@ PARTS = {"text": "text encoder", "image_encoder": "image encoder", "controlnet":
 def prepare(pipe: Any, device: torch.device, *, channels_last: bool, compiled: bool, cpu_offload: bool) -> None:
     """Puts the pipeline where it is to run, the way it is to run."""
     if channels_last:
-        pipe.unet.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
+        for weight in (*pipe.unet.parameters(), *pipe.vae.parameters()):
+            if weight.dim() == 4:  # a video's convolutions over time have five
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if compiled:  # the forward alone, so that hooks which move weights or take the time stay outside of the graphs
         pipe.unet.forward = torch.compile(pipe.unet.forward, fullgraph=True)
     if cpu_offload:
@@ -71,8 +72,9 @@ def compare(
     peaks = dict.fromkeys(RUNS, 0)
     unsafe = dict.fromkeys(RUNS, 0)
     sizes: dict[str, tuple[int, ...]] = {}
+    made: dict[str, torch.Tensor] = {}  # by the last of each run, (B, 3, H, W)
 
-    def run(name: str) -> tuple[torch.Tensor, float, list[CallTimes]]:
+    def run(name: str) -> tuple[float, list[CallTimes]]:
         generators = [torch.Generator().manual_seed(seed + k) for k in range(num_images)]
         hooks = [pipe.unet.register_forward_pre_hook(partial(_note_size, sizes, key)) for key, pipe in stages.items()]
         for stage, pipe in stages.items():
@@ -86,7 +88,8 @@ def compare(
         if device.type == "cuda":
             peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device))
         unsafe[name] = sum(getattr(output, "nsfw_content_detected", None) or [])
-        return output.images.float().cpu(), whole, times  # off the device, or the next run would have less memory
+        made[name] = output.images.float().cpu()  # off the device, or the next run would have less memory
+        return whole, times
 
     calls = [partial(run, name) for name in RUNS]
     alternate(calls, warm_up)
@@ -94,15 +97,14 @@ def compare(
 
     images: dict[str, list[Image.Image]] = {}
     processor = next(iter(stages.values())).image_processor
-    for name, results in measured.items():
-        tensor = results[-1][0]  # (B, 3, H, W)
+    for name, tensor in made.items():
         if not tensor.isfinite().all():
             raise RunError(f"the {name} images hold values that are not finite; try --dtype float32 or bfloat16")
         images[name] = processor.numpy_to_pil(processor.pt_to_numpy(tensor))
 
-    whole = {name: [result[1] for result in results] for name, results in measured.items()}
+    whole = {name: [result[0] for result in results] for name, results in measured.items()}
     parts = {
-        stage: _stage(pipe, {name: [r[2][k] for r in results] for name, results in measured.items()}, cache_branch_id,
+        stage: _stage(pipe, {name: [r[1][k] for r in results] for name, results in measured.items()}, cache_branch_id,
                       sizes[stage])
         for k, (stage, pipe) in enumerate(stages.items())
     }  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any, Self
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 
 from unets import fork_of
+from unets.skip_pairs import twin
 
 from .cache_schedule import full_steps
 from .shared_steps import CachedPipeline
@@ -45,6 +46,7 @@ class DeepCacheSDHelper:
     def __init__(self, pipe: Any = None) -> None:
         self.pipe: Any = pipe
         self._stock: Any = None  # the U-Net that `disable` puts back
+        self._fork: Any = None  # what stands in its place
         self._loop: Loop | None = None
         self.set_params()
 
@@ -107,6 +109,8 @@ class DeepCacheSDHelper:
                 raise ValueError(
                     f"{type(pipe).__name__} has no {name}; the helper is for diffusers' pipelines with one"
                 )
+        if "progress_bar" in vars(pipe):
+            raise ValueError("another helper is enabled on this pipeline; disable that first")
         if isinstance(pipe, CachedPipeline):
             raise ValueError(
                 f"this {type(pipe).__name__} has the cache in its own loop; give cache_interval to its call instead"
@@ -116,7 +120,7 @@ class DeepCacheSDHelper:
         fork.check_branch(self._branch)
         fork.register_forward_pre_hook(self._before_step, with_kwargs=True)
         fork.register_forward_hook(self._after_step)
-        self._stock = stock
+        self._stock, self._fork = stock, fork
         # Past the pipeline's own way, which would write the fork's class into the configuration that it saves.
         vars(pipe)["unet"] = fork
         vars(pipe)["progress_bar"] = self._progress_bar
@@ -125,7 +129,7 @@ class DeepCacheSDHelper:
         """Restores the pipeline as it was; without an `enable` before, does nothing."""
         if not self.enabled:
             return
-        fork, stock = self.pipe.unet, self._stock
+        fork, stock = self._fork, self._stock
         if hasattr(fork, "_hf_hook"):  # every call of an offloaded pipeline puts new hooks on the U-Net it finds
             hook = fork._hf_hook
             remove_hook_from_module(fork)
@@ -133,9 +137,12 @@ class DeepCacheSDHelper:
             for offload in getattr(self.pipe, "_all_hooks", ()):
                 if offload.model is fork:
                     offload.model = stock
-        vars(self.pipe)["unet"] = stock
+        for name in stock._modules:  # what was None before and is a module now, such as an IP-Adapter's projection
+            vars(stock).pop(name, None)
+        if getattr(self.pipe.unet, "_orig_mod", self.pipe.unet) is fork:  # else the user put another there
+            vars(self.pipe)["unet"] = stock
         del vars(self.pipe)["progress_bar"]
-        self._stock, self._loop = None, None
+        self._stock = self._fork = self._loop = None
 
     def __enter__(self) -> Self:
         self.enable()
@@ -197,11 +204,9 @@ class DeepCacheSDHelper:
 
 def _fork_with_offloading(stock: Any) -> Any:
     """The fork of a U-Net, with accelerate's hook if that has one."""
-    hook = getattr(stock, "_hf_hook", None)
+    bare, hook = twin(stock), getattr(stock, "_hf_hook", None)
     if hook is None:
-        if "forward" in vars(stock):
-            raise ValueError(f"the forward of this {type(stock).__name__} was replaced; enable the helper before that")
-        return fork_of(stock)
-    bare = stock.__class__.__new__(stock.__class__)
-    vars(bare).update({k: v for k, v in vars(stock).items() if k not in ("forward", "_old_forward", "_hf_hook")})
+        return fork_of(bare)
+    for name in ("forward", "_old_forward", "_hf_hook"):
+        vars(bare).pop(name, None)
     return add_hook_to_module(fork_of(bare), hook)

@@ -11,6 +11,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
 from unets import fork_of
+from unets.skip_pairs import SkipPairs
 
 from .cache_schedule import full_steps
 
@@ -34,6 +35,8 @@ class CachedPipeline:
         """
         if name == "unet" and isinstance(value, ModelMixin):
             value = fork_of(value)
+        elif name == "unet" and not isinstance(getattr(value, "_orig_mod", None), SkipPairs | None):
+            raise ValueError("this U-Net is compiled already; build the pipeline first and compile its U-Net")
         super().__setattr__(name, value)
         if name == "unet" and value is not None:
             stock = type(getattr(value, "_orig_mod", value)).__name__  # of what torch.compile was given

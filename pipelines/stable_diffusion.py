@@ -137,6 +137,7 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
                     },
                 )  # fmt: skip
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+        del kept  # the decoder needs the memory
 
         # 5. Latents to image.
         return self.finish(latents, output_type, return_dict, prompt_embeds.dtype, generator)

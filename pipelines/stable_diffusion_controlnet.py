@@ -11,12 +11,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.controlnet import MultiControlNetModel
+from diffusers.pipelines.controlnet import MultiControlNetModel as StockMultiControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import retrieve_timesteps
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
-from unets.controlnet import ControlNetModel
+from unets.controlnet import ControlNetModel, MultiControlNetModel
 
 from .shared_steps import CachedSDPipeline, batch_size_of, call_back
 
@@ -26,13 +26,16 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As the parent's, but stock ControlNets are replaced by forks over the same weights."""
-        if name == "controlnet" and isinstance(value, MultiControlNetModel):
+        stock = None
+        if name == "controlnet" and isinstance(value, StockMultiControlNetModel):
+            stock = ("controlnet", "MultiControlNetModel")
             value = MultiControlNetModel([ControlNetModel.sharing(net) for net in value.nets])
         elif name == "controlnet" and isinstance(value, diffusers.ControlNetModel):
+            stock = ("diffusers", "ControlNetModel")
             value = ControlNetModel.sharing(value)
         super().__setattr__(name, value)
-        if name == "controlnet" and isinstance(value, ControlNetModel):
-            self.register_to_config(controlnet=("diffusers", "ControlNetModel"))
+        if stock is not None:
+            self.register_to_config(controlnet=stock)
 
     @torch.no_grad()
     def __call__(
@@ -148,9 +151,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                 now, later = i / len(timesteps), (i + 1) / len(timesteps)
                 strengths = [s * (a <= now and later <= b) for s, a, b in zip(scales, starts, ends, strict=True)]
                 depth = m if kept is not None else None  # cache (2): a retrieve step uses the residuals of skips 0 … m
-                residuals, middle = self.follow(
-                    nets, hints, strengths, latent_input, t, prompt_embeds, guess_mode, depth
-                )
+                residuals, middle = self.follow(hints, strengths, latent_input, t, prompt_embeds, guess_mode, depth)
                 output = self.unet(
                     latent_input,
                     t,
@@ -180,13 +181,13 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                     },
                 )  # fmt: skip
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+        del kept  # the decoder needs the memory
 
         # 6. Latents to image.
         return self.finish(latents, output_type, return_dict, prompt_embeds.dtype, generator)
 
     def follow(
         self,
-        nets: Sequence[Any],
         hints: list[Tensor],
         strengths: list[float],
         latent_input: Tensor,
@@ -195,27 +196,25 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         guess_mode: bool,
         cache_branch_id: int | None,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """The ControlNets' residuals, summed: one for each skip, down to the branch's if given, else with the middle's.
+        """The ControlNet's residuals: one for each skip, down to the branch's if it is given, else with the middle's.
 
         In guess mode the half of the batch without prompt is not controlled.
         """
         guess_half = guess_mode and self.do_classifier_free_guidance
         if guess_half:
             latent_input, prompt_embeds = latent_input.chunk(2)[1], prompt_embeds.chunk(2)[1]
-        total: list[Tensor] = []
-        for net, hint, strength in zip(nets, hints, strengths, strict=True):
-            down, middle = net(
-                latent_input,
-                t,
-                encoder_hidden_states=prompt_embeds,
-                controlnet_cond=hint,
-                conditioning_scale=strength,
-                guess_mode=guess_mode,
-                return_dict=False,
-                cache_branch_id=cache_branch_id,
-            )
-            residuals = down if middle is None else [*down, middle]
-            total = [a + b for a, b in zip(total, residuals, strict=True)] if total else residuals
+        several = isinstance(self.controlnet, MultiControlNetModel)
+        residuals, middle = self.controlnet(
+            latent_input,
+            t,
+            encoder_hidden_states=prompt_embeds,
+            controlnet_cond=hints if several else hints[0],
+            conditioning_scale=strengths if several else strengths[0],
+            guess_mode=guess_mode,
+            return_dict=False,
+            cache_branch_id=cache_branch_id,
+        )
         if guess_half:
-            total = [torch.cat([torch.zeros_like(residual), residual]) for residual in total]
-        return (total, None) if cache_branch_id is not None else (total[:-1], total[-1])
+            residuals = [torch.cat([torch.zeros_like(r), r]) for r in residuals]
+            middle = middle if middle is None else torch.cat([torch.zeros_like(middle), middle])
+        return residuals, middle

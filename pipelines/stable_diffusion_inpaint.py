@@ -170,6 +170,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
                     },
                 )  # fmt: skip
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+        del kept  # the decoder needs the memory
 
         # 5. Latents to image. An asymmetric autoencoder also takes what is outside the mask.
         decoder_arguments = {}

@@ -92,6 +92,7 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
 
         # 1. The part of the steps that is run, and which of those are full.
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        num_warmup_steps = max(0, len(timesteps) - num_inference_steps * self.scheduler.order)
         timesteps, num_inference_steps = self.until(timesteps, num_inference_steps, denoising_end)
         full, m = self.plan_cache(
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
@@ -137,7 +138,6 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
 
         # 5. Denoise.
         kept: Any = None
-        num_warmup_steps = max(0, len(timesteps) - num_inference_steps * self.scheduler.order)
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
@@ -176,6 +176,7 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
                 )  # fmt: skip
                 conditions = dict(zip(conditions, rest, strict=True))
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+        del kept  # the decoder needs the memory
 
         # 6. Latents to image.
         return self.finish(latents, output_type, return_dict)

@@ -113,6 +113,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         if num_inference_steps < 1:
             raise ValueError(f"strength {strength} leaves no step to run; raise it or num_inference_steps")
         noised_to = timesteps[:1]
+        num_warmup_steps = max(0, len(timesteps) - num_inference_steps * self.scheduler.order)
         timesteps, num_inference_steps = self.until(timesteps, num_inference_steps, denoising_end)
         full, m = self.plan_cache(
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
@@ -170,7 +171,6 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
 
         # 5. Denoise.
         kept: Any = None
-        num_warmup_steps = max(0, len(timesteps) - num_inference_steps * self.scheduler.order)
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
@@ -217,6 +217,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
                 )  # fmt: skip
                 conditions = dict(zip(conditions, rest, strict=True))
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
+        del kept  # the decoder needs the memory
 
         # 6. Latents to image.
         return self.finish(latents, output_type, return_dict)

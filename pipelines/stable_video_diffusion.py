@@ -90,7 +90,9 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast  # it overflows in float16
         if upcast:
             self.vae.to(torch.float32)
-        image_latents = self._encode_vae_image(pixels, device, num_videos_per_prompt, guided).to(image_embeds.dtype)
+        image_latents = self._encode_vae_image(pixels.to(self.vae.dtype), device, num_videos_per_prompt, guided).to(
+            image_embeds.dtype
+        )
         if upcast:
             self.vae.to(torch.float16)
         image_latents = image_latents.unsqueeze(1).repeat(1, num_frames, 1, 1, 1)  # (2B, F, 4, H/8, W/8)
@@ -141,6 +143,8 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
                     callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs, {"latents": latents}
                 )
                 self.report_step(bar, i, t, num_warmup_steps, latents, None, None)
+
+        del kept, noise, latent_input, image_latents  # the decoder needs the memory
 
         # 6. Latents to frames.
         frames: Any = latents

@@ -23,6 +23,12 @@ from torch import Tensor
 from .shared_steps import CachedSDPipeline
 
 
+def default_moments(num_inference_steps: int) -> tuple[int, int]:
+    """t0 and t1 for a run of that length, as 44 and 47 are for 50 steps."""
+    t1 = min(round(0.94 * num_inference_steps), num_inference_steps - 1)
+    return min(round(0.88 * num_inference_steps), t1 - 1), t1
+
+
 class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipeline):
     """diffusers' `TextToVideoZeroPipeline`; loads any Stable Diffusion 1.x or 2.x directory.
 
@@ -106,17 +112,18 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         self.check_inputs(prompts, height, width, callback_steps)
-        self._guidance_scale = guidance_scale
-        self._clip_skip, self._cross_attention_kwargs = None, None
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
+        if timesteps.is_floating_point():
+            raise ValueError(f"{type(self.scheduler).__name__} does not fit Text2Video-Zero; take DDIM, PLMS or DPM++")
         if not 0 <= t0 < t1 < len(timesteps):
             raise ValueError(f"t0 is {t0} and t1 {t1}; 0 ≤ t0 < t1 < {len(timesteps)} (the steps) is needed")
 
         # 1. Prompt to text embeddings.
         negative = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
-        prompt_embeds, _, _ = self.encode_conditions(prompts, negative, None, None, None, 1, device)  # (2, 77, 768)
+        embeds, negative_embeds = self.encode_prompt(prompts, device, 1, guidance_scale > 1, negative)
+        prompt_embeds = torch.cat([negative_embeds, embeds]) if guidance_scale > 1 else embeds  # (2, 77, 768)
 
         # 2. Noise to start from.
         channels = self.unet.config.in_channels

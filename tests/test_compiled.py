@@ -1,5 +1,7 @@
 """With torch.compile on the U-Net's forward, as the scripts' --compile does it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from eval.compare import prepare
 from pipelines.helper import DeepCacheSDHelper
 from tests.families import FAMILIES
 
-CACHE = {"cache_interval": 3, "cache_branch_id": 1}
+CACHE: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
 GRAPHS = {"sd": 2, "xl-base": 2, "svd": 2, "controlnet": 2, "t2v-zero": 4}  # one frame and all frames are two batches
 
 

@@ -276,3 +276,63 @@ def test_frames_of_a_video_come_as_images_too():
     _, fork = FAMILIES["svd"].pair("euler")
     video = fork(image=image(), height=64, width=64, num_inference_steps=2).frames[0]
     assert [frame.size for frame in video] == [(64, 64)] * 4
+
+
+def test_a_text_to_video_model_distilled_for_guidance_runs_as_the_stock_pipeline():
+    def parts():
+        layout = {**tiny.SD21, "time_cond_proj_dim": 12}
+        return {**tiny.sd21_parts(), "unet": tiny.unet(layout)}
+
+    family = FAMILIES["t2v-zero"]._replace(parts=parts)
+    stock, fork = family.pair()
+    assert np.array_equal(family.run(fork), family.run(stock))
+
+
+def test_a_scheduler_without_whole_timesteps_is_refused_by_text_to_video_zero():
+    _, fork = FAMILIES["t2v-zero"].pair("euler")
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler does not fit"):
+        FAMILIES["t2v-zero"].run(fork)
+
+
+def test_several_controlnets_are_offloaded_as_one():
+    """The accelerator is the CPU itself here."""
+    _, fork = FAMILIES["controlnets"].pair()
+    expected = FAMILIES["controlnets"].run(fork)
+    fork.enable_model_cpu_offload(device="cpu")
+    calls = []
+    pre_forward = fork.controlnet._hf_hook.pre_forward
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return pre_forward(*args, **kwargs)
+
+    fork.controlnet._hf_hook.pre_forward = counted
+    assert np.array_equal(FAMILIES["controlnets"].run(fork), expected)
+    assert len(calls) == 8
+
+
+def test_old_callbacks_are_called_as_by_the_stock_pipeline():
+    for name in ("xl-base", "xl-refiner"):
+        results = []
+        for pipe in FAMILIES[name].pair("plms"):
+            seen: list[int] = []
+            FAMILIES[name].run(pipe, 10, callback=lambda i, t, latents, seen=seen: seen.append(i), callback_steps=1)
+            results.append(seen)
+        assert results[0] == results[1]
+
+
+def test_a_compiled_unet_is_refused_with_the_remedy():
+    for compiled in (True, False):
+        stock, _ = FAMILIES["xl"].pair()
+        if compiled:
+            stock.unet = torch.compile(stock.unet, backend="eager")
+        else:
+            stock.unet.forward = torch.compile(stock.unet.forward, backend="eager")
+        with pytest.raises(ValueError, match="compil"):
+            pipelines.StableDiffusionXLPipeline(**stock.components)
+
+
+def test_a_video_runs_in_bfloat16_too():
+    pipe = FAMILIES["svd"].pair("euler")[1].to(torch.bfloat16)
+    frames = FAMILIES["svd"].run(pipe, 3, cache_interval=2)
+    assert np.isfinite(frames).all()

@@ -284,3 +284,53 @@ def test_layers_exchanged_while_it_is_enabled_stay_exchanged():
     with DeepCacheSDHelper(pipe):
         pipe.unet.conv_in = new = torch.nn.Conv2d(4, 8, 3, padding=1)
     assert pipe.unet.conv_in is new
+
+
+def test_on_a_unet_that_is_a_fork_already_it_can_be_enabled_again():
+    """As when a stock pipeline is built from the parts of a forked one."""
+    stock, fork = FAMILIES["sd"].pair("plms")
+    stock.unet = fork.unet
+    helper = DeepCacheSDHelper(stock)
+    helper.set_params(cache_interval=2)
+    expected = FAMILIES["sd"].run(fork, cache_interval=2)
+    for _ in range(3):
+        with helper:
+            assert np.array_equal(FAMILIES["sd"].run(stock), expected)
+    assert not fork.unet._forward_hooks
+
+
+def test_a_second_helper_on_the_same_pipeline_is_refused():
+    pipe = sd()
+    one, two = DeepCacheSDHelper(pipe), DeepCacheSDHelper(pipe)
+    one.set_params(cache_interval=4)
+    with one:
+        cached = FAMILIES["sd"].run(pipe)
+        with pytest.raises(ValueError, match="another helper"):
+            two.enable()
+        assert np.array_equal(FAMILIES["sd"].run(pipe), cached)
+    two.enable()
+    two.disable()
+
+
+def test_a_unet_that_the_user_puts_there_meanwhile_stays():
+    pipe = sd()
+    other = sd().unet
+    with DeepCacheSDHelper(pipe):
+        pipe.unet = other
+    assert pipe.unet is other
+
+
+def test_a_part_that_is_new_while_it_is_enabled_is_on_the_stock_unet_too():
+    """As the projection of an IP-Adapter that is loaded then."""
+    pipe = sd()
+    assert pipe.unet.encoder_hid_proj is None
+    with DeepCacheSDHelper(pipe):
+        pipe.unet.encoder_hid_proj = new = torch.nn.Linear(2, 2)
+    assert pipe.unet.encoder_hid_proj is new
+
+
+def test_a_compiled_forward_is_refused():
+    pipe = sd()
+    pipe.unet.forward = torch.compile(pipe.unet.forward, backend="eager")
+    with pytest.raises(ValueError, match="compiling"):
+        DeepCacheSDHelper(pipe).enable()

@@ -101,6 +101,17 @@ def test_videos_are_written_side_by_side(tmp_path, script):
     assert result["settled"]["dtype"] == "torch.float32"
 
 
+def test_a_video_model_runs_in_bfloat16_and_channels_last(tmp_path):
+    status, _, result = run(SVD, tmp_path, "--dtype", "bfloat16", "--channels-last", "--decode-chunk-size", "1")
+    assert status == 0
+    assert result["settled"]["dtype"] == "torch.bfloat16"
+
+
+@pytest.mark.parametrize("steps", [2, 3, 8])
+def test_text_to_video_zero_has_moments_for_few_steps(tmp_path, steps):
+    assert run((text2video_zero, ["--video-length", "2"]), tmp_path, "--steps", str(steps))[0] == 0
+
+
 def test_interval_1_gives_equal_videos(tmp_path, capsys):
     for k, script in enumerate((SVD, T2V)):
         status, _, result = run(script, tmp_path / str(k), "--cache-interval", "1")
@@ -169,6 +180,8 @@ WRONG = [
     (T2V, ["--t1", "8"], "--t1"),
     (T2V, ["--steps", "1000"], "below the 1000 steps"),
     (T2V, ["--cache-steps", "0,3"], "three loops"),
+    (T2V, ["--scheduler", "euler"], "EulerDiscreteScheduler does not fit"),
+    ((text2video_zero, ["--steps", "1"]), [], "--steps is 1"),
     (XL, ["--cache-interval", "0"], "cache_interval is 0"),
     (XL, ["--mask", "mask.png"], "need --image"),
     (XL, ["--refine", "--image", "x.png"], "--refine"),
@@ -176,6 +189,8 @@ WRONG = [
     (XL, ["--pow", "2"], "--pow"),
     ((main, ["--model_type", "sd1.5", "--tiny"]), ["--cache_branch_id", "12"], "cache_branch_id is 12"),
     ((main, ["--model_type", "sd1.5", "--tiny"]), ["--cache_interval", "0"], "cache_interval is 0"),
+    ((main, ["--model_type", "t2v-zero", "--tiny"]), ["--cache-steps", "0,1"], "cache_steps"),
+    ((main, ["--model_type", "svd", "--tiny"]), ["--dtype", "bfloat16"], "bfloat16"),
     ((main, ["--model_type", "svd", "--tiny"]), ["--image", "nowhere.png"], "no image"),
     ((main, ["--model_type", "controlnet"]), ["--controlnet-model", "nobody/nothing"], "--controlnet-model"),
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.controlnet import ControlNetOutput
+from diffusers.pipelines.controlnet import MultiControlNetModel as StockMultiControlNetModel
 from torch import Tensor
 
 from .skip_pairs import down_layers, shared_copy
@@ -90,3 +91,35 @@ class ControlNetModel(diffusers.ControlNetModel):
         if return_dict:
             return ControlNetOutput(down_block_res_samples=tuple(residuals), mid_block_res_sample=middle)
         return residuals, middle
+
+
+class MultiControlNetModel(StockMultiControlNetModel):
+    """diffusers' `MultiControlNetModel` of forks: several ControlNets, their residuals summed."""
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: list[Tensor],
+        conditioning_scale: list[float],
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guess_mode: bool = False,
+        return_dict: bool = True,
+        cache_branch_id: int | None = None,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """As `ControlNetModel.forward`, with a picture to follow and a scale for each net. Always a tuple."""
+        total: list[Tensor] = []
+        for net, picture, scale in zip(self.nets, controlnet_cond, conditioning_scale, strict=True):
+            residuals, middle = net(
+                sample, timestep, encoder_hidden_states, picture, scale, class_labels, timestep_cond, attention_mask,
+                added_cond_kwargs, cross_attention_kwargs, guess_mode, return_dict=False,
+                cache_branch_id=cache_branch_id,
+            )  # fmt: skip
+            residuals = residuals if middle is None else [*residuals, middle]
+            total = [a + b for a, b in zip(total, residuals, strict=True)] if total else residuals
+        return (total, None) if cache_branch_id is not None else (total[:-1], total[-1])

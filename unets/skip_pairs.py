@@ -47,12 +47,22 @@ def shared_copy(model: Any, cls: type) -> Any:
         return model
     if hasattr(model, "_hf_hook"):
         raise ValueError(f"the {type(model).__name__} is offloaded; build the pipeline first and offload that")
-    shared = copy.copy(model)
-    for name, value in vars(model).items():
-        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-            vars(shared)[name] = copy.copy(value)
+    if "forward" in vars(model):
+        raise ValueError(
+            f"the forward of this {type(model).__name__} was replaced, as by compiling it; do that afterwards"
+        )
+    shared = twin(model)
     shared.__class__ = cls
     return shared
+
+
+def twin(model: Any) -> Any:
+    """Another object with the model's content, whose hooks are the same now and its own from now on."""
+    other = copy.copy(model)
+    for name, value in vars(model).items():
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+            vars(other)[name] = copy.copy(value)
+    return other
 
 
 class SkipPairs:
