@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from DeepCache import DeepCacheSDHelper
+from diffusers.models.embeddings import ImageProjection
 
 import pipelines
 from assets import tiny
@@ -336,3 +337,54 @@ def test_a_video_runs_in_bfloat16_too():
     pipe = FAMILIES["svd"].pair("euler")[1].to(torch.bfloat16)
     frames = FAMILIES["svd"].run(pipe, 3, cache_interval=2)
     assert np.isfinite(frames).all()
+
+
+@pytest.mark.parametrize("name", ["sd", "sd-img2img", "sd-inpaint", "xl", "xl-img2img", "xl-inpaint-4", "controlnet"])
+def test_an_ip_adapters_image_is_told_as_by_the_stock_pipeline(name):
+    family = FAMILIES[name]
+
+    def parts():
+        layout = tiny.SDXL if name.startswith("xl") else tiny.SD21
+        video = tiny.svd_parts()
+        unet = tiny.unet(layout)
+        torch.manual_seed(6)
+        unet.encoder_hid_proj = ImageProjection(image_embed_dim=32, cross_attention_dim=layout["cross_attention_dim"])
+        unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+        return {
+            **family.parts(),
+            "unet": unet,
+            **{part: video[part] for part in ("image_encoder", "feature_extractor")},
+        }
+
+    stock, fork = family._replace(parts=parts).pair()
+    extra = {"ip_adapter_image": image(5)}
+    assert np.array_equal(family.run(fork, 3, **extra), family.run(stock, 3, **extra))
+    assert not np.array_equal(family.run(fork, 3, **extra), family.run(fork, 3, ip_adapter_image=image(6)))
+
+
+def test_an_autoencoder_that_sees_the_mask_gets_it():
+    def parts():
+        torch.manual_seed(3)
+        vae = diffusers.AsymmetricAutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            down_block_out_channels=(4, 4, 8, 8),
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            up_block_out_channels=(4, 4, 8, 8),
+            norm_num_groups=2,
+            sample_size=64,
+        )
+        return {**tiny.sd21_parts(9), "vae": vae.eval()}
+
+    family = FAMILIES["sd-inpaint"]._replace(parts=parts)
+    stock, fork = family.pair()
+    assert np.array_equal(family.run(fork, 3), family.run(stock, 3))
+
+
+@pytest.mark.parametrize("name", ["sd", "sd-img2img", "sd-inpaint", "xl", "xl-img2img", "xl-inpaint-4", "controlnet"])
+def test_timesteps_of_the_user_are_run_as_by_the_stock_pipeline(name):
+    family = FAMILIES[name]
+    results = []
+    for pipe in family.pair():
+        pipe.scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+        results.append(family.run(pipe, timesteps=[900, 700, 420, 100]))
+    assert np.array_equal(results[0], results[1])
