@@ -13,6 +13,7 @@ from torch import nn
 from assets.judge_shapes import Judge, summary
 from assets.shapes import random_scene, render
 from assets.training import train
+from pipelines import StableDiffusionPipeline
 from tests.tiny import SHAPES, tokenizer
 
 CLIP = SHAPES.parent / "shapes-clip"
@@ -71,3 +72,16 @@ def test_a_killed_training_run_goes_on_as_if_nothing_had_been(tmp_path):
     assert torch.equal(resumed.weight, whole.weight)
     steps = [line.split(",")[0] for line in (tmp_path / "killed" / "tiny.jsonl").read_text().splitlines()]
     assert steps == [f'{{"step": {k}' for k in (2, 4, 6, 8)]
+
+
+def test_pictures_of_the_shipped_model_show_what_their_captions_say(judge):
+    pipe = StableDiffusionPipeline.from_pretrained(SHAPES)
+    pipe.set_progress_bar_config(disable=True)
+    rng = np.random.default_rng(23)
+    scenes = [random_scene(rng, held_out=True, things=2) for _ in range(24)]
+    generators = [torch.Generator().manual_seed(k) for k in range(24)]
+    settings = {"num_inference_steps": 20, "guidance_scale": 2.5, "generator": generators}
+    images: Any = pipe([scene.caption for scene in scenes], **settings)
+    shares = summary([judge.verdicts(image, scene) for image, scene in zip(images.images, scenes, strict=True)])
+    assert shares["hard negatives"] > 0.9
+    assert min(shares["colour"], shares["relation"], shares["size"]) > 0.9
