@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(RUN) stable_diffusion.py $(ARGS)
 
 test: $(VENV)/installed
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest -q $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto $(ARGS)
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff format --check .
