@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import unets  # noqa: F401  # isort: skip  # first, since it quiets what diffusers says at its import
 import diffusers
 import numpy as np
 import torch
@@ -219,7 +221,9 @@ def make(model_type: str, pipes: list[Any], arguments: dict[str, Any], generator
     if model_type == "svd":
         return SimpleNamespace(images=pipes[0](**settings, output_type="pt").frames[0])
     if model_type == "t2v-zero":
-        frames = np.asarray(pipes[0](**settings).images)  # (F, H, W, 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # diffusers' own, of what it calls itself
+            frames = np.asarray(pipes[0](**settings).images)  # (F, H, W, 3)
         return SimpleNamespace(images=torch.from_numpy(frames).permute(0, 3, 1, 2))
     if model_type == "sdxl-refine":
         latents = pipes[0](**settings, denoising_end=0.8, output_type="latent").images
