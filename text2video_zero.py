@@ -67,11 +67,6 @@ def work(args: argparse.Namespace) -> None:
     # 2. Load, and check what the model decides.
     pipe = open_pipeline(TextToVideoZeroPipeline, args, model, dtype)
     check_steps(pipe, args.steps)
-    pipe.scheduler.set_timesteps(args.steps)
-    if pipe.scheduler.timesteps.is_floating_point():
-        raise ValueError(
-            f"{type(pipe.scheduler).__name__} does not fit Text2Video-Zero; take ddim, plms, dpm++ or unipc"
-        )
     loops = (args.steps - t1, t1 - t0, t1 + 1)
     if min(loops) <= max(args.center or 0, *(args.cache_steps or ()), 0):
         raise ValueError(f"--center and --cache-steps hold in each of the three loops, which have {loops} steps")

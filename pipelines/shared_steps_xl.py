@@ -19,6 +19,7 @@ class CachedXLPipeline(CachedPipeline):
     image_processor: Any
     text_encoder_2: Any
     watermark: Any
+    vae_scale_factor: int
     clip_skip: int | None
     cross_attention_kwargs: dict[str, Any] | None
     do_classifier_free_guidance: bool
@@ -69,6 +70,34 @@ class CachedXLPipeline(CachedPipeline):
         encoder = self.text_encoder_2
         width = pooled.shape[-1] if encoder is None else encoder.config.projection_dim
         return self._get_add_time_ids(*sizes, dtype=dtype, text_encoder_projection_dim=width)
+
+    def scored_time_ids(
+        self,
+        latents: Tensor,
+        pooled: Tensor,
+        original_size: tuple[int, int] | None,
+        crops_coords_top_left: tuple[int, int],
+        target_size: tuple[int, int] | None,
+        aesthetic_score: float,
+        negative_aesthetic_score: float,
+        negative_original_size: tuple[int, int] | None,
+        negative_crops_coords_top_left: tuple[int, int],
+        negative_target_size: tuple[int, int] | None,
+    ) -> dict[str, Tensor]:
+        """Micro-conditioning of what starts from an image (2B, 5 or 6), sizes by default the latents', in pixels.
+
+        Under the names that a callback knows them by; with guidance the negative half comes first.
+        """
+        height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
+        original_size, target_size = original_size or (height, width), target_size or (height, width)
+        pair = self.time_ids(
+            original_size, crops_coords_top_left, target_size, aesthetic_score, negative_aesthetic_score,
+            negative_original_size or original_size, negative_crops_coords_top_left,
+            negative_target_size or target_size, dtype=latents.dtype, pooled=pooled,
+        )  # fmt: skip
+        positive, negative = (ids.repeat(len(latents), 1).to(latents.device) for ids in pair)
+        ids = torch.cat([negative, positive]) if self.do_classifier_free_guidance else positive
+        return {"add_time_ids": ids, "add_neg_time_ids": negative}
 
     def until(self, timesteps: Tensor, num_inference_steps: int, denoising_end: float | None) -> tuple[Tensor, int]:
         """The timesteps of the first part of a run, which ends when `denoising_end` of the noise is gone, and how many.

@@ -135,17 +135,10 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         # 4. Micro-conditioning: sizes and crop, for the refiner a score.
-        height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
-        original_size, target_size = original_size or (height, width), target_size or (height, width)
-        positive_ids, negative_ids = self.time_ids(
-            original_size, crops_coords_top_left, target_size, aesthetic_score, negative_aesthetic_score,
-            negative_original_size or original_size, negative_crops_coords_top_left,
-            negative_target_size or target_size, dtype=dtype, pooled=conditions["add_text_embeds"],
+        conditions |= self.scored_time_ids(
+            latents, conditions["add_text_embeds"], original_size, crops_coords_top_left, target_size, aesthetic_score,
+            negative_aesthetic_score, negative_original_size, negative_crops_coords_top_left, negative_target_size,
         )  # fmt: skip
-        positive_ids, negative_ids = (ids.repeat(batch_size, 1).to(device) for ids in (positive_ids, negative_ids))
-        guided = self.do_classifier_free_guidance
-        conditions["add_time_ids"] = torch.cat([negative_ids, positive_ids]) if guided else positive_ids  # (2B, 5 or 6)
-        conditions["add_neg_time_ids"] = negative_ids
 
         # 5. Denoise.
         kept: Any = None

@@ -9,14 +9,15 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler
+from diffusers import PNDMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from assets import tiny
+from assets.tiny import CROSS, CROSS_UP, PLAIN, PLAIN_UP
 
 SHAPES = Path(__file__).parent.parent / "assets" / "shapes-sd"
 
 SMALL = {"sample_size": 8, "norm_num_groups": 4, "cross_attention_dim": 24, "attention_head_dim": 2}
-CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
-CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
 LAYOUTS: dict[str, dict[str, Any]] = {
     "sd15": {"block_out_channels": (8, 16, 16, 16)},
     "sd21": {
@@ -91,14 +92,7 @@ def tokenizer() -> CLIPTokenizer:
 def parts(layout: str = "sd15", **changes: Any) -> dict[str, Any]:
     """Everything a Stable Diffusion pipeline is built from; pictures of 64 × 64, latents of 8 × 8."""
     unet = stock_unet(layout, **changes)
-    torch.manual_seed(2)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 8, 8),
-        norm_num_groups=2,
-        sample_size=64,
-    )
+    vae = tiny.vae()
     text = CLIPTextConfig(
         vocab_size=len(tokenizer()),
         hidden_size=24,
@@ -109,7 +103,7 @@ def parts(layout: str = "sd15", **changes: Any) -> dict[str, Any]:
     )
     return {
         "unet": unet,
-        "vae": vae.eval(),
+        "vae": vae,
         "text_encoder": CLIPTextModel(text).eval(),
         "tokenizer": tokenizer(),
         "scheduler": PNDMScheduler(
