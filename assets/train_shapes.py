@@ -31,10 +31,12 @@ from .training import attribute_head, attribute_loss, train
 HELD_OUT = 512
 
 
-def batch_of_pictures(size: int, *seed: int, held_out: bool = False) -> tuple[torch.Tensor, torch.Tensor, list[Scene]]:
+def batch_of_pictures(
+    size: int, *seed: int, held_out: bool = False, things: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, list[Scene]]:
     """`size` pictures (B, 3, 64, 64) in [-1, 1], the share of each pixel covered (B, 1, 64, 64), and their scenes."""
     rng = np.random.default_rng((*seed, int(held_out)))
-    scenes = [random_scene(rng, held_out) for _ in range(size)]
+    scenes = [random_scene(rng, held_out, things) for _ in range(size)]
     drawn = [render(scene, rng) for scene in scenes]
     pictures = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2).float() / 127.5 - 1
     covered = torch.from_numpy(np.stack([d[1] for d in drawn]))[:, None]

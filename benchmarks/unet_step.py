@@ -30,30 +30,10 @@ from tqdm import tqdm
 from eval.arguments import DTYPES, Formatter, at_least, exit_status
 from eval.compare import versions
 from eval.macs import count_steps, unet_inputs
+from eval.models import SD15, SD21, SDXL
 from eval.timing import Clock, alternate, pairwise, spread
 from unets import UNet2DConditionModel
 
-SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-SD21: dict[str, Any] = {
-    "sample_size": 96,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
-    "use_linear_projection": True,
-    "upcast_attention": True,
-}
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 MODELS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 GROUPS = {  # parts of operator names, in the order in which they are looked for
     "attention": ("scaled_dot_product", "softmax", "bmm", "baddbmm"),

@@ -65,6 +65,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
+def add_set_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the scripts that make large sets of images: how many, where, and in which pieces."""
+    group = parser.add_argument_group("set")
+    group.add_argument("--num-images", type=int, default=64, help="a set that has fewer is continued")
+    group.add_argument("--batch-size", type=int, default=32, help="of each process; changes no image's noise")
+    group.add_argument("--seed", type=int, default=0, help="image k's noise is that of seed and k")
+    group.add_argument("--png", action="store_true", help="write every image as a PNG too")
+    group.add_argument("--device", help="cuda, mps or cpu (default: the first of them that is there)")
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the U-Net")
+    group.add_argument("--out", type=Path, metavar="DIR", help="(default: a folder under outputs/ named after it all)")
+    group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
 def cache_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The cache's arguments of a pipeline.
 
@@ -103,7 +116,7 @@ def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtyp
         raise ValueError(f"unknown --device {name!r}; use cuda, mps or cpu") from None
     if not there.get(device.type, False) or (device.index or 0) >= max(1, torch.cuda.device_count()):
         raise ValueError(f"--device {name} is not there; this machine has {', '.join(n for n in there if there[n])}")
-    if args.cpu_offload and device.type != "cuda":
+    if getattr(args, "cpu_offload", False) and device.type != "cuda":
         raise ValueError(f"--cpu-offload needs --device cuda, not {name}")
     return device, DTYPES[args.dtype or ("float16" if device.type == "cuda" else "float32")]
 

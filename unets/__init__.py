@@ -8,13 +8,15 @@ warnings.filterwarnings("ignore", message=".*_register_pytree_node.*", category=
 
 import diffusers  # noqa: E402
 
+from .unet_2d import UNet2DModel  # noqa: E402
 from .unet_2d_condition import UNet2DConditionModel  # noqa: E402
 from .unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel  # noqa: E402
 
-__all__ = ["UNet2DConditionModel", "UNetSpatioTemporalConditionModel", "fork_class", "fork_of"]
+__all__ = ["UNet2DConditionModel", "UNet2DModel", "UNetSpatioTemporalConditionModel", "fork_class", "fork_of"]
 
 FORKS: dict[type, Any] = {
     diffusers.UNet2DConditionModel: UNet2DConditionModel,
+    diffusers.UNet2DModel: UNet2DModel,
     diffusers.UNetSpatioTemporalConditionModel: UNetSpatioTemporalConditionModel,
 }
 

@@ -1,0 +1,1 @@
+"""Unconditional pixel-space models: CIFAR-10 and LSUN (Ho et al. 2020), sampled with DDIM."""

@@ -1,0 +1,314 @@
+"""Throughput of DeepCache, the baseline and competitors, in turn in one process: images a second and speed-up.
+
+python -m eval.speed                                              the model shipped with this repository
+python -m eval.speed --model stable-diffusion-v1-5/stable-diffusion-v1-5 --batch-sizes 1,8 --out results/speed.json
+python -m eval.speed --competitors package,plms25,tomesd --intervals 1,3,5
+
+Competitors: package (the authors' package DeepCache, at every interval), SCHEDULER and a number of steps such as
+plms25, tomesd (merges half of the tokens; tomesd30 merges 30 %). What is not installed is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from tqdm import tqdm
+
+from pipelines import StableDiffusionPipeline
+from pipelines.loading import SCHEDULERS, SHAPES, load_pipeline, new_scheduler
+from unets import UNet2DConditionModel
+from unets.skip_pairs import twin
+
+from .arguments import DTYPES, Formatter, at_least, device_and_dtype, exit_status
+from .compare import versions
+from .files import written_aside
+from .macs import count_steps, unet_inputs, whole_numbers
+from .timing import CallTimes, alternate, pairwise, spread, time_call
+
+INSTALL = {"DeepCache": "pip install DeepCache==0.1.1", "tomesd": "pip install tomesd==0.1.3"}
+
+
+@dataclass
+class Variant:
+    """One way to make the same number of images: what `call(batch_size)` does is timed, and the U-Net of `pipe`."""
+
+    name: str
+    pipe: Any
+    call: Callable[[int], Any]
+
+
+def measure(
+    variants: Sequence[Variant],
+    batch_size: int,
+    *,
+    repeats: int,
+    warm_up: int,
+    device: torch.device,
+    progress: Callable[[str], None] = lambda name: None,
+) -> list[dict[str, Any]]:
+    """Times the variants in turn (A B C A B C …). The first is what the others' speed-ups are over.
+
+    Returns:
+        For each its name, `seconds` and `unet_seconds` of a call, and the same as `throughput` and `unet_throughput`
+        in images a second; `speed_up` and `unet_speed_up` of the pairs; how many steps were full and retrieve steps.
+    """
+
+    def run(variant: Variant) -> tuple[float, CallTimes]:
+        progress(variant.name)
+        _, whole, (times,) = time_call([variant.pipe], lambda: variant.call(batch_size), device)
+        return whole, times
+
+    calls = [partial(run, variant) for variant in variants]
+    alternate(calls, warm_up)
+    rows: list[dict[str, Any]] = []
+    first: dict[str, list[float]] = {}
+    for variant, results in zip(variants, alternate(calls, repeats), strict=True):
+        row: dict[str, Any] = {"name": variant.name, "batch_size": batch_size}
+        seconds = {"": [whole for whole, _ in results], "unet_": [times.unet for _, times in results]}
+        first = first or seconds
+        for part, values in seconds.items():
+            row[f"{part}seconds"] = spread(values)
+            row[f"{part}throughput"] = batch_size / row[f"{part}seconds"]["median"]
+            row[f"{part}speed_up"] = pairwise(first[part], values)
+        times = results[0][1]
+        row["full_steps"], row["retrieve_steps"] = len(times.full_steps), len(times.retrieve_steps)
+        rows.append(row)
+    return rows
+
+
+def stock_pipeline(pipe: Any) -> Any:
+    """diffusers' own pipeline over the same weights, with a U-Net of diffusers' own class."""
+    unet = twin(pipe.unet)
+    unet.__class__ = diffusers.UNet2DConditionModel
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    parts = {**pipe.components, "unet": unet, "scheduler": scheduler}
+    return diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
+@contextmanager
+def package_enabled(pipe: Any, interval: int, branch: int) -> Iterator[None]:
+    """The authors' package on a pipeline of diffusers. It wraps modules that others share, so only while it is used."""
+    helper = importlib.import_module("DeepCache").DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=interval, cache_branch_id=branch)
+    helper.enable()
+    try:
+        yield
+    finally:
+        helper.disable()
+
+
+@contextmanager
+def tokens_merged(pipe: Any, ratio: float) -> Iterator[None]:
+    """tomesd on a pipeline, likewise."""
+    tomesd = importlib.import_module("tomesd")
+    tomesd.apply_patch(pipe, ratio=ratio)
+    try:
+        yield
+    finally:
+        tomesd.remove_patch(pipe)
+
+
+def make_variants(
+    pipe: Any, names: Sequence[str], call: dict[str, Any], *, intervals: Sequence[int], branch: int, seed: int
+) -> tuple[list[Variant], list[str]]:
+    """The baseline, DeepCache at each interval, and the competitors by name; and a note on each that was left out.
+
+    Raises:
+        ValueError: a competitor that is not known, or does not fit.
+    """
+    stock = stock_pipeline(pipe)
+    prompt = call["prompt"]
+
+    def images(on: Any, batch_size: int, around: Any = None, **changes: Any) -> Any:
+        generators = [torch.Generator().manual_seed(seed + k) for k in range(batch_size)]
+        prompts = [prompt[k % len(prompt)] for k in range(batch_size)]
+        arguments = {**call, "prompt": prompts, "generator": generators, "output_type": "pt", **changes}
+        if around is None:
+            return on(**arguments)
+        with around(on):
+            return on(**arguments)
+
+    cached = [n for n in intervals if n > 1]
+    variants = [Variant("baseline", pipe, partial(images, pipe))]
+    for n in cached:
+        cache = {"cache_interval": n, "cache_branch_id": branch}
+        variants.append(Variant(f"DeepCache N={n}", pipe, partial(images, pipe, **cache)))
+    notes = []
+    for name in names:
+        fewer = re.fullmatch(r"(.+?)(\d+)", name)
+        merged = re.fullmatch(r"tomesd(\d*)", name)
+        module = "DeepCache" if name == "package" else "tomesd" if merged else None
+        if module is not None and importlib.util.find_spec(module) is None:
+            notes.append(f"{name}: not measured, for it is not installed ({INSTALL[module]})")
+        elif name == "package":
+            for n in cached:
+                around = partial(package_enabled, interval=n, branch=branch)
+                variants.append(Variant(f"package N={n}", stock, partial(images, stock, around=around)))
+        elif merged:
+            percent = int(merged[1] or 50)
+            if not 0 < percent <= 75:
+                raise ValueError(f"--competitors has {name}; tomesd merges between 1 and 75 % of the tokens")
+            around = partial(tokens_merged, ratio=percent / 100)
+            variants.append(Variant(f"tomesd {percent} %", stock, partial(images, stock, around=around)))
+        elif fewer and fewer[1] in SCHEDULERS and int(fewer[2]) > 0:
+            scheduled = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+            scheduled.scheduler = new_scheduler(fewer[1], pipe.scheduler.config)
+            scheduled.set_progress_bar_config(disable=True)
+            changes = {"num_inference_steps": int(fewer[2])}
+            variants.append(Variant(f"{fewer[1]} {fewer[2]} steps", scheduled, partial(images, scheduled, **changes)))
+        else:
+            known = "package, tomesd, or a scheduler and its steps such as plms25"
+            raise ValueError(f"--competitors has {name!r}; there are {known} ({', '.join(SCHEDULERS)})")
+    for variant in variants:
+        variant.pipe.set_progress_bar_config(disable=True)
+    return variants, notes
+
+
+def add_bounds(rows: list[dict[str, Any]], pipe: Any, size: Sequence[int], branch: int) -> None:
+    """Adds to the rows with retrieve steps what the ratio of operations, attention's counted, allows at most."""
+    tokens = pipe.tokenizer.model_max_length
+    full, retrieve = count_steps(pipe.unet, unet_inputs(pipe.unet, *size, tokens=tokens), branch)
+    for row in rows:
+        if row["retrieve_steps"]:
+            steps = row["full_steps"] + row["retrieve_steps"]
+            run = row["full_steps"] * full.with_attention + row["retrieve_steps"] * retrieve.with_attention
+            row["bound"] = steps * full.with_attention / run
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The measurements as a markdown table."""
+    titles = ("batch", "", "images/s", "U-Net images/s", "speed-up", "least–greatest", "U-Net speed-up", "bound")
+    lines = ["| " + " | ".join(titles) + " |", "|--:|:--|" + "--:|" * (len(titles) - 2)]
+    for row in rows:
+        speed = row["speed_up"]
+        cells = [
+            str(row["batch_size"]), row["name"], f"{row['throughput']:#.3g}", f"{row['unet_throughput']:#.3g}",
+            f"{speed['median']:.2f}×", f"{speed['min']:.2f}–{speed['max']:.2f}",
+            f"{row['unet_speed_up']['median']:.2f}×", f"{row['bound']:.2f}×" if "bound" in row else "",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def document(result: dict[str, Any]) -> str:
+    """Table, setting and notes as a markdown file."""
+    settings, machine = result["settings"], result["versions"]
+    setting = (
+        f"{settings['steps']} steps of {settings['scheduler']}, guidance scale {settings['guidance_scale']}, skip "
+        f"branch m = {settings['branch']}, {settings['height']} × {settings['width']} pixels, {settings['dtype']}, "
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}. Medians of "
+        f"{settings['repeats']} rounds, all variants in turn in one process; a speed-up is the median of the ratios "
+        "within a round; the bound is the ratio of operations, matrix products of attention counted."
+    )
+    parts = [f"# Speed of {settings['model']}", table(result["rows"]), setting, *result["notes"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m eval.speed", description=__doc__, formatter_class=Formatter)
+    p.add_argument("--model", metavar="ID_OR_PATH", help="Stable Diffusion 1.x or 2.x (default: the shipped model)")
+    p.add_argument("--batch-sizes", type=whole_numbers, default=[1, 2, 4, 8], metavar="B,…", help="images of a call")
+    p.add_argument("--steps", type=int, default=50)
+    p.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
+    p.add_argument("--intervals", type=whole_numbers, default=[1, 2, 3, 5, 10], metavar="N,…", help="1 is the baseline")
+    p.add_argument("--branch", type=int, default=1, metavar="m", help="skip branch of the kept feature, from 0")
+    p.add_argument("--competitors", default="", metavar="NAME,…", help="package, plms25, tomesd … (default: none)")
+    p.add_argument("--prompt", action="append", help="may be given several times (default: examples)")
+    p.add_argument("--guidance-scale", type=float, help="(default: 7.5; 2.5 for the shipped model)")
+    p.add_argument("--height", type=int, help="pixels (default: the model's own)")
+    p.add_argument("--width", type=int, help="pixels (default: the model's own)")
+    p.add_argument("--repeats", type=int, default=3, help="timed rounds")
+    p.add_argument("--warm-up", type=int, default=1, metavar="ROUNDS", help="rounds before that, not timed")
+    p.add_argument("--seed", type=int, default=42, help="image k starts from the noise of seed + k")
+    p.add_argument("--device", help="cuda, mps or cpu (default: the first of them that is there)")
+    p.add_argument("--dtype", choices=DTYPES, help="(default: float16 on CUDA, else float32)")
+    p.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write this JSON file, and the table beside it as .md")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p.set_defaults(cpu_offload=False)
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    from stable_diffusion import GUIDANCE, PROMPTS
+
+    from .compare import prepare
+    from .pictures import check_steps
+
+    # 1. Check what can be checked before a model is loaded.
+    at_least(args, steps=1, repeats=1, warm_up=0, seed=0, height=8, width=8)
+    for name, values in (("batch-sizes", args.batch_sizes), ("intervals", args.intervals)):
+        if min(values) < 1:
+            raise ValueError(f"--{name} has {min(values)}; they are at least 1")
+    for side in ("height", "width"):
+        if (getattr(args, side) or 8) % 8:
+            raise ValueError(f"--{side} is {getattr(args, side)}; it must be divisible by 8")
+    device, dtype = device_and_dtype(args)
+
+    # 2. Load.
+    shipped = args.model is None
+    model = SHAPES if shipped else args.model
+    pipe = load_pipeline(StableDiffusionPipeline, model, dtype=dtype, scheduler=args.scheduler, quiet=args.quiet)
+    assert isinstance(pipe.unet, UNet2DConditionModel)
+    pipe.unet.check_branch(args.branch)
+    check_steps(pipe, args.steps)
+    prepare(pipe, device, channels_last=args.channels_last, compiled=False, cpu_offload=False)
+    scale = pipe.vae_scale_factor
+    size = [(side or pipe.unet.config.sample_size * scale) for side in (args.height, args.width)]
+    call = {
+        "prompt": args.prompt or PROMPTS[shipped],
+        "num_inference_steps": args.steps,
+        "guidance_scale": GUIDANCE[shipped] if args.guidance_scale is None else args.guidance_scale,
+        "height": size[0],
+        "width": size[1],
+    }
+    names = [name for name in args.competitors.split(",") if name]
+    variants, notes = make_variants(pipe, names, call, intervals=args.intervals, branch=args.branch, seed=args.seed)
+
+    # 3. Measure.
+    rows: list[dict[str, Any]] = []
+    rounds = (args.warm_up + args.repeats) * len(args.batch_sizes)
+    with tqdm(total=rounds * len(variants), leave=False, disable=args.quiet) as bar:
+        for batch_size in args.batch_sizes:
+
+            def progress(name: str, batch_size: int = batch_size) -> None:
+                bar.set_description(f"batch {batch_size}, {name}")
+                bar.update()
+
+            rows += measure(
+                variants, batch_size, repeats=args.repeats, warm_up=args.warm_up, device=device, progress=progress
+            )
+    add_bounds(rows, pipe, [side // scale for side in size], args.branch)
+
+    # 4. Show and save.
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "cpu_offload"}
+    settings |= {**call, "model": Path(model).name, "scheduler": type(pipe.scheduler).__name__}
+    settings |= {"dtype": str(dtype).removeprefix("torch."), "device": str(device)}
+    result = {"settings": settings, "notes": notes, "rows": rows, "versions": versions(device)}
+    print(document(result), end="")
+    if args.out:
+        with written_aside(args.out.with_suffix(".md")) as aside:
+            aside.write_text(document(result))
+        with written_aside(args.out) as aside:
+            aside.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_status(lambda: work(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""CompVis's LDM-4-G checkpoint, model.ckpt of cin256-v2, to a diffusers directory.
+
+python -m ldm.convert model.ckpt --out models/ldm-cin256 --dtype float16
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from eval.arguments import DTYPES, Formatter, exit_status
+
+from .checkpoint import URL, load_pipeline
+
+
+def convert(checkpoint: Path, out: Path, dtype: str) -> None:
+    """Writes the directory `out`, whole or not at all.
+
+    Raises:
+        ValueError: `out` is there already, or the checkpoint is not what it should be.
+    """
+    if out.exists():
+        raise ValueError(f"{out} is there already; give another --out or remove it")
+    pipe = load_pipeline(checkpoint, DTYPES[dtype])
+    aside = out.with_name(f"{out.name}.{os.getpid()}.aside")
+    try:
+        pipe.save_pretrained(aside, safe_serialization=True)
+        os.replace(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p.add_argument("checkpoint", type=Path, metavar="model.ckpt", help=f"from {URL}")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
+    p.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights written")
+    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    if not args.quiet:
+        print(f"converting {args.checkpoint}; takes as long as reading and writing it", flush=True)
+    convert(args.checkpoint, args.out, args.dtype)
+    if not args.quiet:
+        print(f"wrote {args.out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_status(lambda: work(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

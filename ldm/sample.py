@@ -1,0 +1,136 @@
+"""Class-conditional images of LDM-4-G with DeepCache, or of the small model that ships with this repository.
+
+python -m ldm.sample                                                     the shipped model, 64 images
+python -m ldm.sample --model cin256-v2/model.ckpt --num-images 50000 --batch-size 50 --cache-interval 5
+accelerate launch -m ldm.sample --model …                                on several GPUs
+
+A run that was killed is continued by the same command. The result is samples.npz (with labels) and grid.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from diffusers import PNDMScheduler
+
+from eval.arguments import (
+    Formatter,
+    add_cache_arguments,
+    add_set_arguments,
+    at_least,
+    cache_settings,
+    device_and_dtype,
+    exit_status,
+)
+from eval.image_sets import Batch, ImageSet, digest, generate
+from eval.pictures import schedule_name
+
+from .checkpoint import load_pipeline
+
+SHAPES = Path(__file__).parent.parent / "assets" / "shapes-ldm"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p.add_argument(
+        "--model", metavar="FILE_OR_DIR",
+        help="CompVis's model.ckpt, or a directory that ldm.convert made of it (default: the shipped model)",
+    )  # fmt: skip
+    p.add_argument("--steps", type=int, default=250, help="denoising steps")
+    p.add_argument("--sampler", choices=["ddim", "plms"], default="ddim")
+    p.add_argument("--eta", type=float, default=0.0, help="of ddim; 0 is deterministic")
+    p.add_argument("--guidance-scale", type=float, default=1.5)
+    p.add_argument(
+        "--labels", default="random",
+        help="random; balanced, which goes through the classes in turn; or a list such as 207,88, taken in turn",
+    )  # fmt: skip
+    add_cache_arguments(p, interval=5, branch=0)
+    add_set_arguments(p)
+    return p
+
+
+def labels_of(indices: Sequence[int], choice: str, num_classes: int, seed: int) -> np.ndarray:
+    """Class labels (B,) of images, each from the seed and its index alone.
+
+    Raises:
+        ValueError: a choice that is neither random nor balanced nor a list of classes.
+    """
+    if choice == "random":
+        return np.array([np.random.default_rng((seed, k, 1)).integers(num_classes) for k in indices])
+    if choice == "balanced":
+        return np.array([k % num_classes for k in indices])
+    try:
+        given = [int(part) for part in choice.split(",")]
+    except ValueError:
+        given = [-1]
+    if not all(0 <= label < num_classes for label in given):
+        raise ValueError(f"--labels is {choice}; it must be random, balanced or classes from 0 to {num_classes - 1}")
+    return np.array([given[k % len(given)] for k in indices])
+
+
+def work(args: argparse.Namespace) -> None:
+    # 1. Check what can be checked before a model is loaded.
+    at_least(args, num_images=1, batch_size=1, seed=0, steps=1)
+    cache = cache_settings(args)
+    device, dtype = device_and_dtype(args)
+    if args.eta < 0 or (args.eta and args.sampler == "plms"):
+        raise ValueError(f"--eta is {args.eta}; it must be at least 0, and is ddim's alone")
+
+    # 2. Load.
+    pipe = load_pipeline(args.model or SHAPES, dtype)
+    if args.sampler == "plms":
+        pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    labels_of([0], args.labels, pipe.num_classes, args.seed)
+    pipe.set_timesteps(args.steps, "cpu")
+    pipe.unet.check_branch(args.cache_branch_id)
+    call: dict[str, Any] = {
+        "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "eta": args.eta, **cache
+    }  # fmt: skip
+    model = Path(args.model or SHAPES).stem
+    name = f"{model}-{args.sampler}-{args.steps}-{schedule_name(args)}-m{args.cache_branch_id}"
+    extras = f"g{args.guidance_scale:g}-eta{args.eta:g}-{args.labels}-seed{args.seed}-{args.dtype}"
+    out = args.out or Path("outputs") / f"{name}-{extras}"
+    weights = {part: digest(getattr(pipe, part)) for part in ("unet", "vqvae", "class_embedder")}
+    settings = {"weights": weights, "sampler": args.sampler, "labels": args.labels, "seed": args.seed,
+                "dtype": args.dtype, **call}  # fmt: skip
+    state = PartialState(cpu=device.type == "cpu")
+    if device.type == "cuda" and state.num_processes > 1:
+        device = state.device
+    pipe.to(device)
+    pipe.set_progress_bar_config(disable=args.quiet or not state.is_main_process, leave=False)
+
+    # 3. Make what is missing.
+    def make(batch: Batch) -> Any:
+        labels = labels_of(batch.indices, args.labels, pipe.num_classes, args.seed)
+        images = pipe(labels.tolist(), generator=batch.generators, output_type="pt", **call).images
+        return images * 2 - 1
+
+    started = time.perf_counter()
+    made = generate(
+        ImageSet(out, settings),
+        args.num_images,
+        args.batch_size,
+        make,
+        seed=args.seed,
+        labels_of=lambda indices: labels_of(indices, args.labels, pipe.num_classes, args.seed),
+        png=args.png,
+        quiet=args.quiet,
+    )
+    seconds = time.perf_counter() - started
+    print(f"{made} images made in {seconds:.1f} s; {args.num_images} and their overview in {out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_status(lambda: work(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

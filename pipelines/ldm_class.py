@@ -1,0 +1,151 @@
+"""Class to image with LDM-4-G (Rombach et al. 2022), with DeepCache in the denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, VQModel
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from unets.class_embedder import ClassEmbedder
+
+from .shared_steps import CachedPipeline, call_back
+
+
+class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
+    """Class-conditional latent diffusion: VQ first stage, class embedder, the forked U-Net, DDIM or PLMS."""
+
+    model_cpu_offload_seq = "class_embedder->unet->vqvae"
+
+    def __init__(self, vqvae: VQModel, class_embedder: ClassEmbedder, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(vqvae=vqvae, class_embedder=class_embedder, unet=unet, scheduler=scheduler)
+
+    @property
+    def num_classes(self) -> int:
+        """Without the unconditional one, whose label this number is."""
+        return self.class_embedder.config.num_classes - 1
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Sequence[int] | Tensor,
+        num_inference_steps: int = 250,
+        guidance_scale: float = 1.5,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
+        uniform: bool = True,
+        pow: float | None = None,
+        center: int | None = None,
+        cache_steps: Sequence[int] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Makes an image of each class. Shapes in the comments are those of the model for ImageNet.
+
+        Args:
+            class_labels: B labels, 0 to `num_classes` − 1.
+            num_inference_steps: as CompVis counts them: every (1000 // steps)-th timestep, which is more than `steps`
+                where that doesn't divide 1000 (63 for 59, 100 for 91).
+            guidance_scale: 1 leaves the unconditional half out.
+            eta: DDIM's; 0 is deterministic.
+            generator: one for each image, or one for all.
+            latents: (B, 3, 64, 64) noise to start from, instead of the generators'.
+            output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
+            cache_interval, …: as of `StableDiffusionPipeline`.
+
+        Raises:
+            ValueError: an argument out of range, by name.
+        """
+        # 0. Check.
+        labels = torch.as_tensor(class_labels, device=self._execution_device)  # (B,)
+        if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() >= self.num_classes:
+            raise ValueError(f"class_labels must be a list of labels from 0 to {self.num_classes - 1}")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type is {output_type!r}; it must be pil, np, pt or latent")
+        batch_size, device, dtype = len(labels), self._execution_device, self.unet.dtype
+        guided = guidance_scale != 1
+
+        # 1. Timesteps, and which steps are full.
+        timesteps = self.set_timesteps(num_inference_steps, device)
+        num_steps = len(timesteps) if isinstance(self.scheduler, DDIMScheduler) else num_inference_steps
+        full, m = self.plan_cache(
+            num_steps, len(timesteps), cache_interval, cache_branch_id,
+            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+        )  # fmt: skip
+
+        # 2. Classes to context.
+        if guided:
+            labels = torch.cat([torch.full_like(labels, self.num_classes), labels])
+        context = self.class_embedder(labels)  # (2B, 1, 512)
+
+        # 3. Noise to start from.
+        side = self.unet.config.sample_size
+        shape = (batch_size, self.unet.config.in_channels, side, side)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif latents.shape != shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}; they must be {shape}")
+        latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma  # (B, 3, 64, 64)
+        extra = {"eta": eta, "generator": generator} if isinstance(self.scheduler, DDIMScheduler) else {}
+
+        # 4. Denoise.
+        kept: Any = None
+        with self.progress_bar(total=len(timesteps)) as bar:
+            for i, t in enumerate(timesteps):
+                latent_input = torch.cat([latents] * 2) if guided else latents
+                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 3, 64, 64)
+
+                if i in full:
+                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                output = self.unet(latent_input, t, context, cache_branch_id=m, cached_feature=kept)
+                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                del output  # else the last feature would live through the next full step
+
+                if guided:
+                    unconditional, conditional = noise.chunk(2)  # (B, 3, 64, 64) each
+                    noise = unconditional + guidance_scale * (conditional - unconditional)
+                latents = self.scheduler.step(noise, t, latents, **extra, return_dict=False)[0]
+                (latents,) = call_back(callback_on_step_end, self, i, t, ("latents",), {"latents": latents})
+                bar.update()
+        del kept  # the decoder needs the memory
+
+        # 5. Latents to image; the decoder first takes each place's nearest code.
+        images: Any = latents
+        if output_type != "latent":
+            images = self.vqvae.decode(latents / self.vqvae.config.scaling_factor).sample  # (B, 3, 256, 256)
+            images = (images / 2 + 0.5).clamp(0, 1)
+        if output_type in ("np", "pil"):
+            images = images.float().permute(0, 2, 3, 1).cpu().numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> Tensor:
+        """The run's timesteps, falling: 997, …, 5, 1 of 250 steps. CompVis's rule for DDIM, for PLMS diffusers'.
+
+        Raises:
+            ValueError: a number of steps that the rule makes no timesteps for.
+        """
+        trained = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps < trained:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be 1 to {trained - 1}")
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        if not isinstance(self.scheduler, DDIMScheduler):
+            return self.scheduler.timesteps
+        offset = self.scheduler.config.steps_offset
+        timesteps = torch.arange(0, trained, trained // num_inference_steps, device=device).flip(0) + offset
+        if timesteps[0] >= trained:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, which would begin above the last timestep, "
+                             f"{trained - 1}; take a divisor of {trained}")  # fmt: skip
+        # The scheduler steps by 1000 // steps from whatever timestep it is given, so only their list is to be set.
+        self.scheduler.timesteps = timesteps
+        return timesteps

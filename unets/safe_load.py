@@ -1,0 +1,133 @@
+"""Weights from files that may be damaged or hostile, and into a model that they must fit exactly."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+class ModelCheckpointName:
+    """In the place of a class of PyTorch Lightning that old checkpoints name and that nothing here needs."""
+
+
+HARMLESS: list[Any] = [(ModelCheckpointName, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
+
+
+def read_checkpoint(path: str | Path, remedy: str = "download it again") -> Any:
+    """What a .safetensors file, or any file of `torch.save`, holds, on the CPU. Nothing that the file names is run.
+
+    Args:
+        path: a name that ends in .safetensors is read as such, any other as a pickle of tensors and plain containers.
+        remedy: what the error says to do about a file that can't be read.
+
+    Raises:
+        ValueError: no such file; empty, truncated or not a checkpoint; or it wants to run code, which it names.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; give a checkpoint file")
+    try:
+        size = path.stat().st_size
+        if not size:
+            raise ValueError(f"{path} is empty; {remedy}")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(HARMLESS):
+            _refuse_code(path)
+            with warnings.catch_warnings(action="ignore"):  # what torch says of odd files; the error says it
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}; check the path") from None
+    except PermissionError:
+        raise ValueError(f"{path} may not be read; change its permissions") from None
+    except pickle.UnpicklingError as error:
+        if wanted := [name for name in re.findall(r"GLOBAL (\S+)", str(error)) if _names(path, name)]:
+            raise _wants_to_run(path, wanted) from None
+        raise _unreadable(path, size, error, remedy) from error
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise _unreadable(path, size, error, remedy) from error
+    except Exception as error:  # the readers of damaged files raise nearly everything
+        raise _unreadable(path, size, error, remedy) from error
+
+
+def is_state_dict(content: Any) -> bool:
+    """Whether this is a dictionary of named tensors, and not an empty one."""
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
+
+
+def shapes_of(cls: Any, config: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """Name and shape of every weight of the model `cls(**config)`, which is not given any memory."""
+    with torch.device("meta"):
+        return {name: weight.shape for name, weight in cls(**config).state_dict().items()}
+
+
+def check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: str | Path) -> None:
+    """Raises ValueError naming the first three weights that are missing, of another shape, or too many."""
+    wrong = []
+    for name, shape in shapes.items():
+        if name not in state:
+            wrong.append(f"{name} is missing")
+        elif state[name].shape != shape:
+            wrong.append(f"{name} is {tuple(state[name].shape)} instead of {tuple(shape)}")
+    refuse_differences(wrong + [f"{name} is not expected" for name in state if name not in shapes], source)
+
+
+def refuse_differences(differences: list[str], source: str | Path) -> None:
+    """Raises ValueError with the first three, if there are any."""
+    if differences:
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"{source} has another architecture: {'; '.join(differences[:3])}{more}; "
+            "give the checkpoint that belongs to the configuration, or the configuration that belongs to it"
+        )
+
+
+def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """The model `cls(**config)` with just these weights, not copied unless their type changes; in evaluation mode."""
+    with torch.device("meta"):
+        model = cls(**config)
+    model.load_state_dict({name: weight.to(dtype) for name, weight in state.items()}, assign=True)
+    return model.eval()
+
+
+def _refuse_code(path: Path) -> None:
+    """Refuses a file of today's format by all that it names; one of before 2020 is refused while it is read."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    if wanted := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+        raise _wants_to_run(path, wanted)
+
+
+def _names(path: Path, name: str) -> bool:
+    """Whether a pickle names this in full, and is not cut off in the midst of a name."""
+    pattern = b"c" + b"[.\n]".join(re.escape(part.encode()) for part in name.split(".")) + b"\n"
+    return re.search(pattern, path.read_bytes()) is not None
+
+
+def _wants_to_run(path: Path, wanted: list[str]) -> ValueError:
+    names = ", ".join(sorted(set(wanted))[:3])
+    return ValueError(
+        f"{path} was not opened: it asks for code, namely {names}; get the weights from a source you trust"
+    )
+
+
+def _unreadable(path: Path, size: int, error: Exception, remedy: str) -> ValueError:
+    message = str(error) or type(error).__name__
+    inner = re.search(r"WeightsUnpickler error:\s*(.+)", message)  # torch wraps it in advice to do without safety
+    reason = (inner[1] if inner else message.strip().split("\n")[0])[:120]
+    return ValueError(f"{path} ({size:,} bytes) is truncated or not a checkpoint ({reason}); {remedy}")

@@ -1,0 +1,142 @@
+"""The U-Net of DDPM, with DeepCache in its `forward`. Layers are paired with skips as in the other forks.
+
+    full step at branch m       d_0 … d_{M-1} → mid → u_{M-1} … u_0     keeps what enters u_m from below
+    retrieve step at branch m   d_0 … d_m → the kept feature → u_m … u_0
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+from .skip_pairs import DownLayer, SkipPairs, UpLayer
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
+
+
+@dataclass
+class CachedUNet2DOutput(UNet2DOutput):
+    """`sample` (B, C, H, W) as the parent's; `cached_feature` (B, C_m, H_m, W_m), what entered u_m from below."""
+
+    sample: Any = None
+    cached_feature: Any = None
+
+
+class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
+    """diffusers' `UNet2DModel` with DeepCache: same constructor, configuration, weights' names and files."""
+
+    # diffusers reads the parent's signature through this to load a configuration.
+    @functools.wraps(diffusers.UNet2DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.refuse_what_is_not_written_out()
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+        cache_branch_id: int | None = None,
+        cached_feature: Tensor | None = None,
+    ) -> CachedUNet2DOutput | tuple[Tensor, ...]:
+        """Predicts the noise. Shapes in the comments are those of the model for CIFAR-10.
+
+        Args:
+            sample: (B, 3, H, W) noisy images in the range that the model was trained on, [-1, 1] without noise.
+            timestep: a number, or a tensor () or (B,).
+            class_labels: refused; none of the published models is conditioned on a class.
+            cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
+            cached_feature: what an earlier full step at the same branch kept; given, this is a retrieve step.
+
+        Returns:
+            `CachedUNet2DOutput`, or the tuple of its fields.
+
+        Raises:
+            ValueError: branch out of range, feature without branch, or class labels.
+        """
+        m, retrieve = cache_branch_id, cached_feature is not None
+        self.check_cache(m, cached_feature)
+        if class_labels is not None:
+            raise ValueError("class_labels is not supported by this U-Net; use diffusers' own for it")
+
+        # 1. Time.
+        if not torch.is_tensor(timestep):
+            timestep = torch.tensor(timestep)
+        timesteps = timestep.to(sample.device).expand(len(sample))  # (B,)
+        emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))  # (B, 512)
+
+        # 2. Down.
+        h = self.conv_in(sample)  # d_0: (B, 128, 32, 32)
+        skips = [h]
+        for d in self.down_layers[: m if retrieve else None]:  # cache (1): a retrieve step runs d_1 … d_m only
+            h = run_down(d, h, emb)
+            skips.append(h)  # (B, 128, 32, 32) … (B, 256, 4, 4)
+
+        # 3. Middle.
+        if retrieve:
+            h = cached_feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
+        else:
+            h = self.mid_block(h, emb)  # (B, 256, 4, 4)
+
+        # 4. Up.
+        kept = None
+        up = self.up_layers
+        while skips:
+            skip = skips.pop()
+            k = len(skips)
+            if k == m:
+                kept = h  # cache (3): equation 4, what enters u_m from below is kept
+            h = run_up(up[k], h, skip, emb)
+
+        # 5. Out.
+        h = self.conv_out(self.conv_act(self.conv_norm_out(h)))  # (B, 3, 32, 32)
+
+        output = CachedUNet2DOutput(sample=h, cached_feature=kept)
+        return output if return_dict else output.to_tuple()
+
+    def refuse_what_is_not_written_out(self) -> None:
+        """Raises ValueError naming the first part of the configuration that `forward` does not write out."""
+        config = self.config
+        choices = {
+            "down_block_types": (config.down_block_types, DOWN_BLOCKS),
+            "up_block_types": (config.up_block_types, UP_BLOCKS),
+            "time_embedding_type": ([config.time_embedding_type], ("positional",)),
+            "class_embed_type": ([config.class_embed_type], (None,)),
+            "num_class_embeds": ([config.num_class_embeds], (None,)),
+            "center_input_sample": ([config.center_input_sample], (False,)),
+            "downsample_type": ([config.downsample_type], ("conv",)),
+            "upsample_type": ([config.upsample_type], ("conv",)),
+        }
+        for name, (values, written_out) in choices.items():
+            for value in values:
+                if value not in written_out:
+                    raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
+
+
+def run_down(d: DownLayer, h: Tensor, emb: Tensor) -> Tensor:
+    """d_k for k ≥ 1."""
+    if d.resnet is not None:
+        h = d.resnet(h, emb)
+    if d.downsampler is not None:
+        h = d.downsampler(h)  # (B, C, H/2, W/2)
+    return _attend(d.attention, h)
+
+
+def run_up(u: UpLayer, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
+    """u_k."""
+    h = torch.cat([h, skip], dim=1)  # (B, C + C_k, H, W)
+    h = _attend(u.attention, u.resnet(h, emb))
+    return h if u.upsampler is None else u.upsampler(h)  # (B, C, 2H, 2W)
+
+
+def _attend(attention: nn.Module | None, h: Tensor) -> Tensor:
+    """Of every place to every other."""
+    return h if attention is None else attention(h)
