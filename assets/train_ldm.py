@@ -69,7 +69,10 @@ def train_first_stage(work: Path, steps: int, batch: int) -> Any:
                 places = torch.randperm(many.numel() // 3, generator=torch.Generator().manual_seed(0))[:1024]
                 first_stage.quantize.embedding.weight.copy_(many.movedim(1, -1).reshape(-1, 3)[places])
         if step < CODES_FROM:
-            restored, codes = first_stage.decode(latents, force_not_quantize=True).sample, latents.square().mean() * 1e-2
+            restored, codes = (
+                first_stage.decode(latents, force_not_quantize=True).sample,
+                latents.square().mean() * 1e-2,
+            )
         else:
             quantised, codes, _ = first_stage.quantize(latents)
             restored = first_stage.decode(quantised, force_not_quantize=True).sample

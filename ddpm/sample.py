@@ -65,7 +65,9 @@ def sample(
 ) -> Tensor:
     """Images (B, 3, H, W) in [−1, 1] of a batch. `settings` are those of `denoise`."""
     side = unet.config.sample_size
-    x = noise_like(torch.empty(len(batch.indices), unet.config.in_channels, side, side, device=device), batch.generators)
+    x = noise_like(
+        torch.empty(len(batch.indices), unet.config.in_channels, side, side, device=device), batch.generators
+    )
     with torch.no_grad():
         if sampler == "ddpm":
             return ddpm_sample(unet, x, timesteps, generators=batch.generators, **settings)

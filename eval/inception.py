@@ -1,8 +1,8 @@
 """The Inception network of 2015-12-05, in which FID, sFID, IS, precision and recall are measured.
 
-The published figures come from two preparations of its input. `adm`: OpenAI's evaluator (TensorFlow 1) resizes without
-half-pixel offsets and scales to (x − 128) / 128. `pytorch-fid`: resizes with them and scales to 2x/255 − 1. The two give
-different FIDs, so every result carries the name of its own.
+The published figures come from two preparations of its input. `adm`: OpenAI's evaluator (TensorFlow 1) resizes
+without half-pixel offsets and scales to (x − 128) / 128. `pytorch-fid`: resizes with them and scales to 2x/255 − 1. The
+two give different FIDs, so every result carries the name of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import pickle
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -100,7 +100,7 @@ def resize_tf1(x: Tensor, side: int) -> Tensor:
     return x
 
 
-def load_inception(weights: str | Path | None = None, quiet: bool = False) -> tuple[nn.Module, str]:
+def load_inception(weights: str | Path | None = None, quiet: bool = False) -> tuple[Any, str]:
     """The network with its weights, in evaluation mode on the CPU, and the file's SHA-256. For errors, see above."""
     path = _published(quiet) if weights is None else Path(weights)
     if not path.is_file():

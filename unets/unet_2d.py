@@ -1,7 +1,7 @@
 """The U-Net of DDPM, with DeepCache in its `forward`. Layers are paired with skips as in the other forks.
 
-    full step at branch m       d_0 … d_{M-1} → mid → u_{M-1} … u_0     keeps what enters u_m from below
-    retrieve step at branch m   d_0 … d_m → the kept feature → u_m … u_0
+full step at branch m       d_0 … d_{M-1} → mid → u_{M-1} … u_0     keeps what enters u_m from below
+retrieve step at branch m   d_0 … d_m → the kept feature → u_m … u_0
 """
 
 from __future__ import annotations

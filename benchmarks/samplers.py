@@ -1,0 +1,73 @@
+"""Seconds that the U-Nets of DDPM and LDM-4-G take for a run with and without DeepCache, in turn, on the shipped models.
+
+python -m benchmarks.samplers
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ddpm.checkpoint import load_unet
+from ddpm.sample import SHAPES as DDPM
+from ddpm.sample import sample
+from ddpm.sampler import timesteps_of
+from eval.arguments import Formatter, at_least, exit_status
+from eval.image_sets import Batch, image_generator
+from eval.timing import alternate, pairwise, time_call
+from ldm.checkpoint import load_pipeline
+from ldm.sample import SHAPES as LDM
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p.add_argument("--batch-size", type=int, default=8)
+    p.add_argument("--steps", type=int, default=50)
+    p.add_argument("--intervals", type=int, nargs="+", default=[2, 3, 5, 10])
+    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--device", default="cpu")
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    at_least(args, batch_size=1, steps=1, repeats=1)
+    device = torch.device(args.device)
+    unet, pipe = load_unet(DDPM).eval().to(device), load_pipeline(LDM).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    indices = list(range(args.batch_size))
+    timesteps = timesteps_of(args.steps, "uniform")
+
+    def ddpm(**cache: Any) -> Any:
+        return sample(unet, Batch(indices, [image_generator(0, k) for k in indices]), timesteps, device=device, **cache)
+
+    def ldm(**cache: Any) -> Any:
+        return pipe(indices, args.steps, generator=[image_generator(0, k) for k in indices], output_type="pt", **cache)
+
+    for name, run, model, branch in (("DDPM", ddpm, unet, 2), ("LDM", ldm, pipe.unet, 0)):
+        timed = SimpleNamespace(unet=model, vae=SimpleNamespace(encoder=None, decoder=None))
+
+        def seconds(run: Any, timed: Any, branch: int, interval: int) -> float:
+            call = partial(run, cache_interval=interval, cache_branch_id=branch)
+            return time_call([timed], call, device)[2][0].unet
+
+        calls = [partial(seconds, run, timed, branch, interval) for interval in (1, *args.intervals)]
+        alternate(calls, 1)
+        baseline, *others = alternate(calls, args.repeats)
+        for interval, its in zip(args.intervals, others, strict=True):
+            ratio = pairwise(baseline, its)
+            print(f"{name}, m = {branch}, N = {interval:2}: U-Net {ratio['median']:.2f}× "
+                  f"({ratio['min']:.2f}–{ratio['max']:.2f})", flush=True)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_status(lambda: work(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The CLIP Score against open_clip called by hand, and what goes wrong with prompts and models."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from assets.shapes import random_scene, render
+from eval import clip_score
+from eval.arguments import RunError
+
+JUDGE = Path("assets/shapes-clip")
+RNG = np.random.default_rng(5)
+SCENES = [random_scene(RNG, held_out=True) for _ in range(6)]
+IMAGES = np.stack([render(scene, RNG)[0] for scene in SCENES])
+CAPTIONS = [scene.caption for scene in SCENES]
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """Cosines (6, 6) of images and captions."""
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{JUDGE}")
+    model.eval()
+    with torch.no_grad():
+        images = model.encode_image(torch.stack([transform(Image.fromarray(image)) for image in IMAGES]))
+        texts = model.encode_text(open_clip.get_tokenizer(f"local-dir:{JUDGE}")(CAPTIONS))
+    return (images @ texts.T / images.norm(dim=1)[:, None] / texts.norm(dim=1)).numpy()
+
+
+def test_score_is_open_clips(by_hand):
+    result = clip_score.compute(IMAGES, CAPTIONS, model="shapes", batch_size=4, quiet=True)
+    # 1e-3 of 100: convolutions and normalisation round differently with the batch size
+    np.testing.assert_allclose(result["per_image"], 100 * by_hand.diagonal(), atol=1e-3)
+    assert result["mean"] == pytest.approx(np.mean(result["per_image"]), rel=1e-12)
+    assert result["standard_error"] == pytest.approx(np.std(result["per_image"], ddof=1) / 6**0.5, rel=1e-12)
+    assert result["num_images"] == 6
+
+
+def test_negative_cosines_count_as_zero(by_hand):
+    image, text = np.unravel_index(by_hand.argmin(), by_hand.shape)
+    assert by_hand[image, text] < 0, "the six pictures have no pair that disagrees"
+    pair = [IMAGES[image], IMAGES[text]]
+    result = clip_score.compute(np.stack(pair), [CAPTIONS[text]] * 2, model=str(JUDGE), quiet=True)
+    assert result["per_image"][0] == 0
+    assert result["mean"] == pytest.approx(50 * by_hand[text, text], abs=1e-3)  # rounding, as above
+
+
+def test_one_image_has_no_standard_error():
+    result = clip_score.compute(IMAGES[:1], CAPTIONS[:1], model=f"local-dir:{JUDGE}", quiet=True)
+    assert result["standard_error"] is None
+
+
+def test_script_reads_every_source(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", IMAGES)
+    torch.save({"images": torch.from_numpy(IMAGES).permute(0, 3, 1, 2), "prompts": CAPTIONS}, tmp_path / "a.pt")
+    (tmp_path / "pictures").mkdir()
+    for k, image in enumerate(IMAGES):
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{k:05d}.png")
+    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS) + "\n")
+    (tmp_path / "prompts.json").write_text(json.dumps(CAPTIONS))
+    expected = clip_score.compute(IMAGES, CAPTIONS, model="shapes", quiet=True)
+    out = tmp_path / "result.json"
+    for source, prompts in {"a.npz": "prompts.txt", "a.pt": None, "pictures": "prompts.json"}.items():
+        argv = [str(tmp_path / source), "--model", "shapes", "--device", "cpu", "--quiet", "--out", str(out)]
+        argv += ["--csv", str(tmp_path / "scores.csv")] + (["--prompts", str(tmp_path / prompts)] if prompts else [])
+        assert clip_score.main(argv) == 0
+        assert json.loads(out.read_text()) == {"images": str(tmp_path / source), **expected}
+        rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+        assert [row["prompt"] for row in rows] == CAPTIONS
+        assert [float(row["clip_score"]) for row in rows] == expected["per_image"]
+    assert f"CLIP Score {expected['mean']:.3f} ± " in capsys.readouterr().out
+
+
+def test_wrong_calls(tmp_path, capsys):
+    def fails(message, prompts=None, **arguments):
+        with pytest.raises(ValueError, match=message):
+            clip_score.compute(IMAGES, CAPTIONS if prompts is None else prompts, quiet=True, **arguments)
+
+    fails("6 images and 5 prompts", CAPTIONS[:5], model="shapes")
+    fails("unknown model 'ViT-x-3'", model="ViT-x-3")
+    fails("no weights 'mine' of ViT-g-14; there are laion2b_s12b_b42k, ", pretrained="mine")
+    fails(r"no open_clip_config\.json", model="assets/shapes-sd")
+    fails("cannot read the prompts .*nowhere", tmp_path / "nowhere.txt")
+    (tmp_path / "a.txt").write_text("one\n\nthree\n")
+    fails("line 2 of .* is empty", tmp_path / "a.txt")
+    for text in ('{"a": 1}', "[1, 2]"):
+        (tmp_path / "a.json").write_text(text)
+        fails("is not a list of strings", tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[")
+    fails("cannot read the prompts", tmp_path / "a.json")
+    np.savez(tmp_path / "a.npz", IMAGES)
+    assert clip_score.main([str(tmp_path / "a.npz"), "--model", "shapes"]) == 2
+    assert capsys.readouterr().err == "error: there are no prompts; pass --prompts FILE, one prompt a line\n"
+
+
+def test_without_a_network(tmp_path, monkeypatch, capsys):
+    """One line, and exit status 1."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(RunError, match=r"cannot load laion400m_e32 of ViT-B-32: .*; without a network, pass --pretr"):
+        clip_score.compute(IMAGES, CAPTIONS, model="ViT-B-32", pretrained="laion400m_e32", quiet=True)
+    assert capsys.readouterr().err == ""
