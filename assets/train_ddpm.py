@@ -3,8 +3,8 @@
     python -m assets.train_ddpm --work build/shapes-ddpm
 
 The layout is that of the U-Net for CIFAR-10 made narrow: 32 × 32 pixels, four levels, two layers a block, attention
-at 16 × 16, hence twelve skip branches; noise and loss are those of Ho et al. 2020. A killed run is continued by the
-same command.
+at 16 × 16, hence twelve skip branches; noise and loss are those of Ho et al. 2020, but for a second stage that weighs
+noisy pictures more. A killed run is continued by the same command.
 """
 
 from __future__ import annotations
@@ -51,8 +51,12 @@ def small_pictures(size: int, *seed: int, held_out: bool = False) -> torch.Tenso
     return F.avg_pool2d(batch_of_pictures(size, *seed, held_out=held_out)[0], 2)
 
 
-def train_unet(work: Path, steps: int, batch: int) -> Any:
-    """Predicts the noise ε, all timesteps weighed alike (Ho et al., equation 14)."""
+def train_unet(name: str, unet: Any, work: Path, steps: int, batch: int, greatest_weight: float) -> Any:
+    """Predicts the noise ε, timesteps weighed by 1/ᾱ up to `greatest_weight`; 1 weighs all alike (Ho et al., eq. 14).
+
+    By the second stage, up to 200: what colour a whole picture has is decided where ᾱ is small, and there an error in ε
+    is one of 1/√ᾱ in the picture, of which the loss that weighs all alike sees nothing.
+    """
     alphas = new_scheduler().alphas_cumprod
 
     def loss(unet: Any, pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -60,7 +64,8 @@ def train_unet(work: Path, steps: int, batch: int) -> Any:
         noise = torch.randn(pictures.shape, generator=generator)
         alpha = alphas[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * pictures + (1 - alpha).sqrt() * noise
-        return F.mse_loss(unet(noisy.to(memory_format=torch.channels_last), timesteps).sample, noise)
+        predicted = unet(noisy.to(memory_format=torch.channels_last), timesteps).sample
+        return ((1 / alpha).clamp(max=greatest_weight) * (predicted - noise) ** 2).mean()
 
     fixed = small_pictures(HELD_OUT, 1, held_out=True)
 
@@ -68,9 +73,8 @@ def train_unet(work: Path, steps: int, batch: int) -> Any:
     def held_out(average: Any) -> dict[str, float]:
         return {"held_out": loss(average, fixed, torch.Generator().manual_seed(2**40)).item()}
 
-    unet = new_unet().to(memory_format=torch.channels_last)
     return train(
-        "unet", unet,
+        name, unet,
         lambda step: loss(unet, small_pictures(batch, 0, step), torch.Generator().manual_seed(step)),
         steps=steps, learning_rate=1e-3, work=work, held_out=held_out,
     )  # fmt: skip
@@ -82,16 +86,21 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("build/shapes-ddpm"), help="checkpoint and log")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shapes-ddpm", help="the pipeline")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=6000, help="of the first stage")
+    parser.add_argument("--weighted-steps", type=int, default=1600, help="of the second")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    unet = train_unet(args.work, args.steps, args.batch).to(memory_format=torch.contiguous_format)
+    unet: Any = new_unet().to(memory_format=torch.channels_last)
+    for name, steps, greatest_weight in (("unet", args.steps, 1.0), ("unet_weighted", args.weighted_steps, 200.0)):
+        unet = train_unet(name, unet, args.work, steps, args.batch, greatest_weight).requires_grad_(True)
+    unet = unet.to(memory_format=torch.contiguous_format)
     pipeline = DDPMPipeline(unet=unet, scheduler=new_scheduler())
     pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
-    shutil.copy(args.work / "unet.jsonl", args.out / "unet.jsonl")
+    for log in ("unet.jsonl", "unet_weighted.jsonl"):
+        shutil.copy(args.work / log, args.out / log)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains the shipped class-conditional latent model, `assets/shapes-ldm`, from nothing but the renderer beside this file.
+"""Trains the shipped class-conditional model, `assets/shapes-ldm`, from nothing but the renderer beside this file.
 
     python -m assets.train_ldm --work build/shapes-ldm
 

@@ -1,4 +1,4 @@
-"""Seconds that the U-Nets of DDPM and LDM-4-G take for a run with and without DeepCache, in turn, on the shipped models.
+"""Seconds in the U-Net with and without DeepCache, in turn: the shipped models of the layouts of DDPM and LDM-4-G.
 
 python -m benchmarks.samplers
 """

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     p.add_argument("--config", choices=["shapes", *CONFIGS], default="shapes", help="which model")
     p.add_argument(
-        "--checkpoint", metavar="FILE_OR_DIR", help="state dict of ermongroup/ddim, or a diffusers directory; not for shapes"
+        "--checkpoint", metavar="FILE_OR_DIR", help="state dict of ermongroup/ddim, or diffusers directory"
     )  # fmt: skip
     p.add_argument("--steps", type=int, default=100, help="denoising steps")
     p.add_argument("--skip-type", choices=["uniform", "quad"], help="(default: quad for cifar10, else uniform)")

@@ -67,7 +67,7 @@ def compute(
     with torch.inference_mode(), tqdm(total=number, desc="CLIP Score", unit="image", disable=quiet) as bar:
         for batch in image_batches(images, batch_size):
             pictures = torch.stack([transform(Image.fromarray(image)) for image in batch]).to(device)
-            tokens = tokenizer(texts[bar.n : bar.n + len(batch)]).to(device)
+            tokens = tokenizer(texts[len(scores) : len(scores) + len(batch)]).to(device)
             cosines = (
                 network.encode_image(pictures, normalize=True) * network.encode_text(tokens, normalize=True)
             ).sum(1)

@@ -76,8 +76,8 @@ def measure(
     kept: list[np.ndarray] = []
     with tqdm(total=total, desc=name, unit="image", disable=quiet) as bar:
         for batch in image_batches(source, batch_size, limit, size=size):
-            features = _finite(extractor(batch), name, bar.n)
-            kept.append(features.pooled[: None if keep is None else max(0, keep - bar.n)])
+            features = _finite(extractor(batch), name, pooled.count)
+            kept.append(features.pooled[: None if keep is None else max(0, keep - pooled.count)])
             pooled.update(features.pooled)
             spatial.update(features.spatial)
             score.update(features.probabilities)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from .read_images import count_images, image_batches
 
 GRID = 64  # images in the overview
 ROW = 8
+HALF_MADE = ".settings.aside.json"  # all that a run leaves that was killed right at its start
 
 
 class Batch(NamedTuple):
@@ -62,7 +62,7 @@ class ImageSet:
             if apart:
                 what = ", ".join(f"{k} is {there.get(k)!r} there and {self.settings.get(k)!r} now" for k in apart)
                 raise ValueError(f"{self.out} holds images of other settings: {what}; name another --out")
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        elif self.out.exists() and (not self.out.is_dir() or any(p.name != HALF_MADE for p in self.out.iterdir())):
             raise ValueError(f"{self.out} holds something other than a set of images; name another --out")
         else:
             try:
@@ -75,13 +75,25 @@ class ImageSet:
 
     def finished(self) -> list[tuple[int, int, Path]]:
         """First and last image and file of each piece that is there, without overlaps, in order."""
-        pieces = [(*map(int, path.stem.split("-")), path) for path in self.parts.glob("[0-9]*-[0-9]*.npz")]
+        pieces: list[tuple[int, int, Path]] = []
+        for path in self.parts.glob("[0-9]*-[0-9]*.npz"):
+            first, last = map(int, path.stem.split("-"))
+            pieces.append((first, last, path))
         if self.samples.is_file():
             pieces.append((0, count_images(self.samples) - 1, self.samples))
         kept: list[tuple[int, int, Path]] = []
         for first, last, path in sorted(pieces, key=lambda piece: (piece[0], -piece[1])):
             if not kept or first > kept[-1][1]:
                 kept.append((first, last, path))
+        return kept
+
+    def unbroken(self) -> list[tuple[int, int, Path]]:
+        """The finished pieces before the first gap: a killed run of several processes leaves others behind it."""
+        kept: list[tuple[int, int, Path]] = []
+        for piece in self.finished():
+            if piece[0] != (kept[-1][1] + 1 if kept else 0):
+                break
+            kept.append(piece)
         return kept
 
     def missing(self, num_images: int) -> list[range]:
@@ -95,19 +107,19 @@ class ImageSet:
 
     def write(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray | None) -> None:
         """A finished batch: images uint8 (B, H, W, 3) of consecutive indices, labels (B,)."""
-        arrays = {"arr_0": images} if labels is None else {"arr_0": images, "arr_1": labels}
+        arrays: dict[str, Any] = {"arr_0": images} if labels is None else {"arr_0": images, "arr_1": labels}
         with written_aside(self.parts / f"{indices[0]:08d}-{indices[-1]:08d}.npz") as aside:
             np.savez(aside, **arrays)
 
     def images(self) -> Iterator[np.ndarray]:
-        """All finished images in order, in batches of uint8 (B, H, W, 3)."""
-        for _, _, path in self.finished():
+        """The finished images before the first gap in order, in batches of uint8 (B, H, W, 3)."""
+        for _, _, path in self.unbroken():
             yield from image_batches(path, 256)
 
     def labels(self) -> np.ndarray | None:
-        """Class labels of all finished images (B,), if they have any."""
+        """Class labels of the same images (B,), if they have any."""
         parts = []
-        for _, _, path in self.finished():
+        for _, _, path in self.unbroken():
             with np.load(path) as arrays:  # which reads only what is asked for
                 if "arr_1" not in arrays:
                     return None
@@ -115,8 +127,8 @@ class ImageSet:
         return np.concatenate(parts)
 
     def finish(self, num_images: int, *, png: bool = False, quiet: bool = False) -> None:
-        """Puts all images into `samples.npz`, image by image, and draws the overview; then the parts are removed."""
-        total = self.finished()[-1][1] + 1
+        """Puts the images into `samples.npz`, batch by batch, removes their parts and draws the overview."""
+        total = self.unbroken()[-1][1] + 1
         if not self.samples.is_file() or count_images(self.samples) < total:
             labels = self.labels()
             with written_aside(self.samples) as aside, zipfile.ZipFile(aside, "w") as archive:
@@ -132,7 +144,11 @@ class ImageSet:
                 if labels is not None:
                     with archive.open("arr_1.npy", "w") as member:
                         np.lib.format.write_array(member, labels)
-        shutil.rmtree(self.parts, ignore_errors=True)
+        behind = {path for first, _, path in self.finished() if first >= total}  # of a larger set, not yet finished
+        for path in set(self.parts.iterdir()) - behind:
+            path.unlink()
+        if not behind:
+            self.parts.rmdir()
         if png:
             self._write_pngs(num_images, quiet)
         first = next(image_batches(self.samples, GRID))

@@ -72,7 +72,7 @@ class InceptionFeatures:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> Features:
         """Of uint8 images (B, H, W, 3)."""
-        x = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2).float()
+        x = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2).contiguous().float()
         if self.variant == "adm":
             x = (resize_tf1(x, SIDE) - 128) / 128
         else:

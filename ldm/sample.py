@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from diffusers import PNDMScheduler
+from diffusers.utils.logging import disable_progress_bar
 
 from eval.arguments import (
     Formatter,
@@ -84,6 +85,8 @@ def work(args: argparse.Namespace) -> None:
         raise ValueError(f"--eta is {args.eta}; it must be at least 0, and is ddim's alone")
 
     # 2. Load.
+    if args.quiet:
+        disable_progress_bar()
     pipe = load_pipeline(args.model or SHAPES, dtype)
     if args.sampler == "plms":
         pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
@@ -109,7 +112,9 @@ def work(args: argparse.Namespace) -> None:
     # 3. Make what is missing.
     def make(batch: Batch) -> Any:
         labels = labels_of(batch.indices, args.labels, pipe.num_classes, args.seed)
-        images = pipe(labels.tolist(), generator=batch.generators, output_type="pt", **call).images
+        (images,) = pipe(
+            labels.tolist(), generator=batch.generators, output_type="pt", return_dict=False, **call
+        )  # (B, 3, H, W) in [0, 1]
         return images * 2 - 1
 
     started = time.perf_counter()

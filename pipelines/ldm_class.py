@@ -129,7 +129,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> Tensor:
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str) -> Tensor:
         """The run's timesteps, falling: 997, …, 5, 1 of 250 steps. CompVis's rule for DDIM, for PLMS diffusers'.
 
         Raises:
@@ -144,8 +144,10 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         offset = self.scheduler.config.steps_offset
         timesteps = torch.arange(0, trained, trained // num_inference_steps, device=device).flip(0) + offset
         if timesteps[0] >= trained:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}, which would begin above the last timestep, "
-                             f"{trained - 1}; take a divisor of {trained}")  # fmt: skip
+            raise ValueError(
+                f"num_inference_steps is {num_inference_steps}, which would begin above the last timestep, "
+                f"{trained - 1}; take a divisor of {trained}"
+            )
         # The scheduler steps by 1000 // steps from whatever timestep it is given, so only their list is to be set.
         self.scheduler.timesteps = timesteps
         return timesteps

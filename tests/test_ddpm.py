@@ -104,6 +104,7 @@ def test_with_the_cache_it_is_ddim_over_a_stock_model_whose_feature_is_put_back_
         if position in full:
             kept = args[0][:, :width].clone()
             return None
+        assert kept is not None
         return (torch.cat([kept, args[0][:, width:]], dim=1), *args[1:])
 
     def counted(latents, t, **_):

@@ -113,7 +113,11 @@ def test_it_is_saved_and_loaded(tmp_path):
     pipe.save_pretrained(tmp_path)
     again = load_pipeline(tmp_path)
     again.set_progress_bar_config(disable=True)
-    assert np.array_equal(run(again, cache_interval=3), run(pipe, cache_interval=3))
+    for name in ("unet", "vqvae", "class_embedder"):
+        there, here = getattr(again, name).state_dict(), getattr(pipe, name).state_dict()
+        assert all(torch.equal(there[key], value) for key, value in here.items())
+    # Weights read from a file lie at other addresses, for which a kernel may add in another order.
+    assert np.allclose(run(again, cache_interval=3), run(pipe, cache_interval=3), atol=1e-5)
     assert '"UNet2DConditionModel"' in (tmp_path / "model_index.json").read_text()
 
 

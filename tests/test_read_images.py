@@ -88,10 +88,10 @@ def test_gray_palette_and_alpha_become_rgb(tmp_path):
 
 
 def test_broken_folders(tmp_path, folder):
-    with pytest.raises(ValueError, match="there is no .*nowhere"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere"):
         count_images(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="there are no images .*empty"):
+    with pytest.raises(ValueError, match=r"there are no images .*empty"):
         count_images(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"notes\.txt is no set of images"):
         count_images(folder / "notes.txt")
@@ -132,7 +132,7 @@ def test_broken_npz(tmp_path):
         with pytest.raises(ValueError, match=r"cannot read .*a\.npz"):
             count_images(path)
         path.write_bytes(data[:900] + bytes([data[900] ^ 255]) + data[901:])  # one wrong byte
-        with pytest.raises(ValueError, match=r"cannot read image .* of .*a\.npz"):
+        with pytest.raises(ValueError, match=r"cannot read .* of .*a\.npz: (Bad CRC-32|Error -3)"):
             read(path)
 
 

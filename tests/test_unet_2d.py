@@ -1,6 +1,7 @@
 """The fork of UNet2DModel against the stock class, without and with a cache that the test makes itself."""
 
 import inspect
+from typing import Any
 
 import diffusers
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from unets import UNet2DModel, fork_of
 
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "cifar10": {
         "sample_size": 16,
         "block_out_channels": (8, 16, 16, 16),
@@ -60,7 +61,7 @@ def test_every_branch_is_a_cache_made_with_hooks_on_the_stock_model(layout):
     assert fork.num_skip_branches == len(resnets)
     for m, resnet in enumerate(resnets):
         kept = fork(first, 500, cache_branch_id=m).cached_feature
-        seen = []
+        seen: list[torch.Tensor] = []
 
         def keep(_, args, seen=seen, width=kept.shape[1]):
             seen.append(args[0][:, :width].clone())

@@ -74,17 +74,15 @@ class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
         emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))  # (B, 512)
 
         # 2. Down.
-        h = self.conv_in(sample)  # d_0: (B, 128, 32, 32)
+        h: Any = self.conv_in(sample)  # d_0: (B, 128, 32, 32)
         skips = [h]
         for d in self.down_layers[: m if retrieve else None]:  # cache (1): a retrieve step runs d_1 … d_m only
             h = run_down(d, h, emb)
             skips.append(h)  # (B, 128, 32, 32) … (B, 256, 4, 4)
 
         # 3. Middle.
-        if retrieve:
-            h = cached_feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
-        else:
-            h = self.mid_block(h, emb)  # (B, 256, 4, 4)
+        # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
+        h = cached_feature if retrieve else self.mid_block(h, emb)  # (B, 256, 4, 4) without
 
         # 4. Up.
         kept = None

@@ -1,0 +1,407 @@
+"""FID and its relatives against scipy, numpy, pytorch-fid, closed forms and loops."""
+
+import json
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+import pytorch_fid.inception
+import scipy.linalg
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms.functional import to_tensor
+
+from assets.shapes import COLOURS, SHAPES, random_scene, render
+from eval import fid, inception, reference
+from eval.arguments import RunError
+from eval.distributions import (
+    Gaussian,
+    RunningGaussian,
+    RunningInceptionScore,
+    frechet_distance,
+    precision_recall,
+)
+from eval.features import open_extractor
+from eval.inception import Features, InceptionFeatures, resize_tf1
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def gaussian(rows):
+    return Gaussian(rows.mean(0), np.cov(rows, rowvar=False))
+
+
+# --- distributions ---------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 10**6), size=st.integers(2, 12), number=st.integers(30, 60))
+def test_frechet_distance_is_that_of_a_matrix_square_root(seed, size, number):
+    a = gaussian(normal(seed, number, size) @ normal(seed + 1, size, size))
+    b = gaussian(normal(seed + 2, number, size) @ normal(seed + 3, size, size) + 1)
+    root = scipy.linalg.sqrtm(a.covariance @ b.covariance).real
+    expected = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)  # the square root of ill-conditioned products
+
+
+@given(seed=st.integers(0, 10**6), size=st.integers(2, 12), number=st.integers(2, 30))
+def test_frechet_distance_is_a_distance(seed, size, number):
+    """Also of singular covariances, where number ≤ size."""
+    a, b = (gaussian(normal(seed + k, number, size)) for k in range(2))
+    assert abs(frechet_distance(a, a)) < 1e-10  # rounding of a trace of about `size`
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), abs=1e-10)
+    assert frechet_distance(a, b) > 0
+
+
+def test_frechet_distance_of_independent_features():
+    """Between N(0, s²) and N(m, t²) in each of them: m² + (s − t)²."""
+    s, t, m = np.array([1.0, 2, 0]), np.array([3.0, 2, 4]), np.array([0.5, 0, -1])
+    distance = frechet_distance(Gaussian(np.zeros(3), np.diag(s**2)), Gaussian(m, np.diag(t**2)))
+    assert distance == pytest.approx((m**2 + (s - t) ** 2).sum(), rel=1e-14)
+
+
+def test_frechet_distance_refuses():
+    good = gaussian(normal(0, 9, 3))
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance(good, Gaussian(good.mean * np.nan, good.covariance))
+    with pytest.raises(ValueError, match="3 and 4 features"):
+        frechet_distance(good, gaussian(normal(0, 9, 4)))
+
+
+@pytest.mark.parametrize("offset", [0, 1e3])
+def test_running_gaussian_is_that_of_all_rows(offset):
+    rows = (normal(0, 500, 40) @ normal(1, 40, 40) + offset).astype(np.float32)
+    running = RunningGaussian(40)
+    for part in np.split(rows, [1, 7, 64, 300]):
+        running.update(part)
+    expected = np.cov(rows.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(running.gaussian().mean, rows.astype(np.float64).mean(0), rtol=1e-10)
+    np.testing.assert_allclose(running.gaussian().covariance, expected, atol=1e-10 * np.abs(expected).max())
+
+
+@given(seed=st.integers(0, 10**6), number=st.integers(1, 40), batch=st.integers(1, 40), split=st.integers(1, 40))
+def test_inception_score_is_its_definition(seed, number, batch, split):
+    logits = normal(seed, number, 6) * 3
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    scores = []
+    for k in range(0, number, split):
+        part = probabilities[k : k + split]
+        scores.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))
+    running = RunningInceptionScore(split)
+    for k in range(0, number, batch):
+        running.update(probabilities[k : k + batch])
+    assert running.value() == pytest.approx(np.mean(scores), rel=1e-12)
+
+
+def test_inception_score_between_one_and_the_number_of_classes():
+    running = RunningInceptionScore()
+    running.update(np.tile(np.eye(10), (600, 1)))  # 6000 images: a split of 5000 and one of 1000
+    assert running.value() == pytest.approx(10, rel=1e-14)
+    assert len(running.scores) == 1
+    running = RunningInceptionScore()
+    running.update(np.tile(np.eye(10)[3], (50, 1)))
+    assert running.value() == 1
+
+
+def by_loop(a, b, k):
+    """Share of the points of a that lie in a ball of b."""
+    inside = 0
+    for point in a:
+        for i, centre in enumerate(b):
+            radius = sorted(((centre - other) ** 2).sum() for j, other in enumerate(b) if j != i)[k - 1]
+            if ((point - centre) ** 2).sum() <= radius:
+                inside += 1
+                break
+    return inside / len(a)
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(4, 20), m=st.integers(4, 20), k=st.integers(1, 3), tied=st.booleans())
+def test_precision_and_recall_are_those_of_a_loop(seed, n, m, k, tied):
+    """Whole numbers, so that there are duplicates and distances equal to a radius, or real ones."""
+    a, b = normal(seed, n, 3), normal(seed + 1, m, 3) + 0.5
+    if tied:
+        a, b = a.round(), b.round()
+    with mock.patch.multiple("eval.distributions", ROWS=5, COLUMNS=3):  # several blocks, also fewer columns than k + 1
+        assert precision_recall(a, b, k=k) == (by_loop(a, b, k), by_loop(b, a, k))
+
+
+def test_precision_and_recall_on_a_line():
+    """With k = 3 the balls around 0, 1, …, 9 reach by 3 at the ends, by 2 within, by 2 next but one to the ends."""
+    line = np.arange(10.0)[:, None]
+    samples = np.array([-3.0, -3.01, 4.5, 12.0, 12.01, 13.0])[:, None]
+    precision, _ = precision_recall(samples, line)
+    assert precision == 3 / 6  # -3, 4.5 and 12
+    assert precision_recall(line, line) == (1, 1)
+    assert precision_recall(line, line + 100) == (0, 0)
+    with pytest.raises(ValueError, match="more than 3 images"):
+        precision_recall(line[:3], line)
+
+
+def test_duplicates_are_at_distance_zero():
+    """Four equal points and a sample equal to them, where rounding alone would decide."""
+    points = np.repeat(normal(3, 1, 2048).astype(np.float32) * 100, 4, axis=0)
+    assert precision_recall(points, points) == (1, 1)
+    assert precision_recall(points + 1, points) == (0, 0)
+
+
+# --- features --------------------------------------------------------------------------------------------------------
+
+
+def test_tf1_resize_by_hand():
+    """Sizes 2 → 4: sources 0, ½, 1, 1½, the last held at the edge; 4 → 2: every other pixel."""
+    image = torch.tensor([[[[0.0, 10.0], [20.0, 40.0]]]])
+    expected = [[0, 5, 10, 10], [10, 17.5, 25, 25], [20, 30, 40, 40], [20, 30, 40, 40]]
+    assert resize_tf1(image, 4).tolist() == [[expected]]
+    wide = torch.arange(16.0).view(1, 1, 4, 4)
+    assert resize_tf1(wide, 2).tolist() == [[[[0, 2], [8, 10]]]]
+    assert torch.equal(resize_tf1(wide, 4), wide)
+    three = resize_tf1(torch.tensor([0.0, 4.0]).expand(1, 1, 2, 2), 3)  # sources 0, 2/3, 4/3
+    torch.testing.assert_close(three, torch.tensor([0, 8 / 3, 4]).expand(1, 1, 3, 3))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights of the Inception network in a file, which keep the size of the activations."""
+    with (
+        mock.patch.object(pytorch_fid.inception, "load_state_dict_from_url", lambda *_, **__: {}),
+        mock.patch.object(torchvision.models.Inception3, "load_state_dict"),
+    ):
+        network = pytorch_fid.inception.fid_inception_v3()
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 40, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def oracle(weights):
+    """pytorch-fid's own network with these weights, and its class layer."""
+    state = torch.load(weights, weights_only=True)
+    with mock.patch.object(pytorch_fid.inception, "load_state_dict_from_url", lambda *_, **__: state):
+        return pytorch_fid.inception.InceptionV3([2, 3]).eval(), state["fc.weight"]
+
+
+def run_oracle(oracle, x):
+    network, classes = oracle
+    spatial = []
+    hook = network.blocks[2][6].branch1x1.register_forward_hook(lambda *args: spatial.append(args[2]))
+    pooled = network(x)[1][:, :, 0, 0]
+    hook.remove()
+    flat = spatial[0].numpy()[:, :7].transpose(0, 2, 3, 1).reshape(len(x), -1)
+    return Features(pooled.numpy(), flat, torch.softmax((pooled @ classes.T).double(), 1).numpy())
+
+
+def test_features_are_pytorch_fids_bit_for_bit(weights, oracle, capsys):
+    extract = InceptionFeatures("pytorch-fid", weights, quiet=True)
+    assert "is not the published" in capsys.readouterr().err
+    assert extract.weights == inception.sha256(weights)
+    expected = run_oracle(oracle, torch.stack([to_tensor(image) for image in IMAGES]))
+    for own, theirs, size in zip(extract(IMAGES), expected, (2048, 2023, 1008), strict=True):
+        assert own.shape == (3, size)
+        assert np.array_equal(own, theirs)
+        assert np.ptp(own, axis=0).max() > 0
+
+    # The other preparation: the same network behind TensorFlow's.
+    extract.variant = "adm"
+    network, _ = oracle
+    network.resize_input = network.normalize_input = False
+    prepared = (resize_tf1(torch.from_numpy(IMAGES).permute(0, 3, 1, 2).contiguous().float(), 299) - 128) / 128
+    for own, theirs in zip(extract(IMAGES), run_oracle(oracle, prepared), strict=True):
+        assert np.array_equal(own, theirs)
+    network.resize_input = network.normalize_input = True
+
+
+def test_weights_that_cannot_be_had(tmp_path, monkeypatch, weights):
+    with pytest.raises(ValueError, match="there is no file of weights"):
+        InceptionFeatures("adm", tmp_path / "nowhere.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name in ("other.pth", "text.pth"):
+        with pytest.raises(ValueError, match=f"{name} does not hold the weights"):
+            InceptionFeatures("adm", tmp_path / name)
+    with pytest.raises(ValueError, match="unknown variant 'tf'"):
+        open_extractor("tf")
+    with pytest.raises(ValueError, match="leave --weights out"):
+        open_extractor("shapes", weights)
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(inception, "URL", "http://127.0.0.1:9/nothing-listens-here.pth")
+    with pytest.raises(RunError, match=r"cannot download http.*or pass --weights FILE"):
+        InceptionFeatures("adm", quiet=True)
+    cached = tmp_path / "checkpoints" / inception.FILE
+    assert list(cached.parent.iterdir()) == []  # nothing half-written
+    cached.write_bytes(b"half a file")
+    with pytest.raises(RunError, match=r"is damaged \(its SHA-256 is .*delete it"):
+        InceptionFeatures("adm", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return open_extractor("shapes")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """90 pictures of one thing each, and which of the 40 pairs of colour and shape it is."""
+    rng = np.random.default_rng(7)
+    scenes = [random_scene(rng, held_out=True, things=1) for _ in range(90)]
+    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    labels = [pairs.index((scene.things[0].colour, scene.things[0].shape)) for scene in scenes]
+    return np.stack([render(scene, rng)[0] for scene in scenes]), np.array(labels)
+
+
+def test_shapes_are_told_apart(shapes, drawn):
+    images, labels = drawn
+    features = shapes(images)
+    assert [part.shape for part in features] == [(90, 128), (90, 112), (90, 40)]
+    np.testing.assert_allclose(features.probabilities.sum(1), 1, rtol=1e-12)
+    assert (features.probabilities.argmax(1) == labels).mean() > 0.9
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+
+def test_result_is_that_of_the_parts(shapes, drawn, capsys):
+    images, base = drawn[0][:40], drawn[0][40:]
+    result = fid.compute(images, base, variant="shapes", extractor=shapes, batch_size=40, quiet=True)
+    a, b = shapes(images), shapes(np.concatenate([base]))
+    score = RunningInceptionScore()
+    score.update(a.probabilities)
+    precision, recall = precision_recall(a.pooled, b.pooled)
+    expected = {
+        "fid": frechet_distance(gaussian(a.pooled), gaussian(b.pooled)),
+        "sfid": frechet_distance(gaussian(a.spatial), gaussian(b.spatial)),
+        "is": score.value(),
+        "precision": precision,
+        "recall": recall,
+    }
+    # The judge rounds differently with the batch size, and covariances of so few images are singular.
+    assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert (result["variant"], result["num_samples"], result["num_reference"]) == ("shapes", 40, 50)
+    assert [warning.split(":")[0] for warning in result["warnings"]] == [
+        "40 images of the samples for 128 features",
+        "50 images of the reference for 128 features",
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_images_are_at_distance_zero_from_themselves(shapes, drawn):
+    result = fid.compute(drawn[0], drawn[0], variant="shapes", extractor=shapes, quiet=True)
+    scale = np.trace(gaussian(shapes(drawn[0]).pooled).covariance)
+    assert abs(result["fid"]) < 1e-10 * scale
+    assert (result["precision"], result["recall"]) == (1, 1)
+
+
+def test_scripts_with_a_stored_reference(tmp_path, drawn, shapes, capsys):
+    np.savez(tmp_path / "a.npz", drawn[0][:50])
+    np.savez_compressed(tmp_path / "b.npz", drawn[0][50:])
+    common = ["--variant", "shapes", "--device", "cpu", "--batch-size", "16", "--quiet"]
+    made = tmp_path / "made.npz"
+    assert reference.main([str(tmp_path / "b.npz"), "--out", str(made), *common]) == 0
+    results = []
+    for base in (tmp_path / "b.npz", made):
+        argv = [str(tmp_path / "a.npz"), str(base), "--limit", "30", "--out", str(tmp_path / "result.json"), *common]
+        assert fid.main(argv) == 0
+        results.append(json.loads((tmp_path / "result.json").read_text()))
+        assert results[-1].pop("reference") == str(base)
+    assert results[0] == results[1]
+    assert results[0]["num_samples"] == 30
+    captured = capsys.readouterr()
+    assert "made.npz: statistics of 40 images, variant shapes" in captured.out
+    assert f"precision {results[0]['precision']:.4f}" in captured.out
+    assert captured.err.count("warning: ") == 4
+
+    # Other sources of statistics: mean and covariance alone, with images, and what is refused.
+    with np.load(made) as file:
+        stored = dict(file)
+
+    def run(**changed):
+        np.savez(made, **{name: value for name, value in (stored | changed).items() if value is not None})
+        return fid.compute(drawn[0][:30], made, variant="shapes", extractor=shapes, batch_size=16, quiet=True)
+
+    bare = run(mu_s=None, sigma_s=None, features=None)
+    assert (bare["sfid"], bare["precision"], bare["recall"]) == (None, None, None)
+    assert bare["fid"] == results[0]["fid"]
+    assert run(features=None, arr_0=drawn[0][50:])["recall"] == results[0]["recall"]
+    wrong: dict[str, dict] = {
+        "of the variant adm, not of shapes; pass --variant adm": {"variant": np.array("adm")},
+        "of the variant adm or pytorch-fid, not": {"variant": None, "mu_s": None, "sigma_s": None},
+        "made with other weights": {"weights": np.array("0" * 64)},
+        "not of 128 features": {"mu": np.zeros(2048)},
+        "not of 112 features": {"sigma_s": None},
+        "not finite": {"mu": stored["mu"] * np.nan},
+    }
+    for message, changed in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            run(**changed)
+    made.write_bytes(made.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="cannot read"):
+        fid.compute(drawn[0], made, variant="shapes", extractor=shapes, quiet=True)
+
+
+def test_openais_reference_is_of_variant_adm(tmp_path):
+    """By its spatial statistics; pytorch-fid's has none, and either preparation may use it."""
+    pooled, spatial = (gaussian(normal(k, 9, size)) for k, size in enumerate((5, 3)))
+    both = {"mu": pooled.mean, "sigma": pooled.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    np.savez(tmp_path / "both.npz", **both)
+    np.savez(tmp_path / "bare.npz", mu=pooled.mean, sigma=pooled.covariance)
+    named = {name: SimpleNamespace(variant=name, weights="", sizes=(5, 3)) for name in ("adm", "pytorch-fid")}
+    for name, file in (("adm", "both"), ("adm", "bare"), ("pytorch-fid", "bare")):
+        loaded = fid.load_reference(tmp_path / f"{file}.npz", named[name], quiet=True)
+        assert np.array_equal(loaded.pooled.covariance, pooled.covariance)
+        assert (loaded.spatial is None) == (file == "bare")
+    with pytest.raises(ValueError, match="of the variant adm, not of pytorch-fid"):
+        fid.load_reference(tmp_path / "both.npz", named["pytorch-fid"], quiet=True)
+
+
+def test_wrong_calls(tmp_path, shapes, drawn, capsys):
+    images = drawn[0][:8]
+    with pytest.raises(ValueError, match="has 1 image; a covariance needs at least 2"):
+        fid.compute(images[:1], images, variant="shapes", extractor=shapes, quiet=True)
+    with pytest.raises(ValueError, match="of the variant shapes, not adm"):
+        fid.compute(images, images, extractor=shapes, quiet=True)
+
+    class Broken:
+        variant, weights, sizes = "shapes", "", (128, 112)
+
+        def __call__(self, batch):
+            features = shapes(batch)
+            features.pooled[batch.sum((1, 2, 3)) == images[5].sum(dtype=np.int64)] = np.nan
+            return features
+
+    with pytest.raises(ValueError, match="features of image 5 of the array are not finite"):
+        fid.measure(images, Broken(), batch_size=3, quiet=True)
+
+    np.savez(tmp_path / "a.npz", images)
+    a = str(tmp_path / "a.npz")
+    assert fid.main([a, str(tmp_path / "nowhere"), "--variant", "shapes"]) == 2
+    assert fid.main([a, a, "--variant", "shapes", "--batch-size", "0"]) == 2
+    assert reference.main([a, "--variant", "shapes", "--device", "cpu", "--out", str(tmp_path / "a.txt")]) == 2
+    assert reference.main([a, "--variant", "shapes", "--device", "cpu", "--size", "0", "--out", a]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in lines] == [True] * 4
+    assert "there is no" in lines[0]
+    assert "--batch-size is 0" in lines[1]
+    assert "must end in .npz" in lines[2]
+    assert "--size is 0" in lines[3]
+
+
+def test_a_batch_more_or_less_is_no_matter(tmp_path, shapes, drawn):
+    """The kept features are those of the first images, whatever the batches."""
+    all_of_them = shapes(drawn[0]).pooled
+    for batch_size in (7, 32):
+        made = fid.measure(drawn[0], shapes, batch_size=batch_size, keep=20, quiet=True)
+        assert made.features is not None
+        np.testing.assert_allclose(made.features, all_of_them[:20], rtol=1e-3, atol=1e-3)  # float32 of about 6
+        assert made.count == 90
+    assert fid.measure(drawn[0], shapes, keep=0, limit=20, quiet=True).features is None
