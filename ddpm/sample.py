@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint", metavar="FILE_OR_DIR", help="state dict of ermongroup/ddim, or diffusers directory"
     )  # fmt: skip
     p.add_argument("--steps", type=int, default=100, help="denoising steps")
-    p.add_argument("--skip-type", choices=["uniform", "quad"], help="(default: quad for cifar10, else uniform)")
+    p.add_argument("--skip-type", choices=["uniform", "quad"], help="(default: uniform for LSUN, else quad)")
     p.add_argument("--sampler", choices=["ddim", "ddpm"], default="ddim", help="ddpm is ancestral sampling")
     p.add_argument("--eta", type=float, default=0.0, help="of ddim; 0 is deterministic")
     add_cache_arguments(p, interval=5, branch=2)
@@ -82,7 +82,7 @@ def work(args: argparse.Namespace) -> None:
     if (args.checkpoint is None) != (args.config == "shapes"):
         raise ValueError("--config and --checkpoint belong together, for example --config cifar10 --checkpoint FILE")
     config = CONFIGS.get(args.config)
-    skip_type = args.skip_type or (config.skip_type if config else "uniform")
+    skip_type = args.skip_type or (config.skip_type if config else "quad")
     timesteps = timesteps_of(args.steps, skip_type)
     if args.eta < 0 or (args.eta and args.sampler == "ddpm"):
         raise ValueError(f"--eta is {args.eta}; it must be at least 0, and is ddim's alone")

@@ -56,7 +56,10 @@ class ImageSet:
         """
         file = self.out / "settings.json"
         if file.is_file():
-            there = json.loads(file.read_text())
+            try:
+                there = json.loads(file.read_text())
+            except ValueError:
+                raise ValueError(f"{file} is not JSON; remove the folder, or name another --out") from None
             names = sorted(there.keys() | self.settings.keys())
             apart = [name for name in names if there.get(name) != self.settings.get(name)]
             if apart:
