@@ -149,6 +149,9 @@ def make_variants(
     for name in names:
         fewer = re.fullmatch(r"(.+?)(\d+)", name)
         merged = re.fullmatch(r"tomesd(\d*)", name)
+        percent = int(merged[1] or 50) if merged else 50
+        if not 0 < percent <= 75:
+            raise ValueError(f"--competitors has {name}; tomesd merges between 1 and 75 % of the tokens")
         module = "DeepCache" if name == "package" else "tomesd" if merged else None
         if module is not None and importlib.util.find_spec(module) is None:
             notes.append(f"{name}: not measured, for it is not installed ({INSTALL[module]})")
@@ -157,9 +160,6 @@ def make_variants(
                 around = partial(package_enabled, interval=n, branch=branch)
                 variants.append(Variant(f"package N={n}", stock, partial(images, stock, around=around)))
         elif merged:
-            percent = int(merged[1] or 50)
-            if not 0 < percent <= 75:
-                raise ValueError(f"--competitors has {name}; tomesd merges between 1 and 75 % of the tokens")
             around = partial(tokens_merged, ratio=percent / 100)
             variants.append(Variant(f"tomesd {percent} %", stock, partial(images, stock, around=around)))
         elif fewer and fewer[1] in SCHEDULERS and int(fewer[2]) > 0:
