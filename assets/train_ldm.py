@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
+from diffusers import UNet2DConditionModel, VQModel
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ldm.checkpoint import new_scheduler
 from pipelines.ldm_class import LDMClassPipeline
 from unets.class_embedder import ClassEmbedder
 
@@ -119,18 +120,6 @@ def new_unet() -> UNet2DConditionModel:
         attention_head_dim=1,
         cross_attention_dim=64,
         norm_num_groups=8,
-    )
-
-
-def new_scheduler() -> DDIMScheduler:
-    """Square roots of the betas linear from √0.0015 to √0.0195 over 1000 steps, as LDM-4-G's."""
-    return DDIMScheduler(
-        beta_start=0.0015,
-        beta_end=0.0195,
-        beta_schedule="scaled_linear",
-        steps_offset=1,
-        set_alpha_to_one=False,
-        clip_sample=False,
     )
 
 

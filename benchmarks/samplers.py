@@ -46,7 +46,13 @@ def work(args: argparse.Namespace) -> None:
         return sample(unet, Batch(indices, [image_generator(0, k) for k in indices]), timesteps, device=device, **cache)
 
     def ldm(**cache: Any) -> Any:
-        return pipe(indices, args.steps, generator=[image_generator(0, k) for k in indices], output_type="pt", **cache)
+        return pipe(
+            [k % pipe.num_classes for k in indices],
+            args.steps,
+            generator=[image_generator(0, k) for k in indices],
+            output_type="pt",
+            **cache,
+        )
 
     for name, run, model, branch in (("DDPM", ddpm, unet, 2), ("LDM", ldm, pipe.unet, 0)):
         timed = SimpleNamespace(unet=model, vae=SimpleNamespace(encoder=None, decoder=None))

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from assets.train_ldm import new_scheduler
-from ldm.checkpoint import load_pipeline
+from ldm.checkpoint import load_pipeline, new_scheduler
 from pipelines import LDMClassPipeline
 from unets.class_embedder import ClassEmbedder
 
