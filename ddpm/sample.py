@@ -2,7 +2,7 @@
 
 python -m ddpm.sample                                                    the shipped model, 64 images
 python -m ddpm.sample --config cifar10 --checkpoint ema_cifar10.ckpt --num-images 50000 --batch-size 500
-accelerate launch -m ddpm.sample --config bedroom --checkpoint google/ddpm-ema-bedroom-256 …   on several GPUs
+accelerate launch -m ddpm.sample --config bedroom --checkpoint DIR …              on several GPUs
 
 A run that was killed is continued by the same command. The result is samples.npz and grid.png.
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from eval.arguments import (
@@ -28,7 +27,7 @@ from eval.arguments import (
     device_and_dtype,
     exit_status,
 )
-from eval.image_sets import Batch, ImageSet, digest, generate
+from eval.image_sets import Batch, ImageSet, device_of_process, digest, generate
 from eval.pictures import schedule_name
 
 from .checkpoint import load_unet
@@ -95,9 +94,7 @@ def work(args: argparse.Namespace) -> None:
     settings = {"model": args.config, "weights": digest(unet), "timesteps": timesteps, "seed": args.seed,
                 "dtype": args.dtype, **sampling}  # fmt: skip
     unet.check_branch(args.cache_branch_id)
-    state = PartialState(cpu=device.type == "cpu")
-    if device.type == "cuda" and state.num_processes > 1:
-        device = state.device
+    device = device_of_process(device)
     unet.to(device)
 
     # 3. Make what is missing.

@@ -211,7 +211,9 @@ def generate(
     mine = batches[state.process_index :: state.num_processes]
 
     made, halved = 0, False
-    with tqdm(total=sum(map(len, mine)), desc="images", unit="img", disable=quiet or not mine) as bar:
+    with tqdm(
+        total=sum(map(len, mine)), desc="images", unit="img", disable=quiet or not mine or not state.is_main_process
+    ) as bar:
         while mine:
             indices = mine.pop(0)
             try:
@@ -233,6 +235,12 @@ def generate(
         image_set.finish(num_images, png=png, quiet=quiet)
     state.wait_for_everyone()
     return made
+
+
+def device_of_process(device: torch.device) -> torch.device:
+    """Where this process is to run: of several on CUDA, each has a GPU of its own. To be asked before `generate`."""
+    state = PartialState(cpu=device.type == "cpu")
+    return state.device if device.type == "cuda" and state.num_processes > 1 else device
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:

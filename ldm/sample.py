@@ -30,7 +30,7 @@ from eval.arguments import (
     device_and_dtype,
     exit_status,
 )
-from eval.image_sets import Batch, ImageSet, digest, generate
+from eval.image_sets import Batch, ImageSet, device_of_process, digest, generate
 from eval.pictures import schedule_name
 
 from .checkpoint import load_pipeline
@@ -103,11 +103,9 @@ def work(args: argparse.Namespace) -> None:
     weights = {part: digest(getattr(pipe, part)) for part in ("unet", "vqvae", "class_embedder")}
     settings = {"weights": weights, "sampler": args.sampler, "labels": args.labels, "seed": args.seed,
                 "dtype": args.dtype, **call}  # fmt: skip
-    state = PartialState(cpu=device.type == "cpu")
-    if device.type == "cuda" and state.num_processes > 1:
-        device = state.device
+    device = device_of_process(device)
     pipe.to(device)
-    pipe.set_progress_bar_config(disable=args.quiet or not state.is_main_process, leave=False)
+    pipe.set_progress_bar_config(disable=args.quiet or not PartialState().is_main_process, leave=False)
 
     # 3. Make what is missing.
     def make(batch: Batch) -> Any:

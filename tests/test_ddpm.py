@@ -46,7 +46,7 @@ def test_eta_is_diffusers_eta():
     scheduler = diffusers.DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False)
     expected = by_scheduler(scheduler, unet, x, 10, eta=0.7, generator=generators())
     ours = ddim_sample(unet, x, timesteps_of(10, "uniform"), eta=0.7, generators=generators())
-    # As above, and the scheduler's noise of the last step is scaled by the square root of a rounding error there.
+    # As above.
     assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
 
 

@@ -137,7 +137,7 @@ def test_a_wrong_argument_is_named(arguments, words):
 
 
 def test_the_shipped_model_is_small_and_draws_its_classes():
-    """The colour of the class is nearer to the picture's most unusual pixels than most of the other seven are."""
+    """Of the eight colours, the class's is the nearest to the picture's most unusual pixels."""
     from assets.shapes import COLOURS
 
     assert sum(path.stat().st_size for path in SHAPES.rglob("*.safetensors")) <= 12e6
