@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/shapes-ddpm"), help="checkpoint and log")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shapes-ddpm", help="the pipeline")
     parser.add_argument("--steps", type=int, default=6000, help="of the first stage")
-    parser.add_argument("--weighted-steps", type=int, default=1600, help="of the second")
+    parser.add_argument("--weighted-steps", type=int, default=8000, help="of the second")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
