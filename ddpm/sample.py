@@ -27,8 +27,9 @@ from eval.arguments import (
     device_and_dtype,
     exit_status,
 )
-from eval.image_sets import Batch, ImageSet, device_of_process, digest, generate
+from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, generate
 from eval.pictures import schedule_name
+from eval.zero_cache import zero_cached_features
 
 from .checkpoint import load_unet
 from .configs import CONFIGS
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sampler", choices=["ddim", "ddpm"], default="ddim", help="ddpm is ancestral sampling")
     p.add_argument("--eta", type=float, default=0.0, help="of ddim; 0 is deterministic")
     add_cache_arguments(p, interval=5, branch=2)
+    p.add_argument("--zero-cache", action="store_true", help="zeros for the kept feature: the paper's Table 5")
     add_set_arguments(p)
     return p
 
@@ -73,7 +75,12 @@ def sample(
         return ddim_sample(unet, x, timesteps, eta=eta, generators=batch.generators, **settings)
 
 
-def work(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace) -> Run:
+    """What the arguments ask for, ready to be made.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
+    """
     # 1. Check what can be checked before a model is loaded.
     at_least(args, num_images=1, batch_size=1, seed=0, steps=1)
     cache = cache_settings(args)
@@ -90,6 +97,7 @@ def work(args: argparse.Namespace) -> None:
     unet = load_unet(args.checkpoint or SHAPES, config, dtype).eval()
     sampling: dict[str, Any] = {"sampler": args.sampler, "eta": args.eta, **cache}
     name = f"{args.config}-{args.sampler}-{args.steps}-{skip_type}-{schedule_name(args)}-m{args.cache_branch_id}"
+    name += "-zero" if args.zero_cache else ""
     out = args.out or Path("outputs") / f"{name}-eta{args.eta:g}-seed{args.seed}-{args.dtype}"
     settings = {"model": args.config, "weights": digest(unet), "timesteps": timesteps, "seed": args.seed,
                 "dtype": args.dtype, **sampling}  # fmt: skip
@@ -97,19 +105,24 @@ def work(args: argparse.Namespace) -> None:
     device = device_of_process(device)
     unet.to(device)
 
-    # 3. Make what is missing.
+    if args.zero_cache:
+        zero_cached_features(unet)
+        settings["zero_cache"] = True
+
+    def make(batch: Batch) -> Tensor:
+        return sample(unet, batch, timesteps, device=device, **sampling)
+
+    return Run(ImageSet(out, settings), make, unet)
+
+
+def work(args: argparse.Namespace) -> None:
+    run = prepare(args)
     started = time.perf_counter()
     made = generate(
-        ImageSet(out, settings),
-        args.num_images,
-        args.batch_size,
-        lambda batch: sample(unet, batch, timesteps, device=device, **sampling),
-        seed=args.seed,
-        png=args.png,
-        quiet=args.quiet,
+        run.image_set, args.num_images, args.batch_size, run.make, seed=args.seed, png=args.png, quiet=args.quiet
     )
     seconds = time.perf_counter() - started
-    print(f"{made} images made in {seconds:.1f} s; {args.num_images} and their overview in {out}")
+    print(f"{made} images made in {seconds:.1f} s; {args.num_images} and their overview in {run.image_set.out}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -65,15 +65,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def add_set_arguments(parser: argparse.ArgumentParser) -> None:
+def add_set_arguments(parser: argparse.ArgumentParser, *, num_images: int | None = 64, batch_size: int = 32) -> None:
     """Of the scripts that make large sets of images: how many, where, and in which pieces."""
     group = parser.add_argument_group("set")
-    group.add_argument("--num-images", type=int, default=64, help="a set that has fewer is continued")
-    group.add_argument("--batch-size", type=int, default=32, help="of each process; changes no image's noise")
+    group.add_argument("--num-images", type=int, default=num_images, help="a set that has fewer is continued")
+    group.add_argument("--batch-size", type=int, default=batch_size, help="of each process; changes no image's noise")
     group.add_argument("--seed", type=int, default=0, help="image k's noise is that of seed and k")
     group.add_argument("--png", action="store_true", help="write every image as a PNG too")
     group.add_argument("--device", help="cuda, mps or cpu (default: the first of them that is there)")
-    group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the U-Net")
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the networks")
     group.add_argument("--out", type=Path, metavar="DIR", help="(default: a folder under outputs/ named after it all)")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from .read_images import count_images, image_batches
 
 GRID = 64  # images in the overview
 ROW = 8
+ROUNDINGS = ("nearest", "truncate")
 HALF_MADE = ".settings.aside.json"  # all that a run leaves that was killed right at its start
 
 
@@ -37,6 +39,16 @@ class Batch(NamedTuple):
 
     indices: list[int]
     generators: list[torch.Generator]  # image k's noise comes from its own, whatever is made beside it
+
+
+@dataclass
+class Run:
+    """What a sampling script was asked for: the set, how its images are made, and the U-Net that makes them."""
+
+    image_set: ImageSet
+    make: Callable[[Batch], Tensor]
+    unet: Any
+    labels_of: Callable[[Sequence[int]], np.ndarray] | None = None
 
 
 class ImageSet:
@@ -180,6 +192,7 @@ def generate(
     *,
     seed: int,
     labels_of: Callable[[Sequence[int]], np.ndarray] | None = None,
+    rounding: str = "nearest",
     png: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -188,6 +201,7 @@ def generate(
     Args:
         make: images (B, 3, H, W) in [−1, 1] of a batch, from nothing but its indices and generators.
         labels_of: class labels of images, if they are to be kept beside them.
+        rounding: as for `to_uint8`.
 
     Returns:
         How many images this process made.
@@ -227,7 +241,7 @@ def generate(
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
-            image_set.write(indices, to_uint8(images, indices), labels_of(indices) if labels_of else None)
+            image_set.write(indices, to_uint8(images, indices, rounding), labels_of(indices) if labels_of else None)
             made += len(indices)
             bar.update(len(indices))
     state.wait_for_everyone()
@@ -249,13 +263,24 @@ def image_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed))
 
 
-def to_uint8(images: Tensor, indices: Sequence[int]) -> np.ndarray:
-    """(B, 3, H, W) in [−1, 1] to uint8 (B, H, W, 3), rounded. Raises RunError if a value is not finite."""
+def to_uint8(images: Tensor, indices: Sequence[int], rounding: str = "nearest") -> np.ndarray:
+    """(B, 3, H, W) in [−1, 1] to uint8 (B, H, W, 3).
+
+    Args:
+        rounding: `nearest`; or `truncate`, which of x in [0, 1] makes 255x without its fraction, in float32.
+
+    Raises:
+        RunError: a value is not finite.
+    """
     for k, image in zip(indices, images, strict=True):
         if not image.isfinite().all():
             raise RunError(f"image {k} holds values that are not finite; try --dtype float32")
-    scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+    if rounding == "truncate":
+        images = ((images + 1) / 2).float()  # of float64 images, x comes back unrounded
+        scaled = images * 255
+    else:
+        scaled = ((images.float() + 1) * 127.5).round()
+    return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def digest(model: nn.Module) -> str:

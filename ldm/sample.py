@@ -30,8 +30,9 @@ from eval.arguments import (
     device_and_dtype,
     exit_status,
 )
-from eval.image_sets import Batch, ImageSet, device_of_process, digest, generate
+from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, generate
 from eval.pictures import schedule_name
+from eval.zero_cache import zero_cached_features
 
 from .checkpoint import load_pipeline
 
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help="random; balanced, which goes through the classes in turn; or a list such as 207,88, taken in turn",
     )  # fmt: skip
     add_cache_arguments(p, interval=5, branch=0)
+    p.add_argument("--zero-cache", action="store_true", help="zeros for the kept feature: the paper's Table 5")
     add_set_arguments(p)
     return p
 
@@ -76,7 +78,12 @@ def labels_of(indices: Sequence[int], choice: str, num_classes: int, seed: int) 
     return np.array([given[k % len(given)] for k in indices])
 
 
-def work(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace) -> Run:
+    """What the arguments ask for, ready to be made.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
+    """
     # 1. Check what can be checked before a model is loaded.
     at_least(args, num_images=1, batch_size=1, seed=0, steps=1)
     cache = cache_settings(args)
@@ -99,6 +106,7 @@ def work(args: argparse.Namespace) -> None:
     model = Path(args.model or SHAPES).stem
     name = f"{model}-{args.sampler}-{args.steps}-{schedule_name(args)}-m{args.cache_branch_id}"
     extras = f"g{args.guidance_scale:g}-eta{args.eta:g}-{args.labels}-seed{args.seed}-{args.dtype}"
+    extras += "-zero" if args.zero_cache else ""
     out = args.out or Path("outputs") / f"{name}-{extras}"
     weights = {part: digest(getattr(pipe, part)) for part in ("unet", "vqvae", "class_embedder")}
     settings = {"weights": weights, "sampler": args.sampler, "labels": args.labels, "seed": args.seed,
@@ -107,27 +115,37 @@ def work(args: argparse.Namespace) -> None:
     pipe.to(device)
     pipe.set_progress_bar_config(disable=args.quiet or not PartialState().is_main_process, leave=False)
 
-    # 3. Make what is missing.
+    if args.zero_cache:
+        zero_cached_features(pipe.unet)
+        settings["zero_cache"] = True
+
+    def labels(indices: Sequence[int]) -> np.ndarray:
+        return labels_of(indices, args.labels, pipe.num_classes, args.seed)
+
     def make(batch: Batch) -> Any:
-        labels = labels_of(batch.indices, args.labels, pipe.num_classes, args.seed)
         (images,) = pipe(
-            labels.tolist(), generator=batch.generators, output_type="pt", return_dict=False, **call
+            labels(batch.indices).tolist(), generator=batch.generators, output_type="pt", return_dict=False, **call
         )  # (B, 3, H, W) in [0, 1]
         return images * 2 - 1
 
+    return Run(ImageSet(out, settings), make, pipe.unet, labels)
+
+
+def work(args: argparse.Namespace) -> None:
+    run = prepare(args)
     started = time.perf_counter()
     made = generate(
-        ImageSet(out, settings),
+        run.image_set,
         args.num_images,
         args.batch_size,
-        make,
+        run.make,
         seed=args.seed,
-        labels_of=lambda indices: labels_of(indices, args.labels, pipe.num_classes, args.seed),
+        labels_of=run.labels_of,
         png=args.png,
         quiet=args.quiet,
     )
     seconds = time.perf_counter() - started
-    print(f"{made} images made in {seconds:.1f} s; {args.num_images} and their overview in {out}")
+    print(f"{made} images made in {seconds:.1f} s; {args.num_images} and their overview in {run.image_set.out}")
 
 
 def main(argv: list[str] | None = None) -> int:

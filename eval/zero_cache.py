@@ -1,0 +1,18 @@
+"""The ablation of the paper's Table 5: retrieve steps get zeros for the kept feature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def zero_cached_features(unet: nn.Module) -> Any:
+    """Replaces by zeros what a forked U-Net is given to retrieve; returns a handle whose `remove()` ends that."""
+
+    def zero(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        feature = kwargs.get("cached_feature")
+        return args, kwargs if feature is None else {**kwargs, "cached_feature": torch.zeros_like(feature)}
+
+    return unet.register_forward_pre_hook(zero, with_kwargs=True)

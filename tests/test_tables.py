@@ -1,0 +1,321 @@
+"""The paper's tables: what is printed, what is planned for each row, and the whole command on the shipped models."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval import row_results, tables
+from eval.macs import average
+from eval.plan import (
+    PAPER,
+    SCALES,
+    TABLES,
+    Options,
+    baseline_of,
+    cost,
+    job_of,
+    load_scale,
+    load_table,
+    macs_of,
+    num_full,
+    steps_of,
+)
+from eval.table_output import agrees
+from eval.zero_cache import zero_cached_features
+
+ROOT = Path(__file__).parent.parent
+ROWS = [(name, k, row) for name in TABLES for k, row in enumerate(load_table(name)["rows"], 1)]
+RUNS = [(name, k, row) for name, k, row in ROWS if "run" in row]
+EXCEPTIONS = {("table12", k) for k in (6, 7, 8, 9)} | {("table3", 6), ("table3", 12)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def options(scale: str, tmp_path: Path, **more) -> Options:
+    return Options(scale, tmp_path / "work", tmp_path / "inputs", **more)
+
+
+def published_macs() -> dict[str, set[str]]:
+    data = json.loads((Path(__file__).parent / "data" / "paper_macs.json").read_text())
+    found: dict[str, set[str]] = {}
+    for table, _, printed, *_ in data["rows"]:
+        found.setdefault(f"table{table}", set()).add(printed)
+    return found
+
+
+@pytest.mark.parametrize("name", published_macs())
+def test_every_printed_macs_cell_is_counted_and_agrees_but_for_the_exceptions_named(name):
+    table = load_table(name)
+    models = load_scale("paper")["models"]
+    apart, seen = set(), set()
+    for k, row in enumerate(table["rows"], 1):
+        if "run" not in row:
+            continue
+        counted = macs_of(row["run"], models[row["run"]["model"]]["layout"], table["macs_over"])
+        seen.add(row["paper"]["macs_g"])
+        if not agrees(row["paper"]["macs_g"], counted):
+            apart.add((name, k))
+    assert published_macs()[name] <= seen
+    assert apart == {exception for exception in EXCEPTIONS if exception[0] == name}
+
+
+def test_macs_of_a_run_are_the_average_of_its_steps():
+    full, retrieve = (step.paper / 1e9 for step in steps_of("ddpm-cifar10", 2))
+    run = {"model": "ddpm-cifar10", "steps": 100, "cache_interval": 3, "cache_branch_id": 2}
+    assert macs_of(run, "ddpm-cifar10", 100) == pytest.approx(average(full, retrieve, 100, 3), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("printed", "value", "same"),
+    [("23.50", 23.505, True), ("23.50", 23.515, False), ("6.1", 6.0655, True), ("156.0", 155.96, True),
+     ("1.60", 1.6059, True), ("5.31", 5.325, False)],
+)  # fmt: skip
+def test_a_number_agrees_rounded_or_cut_off(printed, value, same):
+    assert agrees(printed, value) is same
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_row_is_a_command_that_its_script_understands(tmp_path, scale):
+    by_out: dict[Path, list[str]] = {}
+    for _, _, row in RUNS:
+        job = job_of(row["run"], options(scale, tmp_path))
+        if job is None:
+            continue
+        script = row_results.SCRIPTS[job.model["sampler"]]
+        args = script.parser().parse_args([*job.argv, "--num-images", str(job.num_images)])
+        interval = row["run"].get("cache_interval", 1)
+        assert (args.steps, args.cache_interval) == (job.run["steps"], interval)
+        assert num_full(job.run) == -(-job.run["steps"] // interval)
+        assert getattr(args, "zero_cache", False) == row["run"].get("zero_cache", False)
+        assert by_out.setdefault(job.out, job.argv) == job.argv  # equal places are equal commands, and
+        assert cost(job)["tmacs"] > 0
+    commands = [" ".join(argv) for argv in by_out.values()]
+    # only prompts' or models' stand-ins differ where the arguments don't
+    assert len({(path.name.split("-")[0], c) for path, c in zip(by_out, commands, strict=True)}) == len(commands)
+
+
+def test_every_row_has_a_model_at_the_papers_scale():
+    models = load_scale("paper")["models"]
+    assert {row["run"]["model"] for _, _, row in RUNS} == set(models)
+    for model in models.values():
+        assert model.get("speed_of", "sd15-parti") in models
+
+
+def test_the_small_scale_shortens_runs_and_moves_centres(tmp_path):
+    run = {"model": "ldm4", "steps": 250, "cache_interval": 20, "cache_branch_id": 0, "center": 120, "pow": 1.2}
+    job = job_of(run, options("shapes", tmp_path))
+    assert job is not None
+    assert (job.run["steps"], job.run["center"]) == (100, 48)
+    assert run["steps"] == 250
+    paper = job_of(run, options("paper", tmp_path))
+    assert paper is not None
+    assert (paper.run["steps"], paper.run["center"], paper.num_images) == (250, 120, 50000)
+    assert job_of({"model": "ddpm-church", "steps": 100}, options("shapes", tmp_path)) is None
+
+
+def test_what_is_missing_is_named(tmp_path):
+    job = job_of({"model": "ddpm-cifar10", "steps": 100}, options("paper", tmp_path))
+    assert job is not None
+    assert [text.split(" ")[0] for text in job.missing] == [
+        str(tmp_path / "inputs" / "ema_cifar10.ckpt"),
+        str(tmp_path / "inputs" / "cifar10-reference.npz"),
+    ]
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / "ema_cifar10.ckpt").touch()
+    job = job_of({"model": "ddpm-cifar10", "steps": 100}, options("paper", tmp_path))
+    assert job is not None
+    assert len(job.missing) == 1
+
+
+def test_zeros_take_the_place_of_what_is_retrieved_and_of_nothing_else():
+    class Echo(torch.nn.Module):
+        def forward(self, x, *, cached_feature=None):
+            return x if cached_feature is None else cached_feature
+
+    echo = Echo()
+    x, feature = torch.ones(2), torch.full((3,), 2.0)
+    handle = zero_cached_features(echo)
+    assert echo(x) is x
+    assert torch.equal(echo(x, cached_feature=feature), torch.zeros(3))
+    handle.remove()
+    assert echo(x, cached_feature=feature) is feature
+
+
+def run(tmp_path: Path, *names: str, num_images: int = 4) -> int:
+    places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--inputs", str(tmp_path / "inputs")]
+    return tables.main([*names, "--num-images", str(num_images), "--device", "cpu", "--quiet", *places])
+
+
+def short(monkeypatch) -> None:
+    """Runs of a fifth of their steps, references of few pictures."""
+    monkeypatch.setattr(
+        "eval.plan.scaled", lambda run, time: {**run, "steps": 10} | ({"center": 4} if "center" in run else {})
+    )
+    load = load_scale
+    small = {"reference_images": 40}
+    for module in ("eval.row_results", "eval.tables", "eval.plan"):
+        monkeypatch.setattr(f"{module}.load_scale", lambda name: load(name) | (small if name == "shapes" else {}))
+
+
+def test_a_table_from_nothing_and_nothing_the_second_time(tmp_path, monkeypatch, capsys):
+    short(monkeypatch)
+    assert run(tmp_path, "table5", "table9") == 0
+    assert "4 sets of images made" in capsys.readouterr().out
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(files) == {"README.md", "index.html", "table5.md", "table5.csv", "table9.md", "table9.csv"}
+    with (tmp_path / "out" / "table5.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["fid_paper"] for row in rows] == ["9.74", "192.98", "7.36", "312.12"]
+    # Zeros for the kept feature are ruinous at any number of steps.
+    assert all(float(rows[k + 1]["fid_here"]) != float(rows[k]["fid_here"]) > 0 for k in (0, 2))
+
+    def fail(*_, **__):
+        raise AssertionError("something was done again")
+
+    for name in ("make_images", "alternate", "draw"):
+        monkeypatch.setattr(row_results, name, fail)
+    monkeypatch.setattr(tables, "make_images", fail)
+    monkeypatch.setattr("eval.fid.measure", fail)
+    assert run(tmp_path, "table5", "table9") == 0
+    assert "0 sets of images made" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
+
+
+def test_rows_are_shared_between_tables_timed_and_compared_with_the_baseline(tmp_path, monkeypatch, capsys):
+    short(monkeypatch)
+    assert tables.main(
+        ["table2", "table6", "table12", "--rows", "2,3", "--num-images", "2", "--device", "cpu", "--quiet", "--repeats",
+         "1", "--speed-batch", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    ) == 0  # fmt: skip
+    with (tmp_path / "out" / "table2.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["throughput_here"]) > 0 and float(rows[1]["speedup_here"]) == 1
+    assert rows[1]["psnr_here"] == ""  # the baseline itself
+    with (tmp_path / "out" / "table12.csv").open() as file:
+        branches = list(csv.DictReader(file))
+    assert float(branches[1]["speedup_here"]) > 0
+    assert 5 < float(branches[1]["psnr_here"]) < 80
+    assert branches[0]["fid_here"] == ""  # not chosen
+    assert float(branches[0]["macs_g_here"]) == pytest.approx(1.6, abs=0.01)  # which costs nothing to count
+    # Table 2's baseline, Table 6's DeepCache with N = 2 and Table 12's two branches. With as many steps for all runs,
+    # Table 6's DDIM is the baseline, and the third row of Table 2 is another method's.
+    assert "4 sets of images made" in capsys.readouterr().out
+
+
+def test_psnr_is_the_median_over_pairs(tmp_path):
+    jobs = []
+    for level, run_ in ((100, {"model": "ddpm-cifar10", "steps": 100}), (110, {"model": "ddpm-cifar10", "steps": 50})):
+        job = job_of(run_, options("shapes", tmp_path, num_images=3))
+        assert job is not None
+        job.out.mkdir(parents=True)
+        images = np.full((3, 32, 32, 3), level, np.uint8)
+        images[2] += level // 10 - 10  # one pair further apart
+        np.savez(job.out / "samples.npz", arr_0=images)
+        jobs.append(job)
+    baseline, job = jobs
+    assert baseline_of(job, options("shapes", tmp_path, num_images=3)).out == baseline.out
+    assert row_results.psnr(job, baseline) == pytest.approx(20 * np.log10(255 / 10), rel=1e-12)
+    assert row_results.psnr(baseline, baseline) is None
+
+
+def test_a_killed_table_is_continued_and_ends_as_an_unbroken_one(tmp_path):
+    call = [
+        "table5",
+        "--rows",
+        "1,3",
+        "--num-images",
+        "4",
+        "--batch-size",
+        "1",
+        "--no-speed",
+        "--quiet",
+        "--device",
+        "cpu",
+    ]
+
+    def command(folder: str) -> list[str]:
+        return [*call, "--work", str(tmp_path / folder), "--out", str(tmp_path / f"{folder}-out")]
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eval.tables", *command("killed")], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
+    while process.poll() is None and len(list((tmp_path / "killed").glob("shapes/*/parts/0*.npz"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert tables.main(command("killed")) == 0
+    assert tables.main(command("whole")) == 0
+    for name in ("table5.md", "table5.csv"):
+        ours, theirs = ((tmp_path / f"{folder}-out" / name).read_bytes() for folder in ("killed", "whole"))
+        assert ours == theirs
+
+
+def test_a_dry_run_says_what_is_missing_and_makes_nothing(tmp_path, capsys):
+    call = ["table2", "--scale", "paper", "--rows", "2,4,9", "--dry-run", "--device", "cpu"]
+    places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--inputs", str(tmp_path / "in")]
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("eval.estimate.tmacs_a_second", lambda *_: 2.0)
+    assert tables.main([*call, *places]) == 0
+    monkey.undo()
+    said = capsys.readouterr().out
+    assert "50000" in said and "ema_cifar10.ckpt" in said and "ema_lsun_bedroom.ckpt" in said
+    assert "100 of 100" in said and "50 of 100" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_weights_leave_the_table_with_what_can_be_counted(tmp_path, capsys):
+    places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--inputs", str(tmp_path / "in")]
+    assert tables.main(["table12", "--scale", "paper", "--rows", "1", "--device", "cpu", "--quiet", *places]) == 1
+    assert "ema_cifar10.ckpt" in capsys.readouterr().err
+    text = (tmp_path / "out" / "table12.md").read_text()
+    assert "| 1.60 | 1.61 ✓ |" in text or "| 1.60 | 1.60 ✓ |" in text
+    assert text.count("**≠**") == 4  # branches 6 to 9, named in the notes
+    assert "5.325, 5.574, 5.732 and 5.890" in text
+    assert "Row 1 was not run" in text
+
+
+def test_figure_4_and_the_page_over_it(tmp_path):
+    assert run(tmp_path, "figure4") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "README.md", "index.html", "figure4-ddpm-cifar10.md", "figure4-ddpm-cifar10.png", "figure4-sd15.md",
+        "figure4-sd15.png",
+    }  # fmt: skip
+    lines = (tmp_path / "out" / "figure4-sd15.md").read_text().splitlines()
+    assert "57.3285" in next(line for line in lines if line.startswith("| 1 |"))  # tests/data/macs_verified.json
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [(["table99"], "there is no table99"), (["table5", "--rows", "9"], "table5 has 4 rows"),
+     (["table5", "--num-images", "1"], "--num-images is 1; it must be at least 2")],
+)  # fmt: skip
+def test_wrong_calls(call, says, capsys, tmp_path):
+    assert tables.main([*call, "--work", str(tmp_path / "w"), "--out", str(tmp_path / "o"), "--device", "cpu"]) == 2
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notes_name_where_the_paper_contradicts_itself():
+    notes = {name: " ".join(load_table(name)["notes"]) for name in TABLES}
+    assert "113.63" in notes["table3"] and "130.52" in notes["table3"]
+    assert "50.6" in notes["table4"]
+    assert "10.38" in notes["table6"] and "9.74" in notes["table6"]
+    assert "7.11" in notes["table11"] and "7.36" in notes["table11"]
+    assert "equation 7" in notes["table1"]
+    assert {path.stem for path in PAPER.glob("table*.json")} == set(TABLES)
