@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.cache_schedule import full_steps
+from pipelines.kept_features import Forecast, KeptFeatures
 
 NUM_TRAIN_TIMESTEPS = 1000
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -54,8 +55,10 @@ def denoise(
     pow: float | None = None,
     center: int | None = None,
     cache_steps: Sequence[int] | None = None,
+    forecast: Forecast = 0.0,
 ) -> Tensor:
-    """Runs `timesteps`, given ascending, from the last to the first. The cache's arguments are those of the pipelines.
+    """Runs `timesteps`, given ascending, from the last to the first. The cache's arguments and `forecast` are those of
+    the pipelines.
 
     Args:
         unet: a forked `UNet2DModel`.
@@ -77,13 +80,16 @@ def denoise(
 
     # 2. Denoise.
     alphas = alphas_cumprod().to(noise.device)
-    x, kept = noise.float(), None
+    x = noise.float()
     pairs = list(zip(timesteps, [-1, *timesteps[:-1]], strict=True))[::-1]
+    features = KeptFeatures(full, len(timesteps), forecast)
     for i, (t, t_next) in enumerate(tqdm(pairs, disable=quiet, leave=False, mininterval=1)):
-        if i in full:
-            kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+        # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
+        kept = features.at(i, len(x))
         output = unet(x.to(unet.dtype), t, cache_branch_id=m, cached_feature=kept)
-        eps, kept = output.sample.float(), output.cached_feature  # cache (2): the loop owns the feature
+        eps = output.sample.float()
+        if kept is None:
+            features.keep(i, output.cached_feature)  # cache (2): the loop owns the feature
         x = step(x, eps, alphas[t + 1], alphas[t_next + 1])
     return x
 

@@ -72,7 +72,7 @@ def job_of(run: dict[str, Any], options: Options) -> Job | None:
     model = load_scale(options.scale)["models"].get(run["model"])
     if model is None:
         return None
-    run = scaled(run, model.get("time", 1))
+    run = scaled(run, model.get("time", 1), options.scale)
     num_images = options.num_images or model["num_images"]
     places = {"{inputs}": str(options.inputs), "{work}": str(options.work / options.scale)}
 
@@ -108,9 +108,15 @@ def baseline_of(job: Job, options: Options, of: str | None = None) -> Job:
     return baseline
 
 
-def scaled(run: dict[str, Any], time: float) -> dict[str, Any]:
-    """The settings with another number of steps, the centre of the schedule moved alike."""
-    return {name: round(value * time) if name in ("steps", "center") else value for name, value in run.items()}
+def scaled(run: dict[str, Any], time: float, scale: str) -> dict[str, Any]:
+    """The settings with another number of steps, the centre of the schedule moved alike.
+
+    Where the row itself says what it is at a scale, that stands: LDM-4-G's sampler does not take any number of steps.
+    """
+    own = run.get(scale, {})
+    settings = {name: value for name, value in run.items() if name not in SCALES}
+    moved = {name: round(settings[name] * time) for name in ("steps", "center") if name in settings}
+    return dict(settings, **moved) | own
 
 
 def slug(run: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from unets.class_embedder import ClassEmbedder
 
+from .guidance_economy import GuidanceEconomy, half_if
+from .kept_features import Forecast, KeptFeatures
 from .shared_steps import CachedPipeline, call_back
 
 
@@ -47,6 +49,9 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
+        forecast: Forecast = 0.0,
+        reuse_guidance: bool = False,
+        guidance_stop: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """Makes an image of each class. Shapes in the comments are those of the model for ImageNet.
 
@@ -59,7 +64,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
             generator: one for each image, or one for all.
             latents: (B, 3, 64, 64) noise to start from, instead of the generators'.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
-            cache_interval, …: as of `StableDiffusionPipeline`.
+            cache_interval, … guidance_stop: as of `StableDiffusionPipeline`.
 
         Raises:
             ValueError: an argument out of range, by name.
@@ -80,6 +85,8 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
             num_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
         )  # fmt: skip
+        features = KeptFeatures(full, len(timesteps), forecast)
+        economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. Classes to context.
         if guided:
@@ -97,25 +104,30 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         extra = {"eta": eta, "generator": generator} if isinstance(self.scheduler, DDIMScheduler) else {}
 
         # 4. Denoise.
-        kept: Any = None
         with self.progress_bar(total=len(timesteps)) as bar:
             for i, t in enumerate(timesteps):
-                latent_input = torch.cat([latents] * 2) if guided else latents
+                # economy (1): with a difference, the conditional half of the batch is run alone
+                difference = economy.difference(i, len(latents)) if guided else None
+                alone = difference is not None
+                latent_input = torch.cat([latents] * 2) if guided and not alone else latents
                 latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 3, 64, 64)
 
-                if i in full:
-                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
-                output = self.unet(latent_input, t, context, cache_branch_id=m, cached_feature=kept)
-                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
+                kept = features.at(i, len(latent_input), alone)
+                output = self.unet(latent_input, t, half_if(alone, context), cache_branch_id=m, cached_feature=kept)
+                noise = output.sample
+                if kept is None:
+                    features.keep(i, output.cached_feature)  # cache (2): the loop owns the feature
                 del output  # else the last feature would live through the next full step
 
                 if guided:
-                    unconditional, conditional = noise.chunk(2)  # (B, 3, 64, 64) each
+                    # economy (3): (B, 3, 64, 64) each
+                    unconditional, conditional = economy.halves(i, noise, difference)
                     noise = unconditional + guidance_scale * (conditional - unconditional)
                 latents = self.scheduler.step(noise, t, latents, **extra, return_dict=False)[0]
                 (latents,) = call_back(callback_on_step_end, self, i, t, ("latents",), {"latents": latents})
                 bar.update()
-        del kept  # the decoder needs the memory
+        del kept, features  # the decoder needs the memory
 
         # 5. Latents to image; the decoder first takes each place's nearest code.
         images: Any = latents

@@ -11,6 +11,8 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg, retrieve_timesteps
 from torch import Tensor
 
+from .guidance_economy import GuidanceEconomy, half_if
+from .kept_features import Forecast, KeptFeatures
 from .shared_steps import CachedSDPipeline, batch_size_of, call_back
 
 
@@ -49,6 +51,9 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
+        forecast: Forecast = 0.0,
+        reuse_guidance: bool = False,
+        guidance_stop: float = 1.0,
     ) -> StableDiffusionPipelineOutput | tuple:
         """Makes `num_images_per_prompt` images of each prompt. Shapes in the comments are Stable Diffusion 1.5's.
 
@@ -57,6 +62,10 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
             cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
             uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
             cache_steps: the full steps themselves, instead of interval and schedule.
+            forecast: g, how far a retrieve step's feature is carried on from the last two kept (`KeptFeatures`): 0
+                copies as in the paper, 1 is the straight line; or a table of g.
+            reuse_guidance: retrieve steps run the conditional half alone (`GuidanceEconomy`).
+            guidance_stop: and so does every step after this share of them.
             others: as diffusers 0.24.0's.
 
         Raises:
@@ -82,6 +91,8 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
         )  # fmt: skip
+        features = KeptFeatures(full, len(timesteps), forecast)
+        economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. Prompt to text embeddings.
         prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
@@ -98,31 +109,36 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         # 4. Denoise.
-        kept: Any = None
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
-                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+                # economy (1): with a difference, the conditional half of the batch is run alone
+                difference = economy.difference(i, len(latents)) if self.do_classifier_free_guidance else None
+                alone = difference is not None
+                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance and not alone else latents
                 latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
 
-                if i in full or len(kept) != len(latent_input):  # a callback may have switched guidance off
-                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
+                kept = features.at(i, len(latent_input), alone)
                 output = self.unet(
                     latent_input,
                     t,
-                    encoder_hidden_states=prompt_embeds,
+                    encoder_hidden_states=half_if(alone, prompt_embeds),  # economy (2)
                     timestep_cond=timestep_cond,
                     cross_attention_kwargs=self.cross_attention_kwargs,
-                    added_cond_kwargs=added_cond_kwargs,
+                    added_cond_kwargs=half_if(alone, added_cond_kwargs),
                     cache_branch_id=m,
                     cached_feature=kept,
                 )
-                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                noise = output.sample
+                if kept is None:
+                    features.keep(i, output.cached_feature)  # cache (2): the loop owns the feature
                 del output  # else the last feature would live through the next full step
 
                 if self.do_classifier_free_guidance:
-                    unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each
+                    # economy (3): (B, 4, H/8, W/8) each
+                    unconditional, conditional = economy.halves(i, noise, difference)
                     noise = unconditional + self.guidance_scale * (conditional - unconditional)
                     if self.guidance_rescale > 0:
                         noise = rescale_noise_cfg(noise, conditional, guidance_rescale=self.guidance_rescale)
@@ -137,7 +153,7 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
                     },
                 )  # fmt: skip
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
-        del kept  # the decoder needs the memory
+        del kept, features  # the decoder needs the memory
 
         # 5. Latents to image.
         return self.finish(latents, output_type, return_dict, prompt_embeds.dtype, generator)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unets.controlnet import ControlNetModel, MultiControlNetModel
 
+from .kept_features import Forecast, KeptFeatures
 from .shared_steps import CachedSDPipeline, batch_size_of, call_back
 
 
@@ -73,6 +74,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
+        forecast: Forecast = 0.0,
     ) -> StableDiffusionPipelineOutput | tuple:
         """Makes images that follow `image`, such as edges. Shapes in the comments are Stable Diffusion 1.5's.
 
@@ -82,6 +84,8 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
             cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
             uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
             cache_steps: the full steps themselves, instead of interval and schedule.
+            forecast: g, how far a retrieve step's feature is carried on from the last two kept (`KeptFeatures`): 0
+                copies as in the paper, 1 is the straight line; or a table of g.
             others: as diffusers 0.24.0's.
 
         Raises:
@@ -110,6 +114,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
         )  # fmt: skip
+        features = KeptFeatures(full, len(timesteps), forecast)
 
         # 2. Prompt to text embeddings.
         prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
@@ -137,7 +142,6 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         # 5. Denoise.
-        kept: Any = None
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=num_inference_steps) as bar:
@@ -145,8 +149,8 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                 latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
                 latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
 
-                if i in full or len(kept) != len(latent_input):  # a callback may have switched guidance off
-                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
+                kept = features.at(i, len(latent_input))
 
                 now, later = i / len(timesteps), (i + 1) / len(timesteps)
                 strengths = [s * (a <= now and later <= b) for s, a, b in zip(scales, starts, ends, strict=True)]
@@ -164,7 +168,9 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                     cache_branch_id=m,
                     cached_feature=kept,
                 )
-                noise, kept = output.sample, output.cached_feature  # cache (3): the loop owns the feature
+                noise = output.sample
+                if kept is None:
+                    features.keep(i, output.cached_feature)  # cache (3): the loop owns the feature
                 del output  # else the last feature would live through the next full step
 
                 if self.do_classifier_free_guidance:
@@ -181,7 +187,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                     },
                 )  # fmt: skip
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
-        del kept  # the decoder needs the memory
+        del kept, features  # the decoder needs the memory
 
         # 6. Latents to image.
         return self.finish(latents, output_type, return_dict, prompt_embeds.dtype, generator)

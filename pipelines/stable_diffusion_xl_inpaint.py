@@ -14,6 +14,8 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpain
 )
 from torch import Tensor
 
+from .guidance_economy import GuidanceEconomy, half_if
+from .kept_features import Forecast, KeptFeatures
 from .shared_steps import batch_size_of, call_back
 from .shared_steps_xl import CachedXLPipeline
 
@@ -71,6 +73,9 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
+        forecast: Forecast = 0.0,
+        reuse_guidance: bool = False,
+        guidance_stop: float = 1.0,
     ) -> StableDiffusionXLPipelineOutput | tuple:
         """Redraws what the mask covers. Shapes in the comments are SDXL's.
 
@@ -79,6 +84,10 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
             cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
             uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
             cache_steps: the full steps themselves, instead of interval and schedule.
+            forecast: g, how far a retrieve step's feature is carried on from the last two kept (`KeptFeatures`): 0
+                copies as in the paper, 1 is the straight line; or a table of g.
+            reuse_guidance: retrieve steps run the conditional half alone (`GuidanceEconomy`).
+            guidance_stop: and so does every step after this share of them.
             others: as diffusers 0.24.0's.
 
         Raises:
@@ -119,6 +128,8 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
         )  # fmt: skip
+        features = KeptFeatures(full, len(timesteps), forecast)
+        economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. Prompt to text embeddings.
         texts = {
@@ -163,36 +174,39 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         )  # fmt: skip
 
         # 5. Denoise.
-        kept: Any = None
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
-                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+                # economy (1): with a difference, the conditional half of the batch is run alone
+                difference = economy.difference(i, len(latents)) if self.do_classifier_free_guidance else None
+                alone = difference is not None
+                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance and not alone else latents
                 latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
                 if sees_mask:
-                    latent_input = torch.cat([latent_input, mask, masked_image_latents], dim=1)  # (2B, 9, H/8, W/8)
+                    seen = (half_if(alone, part) for part in (mask, masked_image_latents))
+                    latent_input = torch.cat([latent_input, *seen], dim=1)  # (2B, 9, H/8, W/8)
 
-                if i in full or len(kept) != len(latent_input):  # a callback may have switched guidance off
-                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
+                kept = features.at(i, len(latent_input), alone)
+                told = {"text_embeds": conditions["add_text_embeds"], "time_ids": conditions["add_time_ids"], **added}
                 output = self.unet(
                     latent_input,
                     t,
-                    encoder_hidden_states=conditions["prompt_embeds"],
+                    encoder_hidden_states=half_if(alone, conditions["prompt_embeds"]),  # economy (2)
                     timestep_cond=timestep_cond,
                     cross_attention_kwargs=self.cross_attention_kwargs,
-                    added_cond_kwargs={
-                        "text_embeds": conditions["add_text_embeds"],
-                        "time_ids": conditions["add_time_ids"],
-                        **added,
-                    },
+                    added_cond_kwargs=half_if(alone, told),
                     cache_branch_id=m,
                     cached_feature=kept,
                 )
-                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                noise = output.sample
+                if kept is None:
+                    features.keep(i, output.cached_feature)  # cache (2): the loop owns the feature
                 del output  # else the last feature would live through the next full step
 
                 if self.do_classifier_free_guidance:
-                    unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each
+                    # economy (3): (B, 4, H/8, W/8) each
+                    unconditional, conditional = economy.halves(i, noise, difference)
                     noise = unconditional + self.guidance_scale * (conditional - unconditional)
                     if self.guidance_rescale > 0:
                         noise = rescale_noise_cfg(noise, conditional, guidance_rescale=self.guidance_rescale)
@@ -210,7 +224,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
                 )  # fmt: skip
                 conditions = dict(zip(conditions, rest, strict=True))
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
-        del kept  # the decoder needs the memory
+        del kept, features  # the decoder needs the memory
 
         # 6. Latents to image.
         return self.finish(latents, output_type, return_dict)

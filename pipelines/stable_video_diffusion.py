@@ -11,6 +11,8 @@ from diffusers.pipelines.stable_video_diffusion import StableVideoDiffusionPipel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .guidance_economy import GuidanceEconomy, half_if
+from .kept_features import Forecast, KeptFeatures
 from .shared_steps import CachedPipeline, call_back
 
 
@@ -44,6 +46,9 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
+        forecast: Forecast = 0.0,
+        reuse_guidance: bool = False,
+        guidance_stop: float = 1.0,
     ) -> StableVideoDiffusionPipelineOutput | list:
         """Makes a video of `num_frames` frames from each image. Shapes in the comments are Stable Video Diffusion's.
 
@@ -54,6 +59,10 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
             cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
             uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
             cache_steps: the full steps themselves, instead of interval and schedule.
+            forecast: g, how far a retrieve step's feature is carried on from the last two kept (`KeptFeatures`): 0
+                copies as in the paper, 1 is the straight line; or a table of g.
+            reuse_guidance: retrieve steps run the conditional half alone (`GuidanceEconomy`).
+            guidance_stop: and so does every step after this share of them.
             others: as diffusers 0.24.0's.
 
         Returns:
@@ -81,6 +90,8 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
         )  # fmt: skip
+        features = KeptFeatures(full, len(timesteps), forecast)
+        economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. What the video is to show: the image's embedding, and its latents, slightly noised, for every frame.
         image_embeds = self._encode_image(image, device, num_videos_per_prompt, guided)  # (2B, 1, 1024)
@@ -112,30 +123,35 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         self._guidance_scale = scales[None, :, None, None, None].repeat(batch_size, 1, 1, 1, 1)  # (B, F, 1, 1, 1)
 
         # 5. Denoise.
-        kept: Any = None
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
-                latent_input = torch.cat([latents] * 2) if guided else latents
+                # economy (1): with a difference, the conditional half of the batch is run alone
+                difference = economy.difference(i, len(latents)) if guided else None
+                alone = difference is not None
+                latent_input = torch.cat([latents] * 2) if guided and not alone else latents
                 latent_input = self.scheduler.scale_model_input(latent_input, t)
-                latent_input = torch.cat([latent_input, image_latents], dim=2)  # (2B, F, 8, H/8, W/8)
+                latent_input = torch.cat([latent_input, half_if(alone, image_latents)], dim=2)  # (2B, F, 8, H/8, W/8)
 
-                if i in full:
-                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
+                kept = features.at(i, len(latent_input) * num_frames, alone)
                 output = self.unet(
                     latent_input,
                     t,
-                    encoder_hidden_states=image_embeds,
-                    added_time_ids=added_time_ids,
+                    encoder_hidden_states=half_if(alone, image_embeds),  # economy (2)
+                    added_time_ids=half_if(alone, added_time_ids),
                     cache_branch_id=m,
                     cached_feature=kept,
                 )
-                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
+                noise = output.sample
+                if kept is None:
+                    features.keep(i, output.cached_feature)  # cache (2): the loop owns the feature
                 del output  # else the last feature would live through the next full step
 
                 if guided:
-                    unconditional, conditional = noise.chunk(2)  # (B, F, 4, H/8, W/8) each
+                    # economy (3): (B, F, 4, H/8, W/8) each
+                    unconditional, conditional = economy.halves(i, noise, difference)
                     noise = unconditional + self.guidance_scale * (conditional - unconditional)
                 latents = self.scheduler.step(noise, t, latents).prev_sample
 
@@ -144,7 +160,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
                 )
                 self.report_step(bar, i, t, num_warmup_steps, latents, None, None)
 
-        del kept, noise, latent_input, image_latents  # the decoder needs the memory
+        del kept, features, noise, latent_input, image_latents  # the decoder needs the memory
 
         # 6. Latents to frames.
         frames: Any = latents

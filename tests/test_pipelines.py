@@ -324,7 +324,8 @@ def test_call_accepts_every_argument_of_the_stock_call(kind):
         theirs, ours = stock[parameter].default, fork[parameter].default
         assert ours == (tuple(theirs) if isinstance(theirs, list) else theirs), parameter
     cache = ["cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps"]
-    assert list(fork)[len(expected) :] == ["callback", "callback_steps", *cache]
+    beyond = ["forecast", "reuse_guidance", "guidance_stop"]
+    assert list(fork)[len(expected) :] == ["callback", "callback_steps", *cache, *beyond]
 
 
 def test_from_pretrained_gives_the_forked_unet_and_save_pretrained_what_the_stock_class_loads(tmp_path):

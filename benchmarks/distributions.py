@@ -1,0 +1,73 @@
+"""Seconds and peak memory of FID's statistics and of precision and recall, on random features of Inception's size.
+
+python -m benchmarks.distributions                    each in a process of its own: 50,000 × 2,048; 10,000 and 10,000
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from eval.arguments import Formatter, at_least, exit_status
+from eval.distributions import RunningGaussian, frechet_distance, precision_recall
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p.add_argument("--images", type=int, default=50_000, help="of FID's statistics")
+    p.add_argument("--neighbours", type=int, default=10_000, help="images on each side, of precision and recall")
+    p.add_argument("--features", type=int, default=2_048)
+    p.add_argument("--batch-size", type=int, default=64)
+    return p
+
+
+def statistics(images: int, features: int, batch_size: int) -> float:
+    """FID of two sets of random features, each seen a batch at a time."""
+    sets = []
+    for seed in range(2):
+        rng, running = np.random.default_rng(seed), RunningGaussian(features)
+        for start in range(0, images, batch_size):
+            size = min(batch_size, images - start)
+            running.update(rng.standard_normal((size, features), dtype=np.float32))
+        sets.append(running.gaussian())
+    return frechet_distance(*sets)
+
+
+def balls(images: int, features: int) -> tuple[float, float]:
+    """Precision and recall of two sets of random features."""
+    sets = [np.random.default_rng(seed).standard_normal((images, features), dtype=np.float32) for seed in range(2)]
+    return precision_recall(*sets, quiet=True)
+
+
+def _measured(work: Callable, *args: int) -> str:
+    started = time.perf_counter()
+    work(*args)
+    unit = 1024 if sys.platform == "darwin" else 1  # Linux counts in KiB, macOS in bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / 2**20
+    return f"{time.perf_counter() - started:.0f} s, at most {peak:.2f} GiB"
+
+
+def work(args: argparse.Namespace) -> None:
+    at_least(args, images=2, neighbours=4, features=1, batch_size=1)
+    context = multiprocessing.get_context("spawn")  # a peak belongs to a process
+    for title, call in (
+        (f"FID of two sets of {args.images:,} images", (statistics, args.images, args.features, args.batch_size)),
+        (f"precision and recall, {args.neighbours:,} on each side", (balls, args.neighbours, args.features)),
+    ):
+        with context.Pool(1) as pool:
+            print(f"{title}, {args.features:,} features: {pool.apply(_measured, call)}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_status(lambda: work(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
