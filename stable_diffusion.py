@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, exit_status
+from eval.arguments import BEYOND, Formatter, add_cache_arguments, add_run_arguments, exit_status
 from eval.pictures import (
     add_picture_arguments,
     check_arguments,
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     p.add_argument("--model", metavar="ID_OR_PATH", help="diffusers directory or hub id (default: the shipped model)")
     add_picture_arguments(p, steps=50, guidance="7.5; 2.5 for the shipped model")
-    add_cache_arguments(p, interval=5, branch=1)
+    add_cache_arguments(p, interval=5, branch=1, beyond=list(BEYOND))
     add_run_arguments(p)
     return p
 

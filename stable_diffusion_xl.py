@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from assets.tiny import xl_parts, xl_refiner_parts
-from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, exit_status
+from eval.arguments import BEYOND, Formatter, add_cache_arguments, add_run_arguments, exit_status, schedule_of
 from eval.pictures import (
     add_picture_arguments,
     check_arguments,
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="of --refine")
     p.add_argument("--tiny", action="store_true", help="small models of this layout with random weights instead")
     add_picture_arguments(p, steps=50, guidance="5")
-    add_cache_arguments(p, interval=5, branch=1)
+    add_cache_arguments(p, interval=5, branch=1, beyond=list(BEYOND))
     add_run_arguments(p)
     return p
 
@@ -71,9 +71,9 @@ def check_two_stages(base: Any, refiner: Any, steps: int, cache: dict[str, Any],
     if not 0 < of_base < len(base.scheduler.timesteps):
         raise ValueError(f"--steps is {steps}, which leaves one of the two models none; give at least 5")
     timesteps, part = base.until(base.scheduler.timesteps, steps, BASE_SHARE)
-    base.plan_cache(part, len(timesteps), **cache)
+    base.plan_cache(part, len(timesteps), **schedule_of(cache))
     timesteps, part = refiner.get_timesteps(steps, 1.0, "cpu", denoising_start=BASE_SHARE)
-    refiner.plan_cache(part, len(timesteps), **refiner_cache)
+    refiner.plan_cache(part, len(timesteps), **schedule_of(refiner_cache))
 
 
 def work(args: argparse.Namespace) -> None:
@@ -95,7 +95,7 @@ def work(args: argparse.Namespace) -> None:
     stages = {"base": base}
     refiner: Any = None
     # The refiner's few steps are no place for a schedule that is made for the whole run.
-    refiner_cache = {name: cache[name] for name in ("cache_interval", "cache_branch_id")}
+    refiner_cache = {n: v for n, v in cache.items() if n in ("cache_interval", "cache_branch_id", *BEYOND)}
     if args.refine:
         refiner = open_refiner(args, dtype)
         stages["refiner"] = refiner

@@ -18,7 +18,16 @@ from PIL import Image
 
 from assets.draw_example import EXAMPLE
 from assets.tiny import svd_parts
-from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, at_least, exit_status, read_image
+from eval.arguments import (
+    BEYOND,
+    Formatter,
+    add_cache_arguments,
+    add_run_arguments,
+    at_least,
+    exit_status,
+    read_image,
+    schedule_of,
+)
 from eval.pictures import check_arguments, check_steps, compare_and_save, open_pipeline, result_folder
 from pipelines import StableVideoDiffusionPipeline
 
@@ -45,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--decode-chunk-size", type=int, help="frames decoded at once; fewer need less memory (default: all)"
     )
-    add_cache_arguments(p, interval=5, branch=0)
+    add_cache_arguments(p, interval=5, branch=0, beyond=list(BEYOND))
     add_run_arguments(p)
     return p
 
@@ -63,7 +72,7 @@ def work(args: argparse.Namespace) -> None:
         StableVideoDiffusionPipeline, args, args.model, dtype, tiny_parts=svd_parts if args.tiny else None
     )
     check_steps(pipe, args.steps)
-    pipe.plan_cache(args.steps, args.steps, **cache)
+    pipe.plan_cache(args.steps, args.steps, **schedule_of(cache))
     arguments = {
         "num_frames": args.num_frames or pipe.unet.config.num_frames,
         "num_inference_steps": args.steps,

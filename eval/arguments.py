@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
+# What goes beyond the paper, by the pipelines' names, and the value that turns it off.
+BEYOND: dict[str, Any] = {"forecast": 0.0, "reuse_guidance": False, "guidance_stop": 1.0}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -32,8 +35,10 @@ def at_least(args: argparse.Namespace, **least: int) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {given}; it must be at least {value}")
 
 
-def add_cache_arguments(parser: argparse.ArgumentParser, *, interval: int, branch: int) -> None:
-    """Interval, branch and schedule. The names with underscores are those of the original's scripts."""
+def add_cache_arguments(
+    parser: argparse.ArgumentParser, *, interval: int, branch: int, beyond: Sequence[str] = ()
+) -> None:
+    """Interval, branch, schedule, and those of `BEYOND` that are named. Names with underscores are the original's."""
     group = parser.add_argument_group("cache")
     group.add_argument(
         "--cache-interval", "--cache_interval", type=int, default=interval, metavar="N", help="every N-th step is full"
@@ -46,6 +51,22 @@ def add_cache_arguments(parser: argparse.ArgumentParser, *, interval: int, branc
     group.add_argument("--center", type=int, metavar="STEP", help="of the non-uniform schedule, for example 15")
     group.add_argument("--pow", type=float, help="of the non-uniform schedule, above 1, for example 1.4")
     group.add_argument("--cache-steps", type=_integers, metavar="0,3,…", help="the full steps, instead of an interval")
+    if beyond:
+        group = parser.add_argument_group("beyond the paper")
+    if "forecast" in beyond:
+        group.add_argument(
+            "--forecast", type=float, default=0.0, metavar="g",
+            help="carry features on from the last two kept: 0 copies the last, as in the paper; 1 is the straight line",
+        )  # fmt: skip
+    if "reuse_guidance" in beyond:
+        group.add_argument(
+            "--reuse-guidance", action="store_true",
+            help="retrieve steps run the conditional half alone, with the full steps' guidance difference",
+        )  # fmt: skip
+    if "guidance_stop" in beyond:
+        group.add_argument(
+            "--guidance-stop", type=float, default=1.0, metavar="SHARE", help="and so do all steps after this share"
+        )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +100,7 @@ def add_set_arguments(parser: argparse.ArgumentParser, *, num_images: int | None
 
 
 def cache_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The cache's arguments of a pipeline.
+    """The cache's arguments of a pipeline; of `BEYOND` only what is turned on.
 
     Raises:
         ValueError: options that need or exclude each other.
@@ -92,6 +113,11 @@ def cache_settings(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--center and --pow need --non-uniform")
     if args.cache_steps is not None and args.non_uniform:
         raise ValueError("give either --cache-steps or --non-uniform")
+    if not math.isfinite(getattr(args, "forecast", 0.0)):
+        raise ValueError(f"--forecast is {args.forecast}; it must be a number such as 1")
+    if not 0 <= getattr(args, "guidance_stop", 1.0) <= 1:
+        raise ValueError(f"--guidance-stop is {args.guidance_stop}; it must be 0 to 1, the share of steps before it")
+    beyond = {name: getattr(args, name, off) for name, off in BEYOND.items()}
     return {
         "cache_interval": args.cache_interval,
         "cache_branch_id": args.cache_branch_id,
@@ -99,7 +125,13 @@ def cache_settings(args: argparse.Namespace) -> dict[str, Any]:
         "pow": args.pow,
         "center": args.center,
         "cache_steps": args.cache_steps,
+        **{name: value for name, value in beyond.items() if value != BEYOND[name]},
     }
+
+
+def schedule_of(cache: dict[str, Any]) -> dict[str, Any]:
+    """Of the cache's arguments of a pipeline those that say which steps are full, and the branch."""
+    return {name: value for name, value in cache.items() if name not in BEYOND}
 
 
 def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -24,6 +24,13 @@ from .timing import CallTimes, alternate, pairwise, spread, time_call
 
 RUNS = ("baseline", "deepcache")
 PARTS = {"text": "text encoder", "image_encoder": "image encoder", "controlnet": "ControlNet", "vae": "VAE"}
+
+
+class Call(NamedTuple):
+    """One of the U-Net: what shape it was given, and whether it was a retrieve step."""
+
+    shape: tuple[int, ...]
+    retrieve: bool
 
 
 def prepare(pipe: Any, device: torch.device, *, channels_last: bool, compiled: bool, cpu_offload: bool) -> None:
@@ -71,12 +78,16 @@ def compare(
     """
     peaks = dict.fromkeys(RUNS, 0)
     unsafe = dict.fromkeys(RUNS, 0)
-    sizes: dict[str, tuple[int, ...]] = {}
+    noted: dict[tuple[str, str], list[Call]] = {}  # by run and stage, of the last of each run
     made: dict[str, torch.Tensor] = {}  # by the last of each run, (B, 3, H, W)
 
     def run(name: str) -> tuple[float, list[CallTimes]]:
         generators = [torch.Generator().manual_seed(seed + k) for k in range(num_images)]
-        hooks = [pipe.unet.register_forward_pre_hook(partial(_note_size, sizes, key)) for key, pipe in stages.items()]
+        noted.update({(name, stage): [] for stage in stages})
+        hooks = [
+            pipe.unet.register_forward_pre_hook(partial(_note, noted[name, stage]), with_kwargs=True)
+            for stage, pipe in stages.items()
+        ]
         for stage, pipe in stages.items():
             pipe.set_progress_bar_config(disable=quiet, leave=False, desc=f"{name} {stage}".strip())
         if device.type == "cuda":
@@ -105,7 +116,7 @@ def compare(
     whole = {name: [result[0] for result in results] for name, results in measured.items()}
     parts = {
         stage: _stage(pipe, {name: [r[1][k] for r in results] for name, results in measured.items()}, cache_branch_id,
-                      sizes[stage])
+                      {name: noted[name, stage] for name in RUNS})
         for k, (stage, pipe) in enumerate(stages.items())
     }  # fmt: skip
     result: dict[str, Any] = {
@@ -135,11 +146,11 @@ def versions(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def _note_size(sizes: dict[str, tuple[int, ...]], stage: str, _: Any, args: tuple) -> None:
-    sizes.setdefault(stage, tuple(args[0].shape))
+def _note(calls: list[Call], _: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    calls.append(Call(tuple(args[0].shape), kwargs.get("cached_feature") is not None))
 
 
-def _stage(pipe: Any, times: dict[str, list[CallTimes]], branch: int, shape: tuple[int, ...]) -> dict[str, Any]:
+def _stage(pipe: Any, times: dict[str, list[CallTimes]], branch: int, calls: dict[str, list[Call]]) -> dict[str, Any]:
     """Of one pipeline: seconds by run and part, the speed-up of its U-Net, and how much operations would allow."""
     seconds: dict[str, Any] = {}
     for name, its in times.items():
@@ -155,28 +166,32 @@ def _stage(pipe: Any, times: dict[str, list[CallTimes]], branch: int, shape: tup
             if getattr(its[0], part):
                 seconds[name][part] = spread([sum(getattr(t, part)) for t in its])
     speed_up = pairwise(*([t.unet for t in times[name]] for name in RUNS))
-    operations = _operations(pipe, shape, branch, times["deepcache"][0])
+    operations = _operations(pipe, branch, calls)
     operations["share_of_bound"] = speed_up["median"] / operations["bound"]
     return {"seconds": seconds, "speed_up": speed_up, "operations": operations}
 
 
-def _operations(pipe: Any, shape: tuple[int, ...], branch: int, times: CallTimes) -> dict[str, float]:
+def _operations(pipe: Any, branch: int, calls: dict[str, list[Call]]) -> dict[str, float]:
     """Multiply-accumulates of a full and a retrieve step of the U-Net, for one image or video without guidance.
 
-    The bound on the U-Net's speed-up is the ratio of operations, matrix products of attention counted.
+    The bound on the U-Net's speed-up is the ratio of operations, matrix products of attention counted, of all calls
+    with the batches that they had.
     """
+    shape = calls["baseline"][0].shape
     tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     tokens = tokenizer.model_max_length if tokenizer is not None else 1
     frames = shape[1] if len(shape) == 5 else 1
     full, retrieve = count_steps(pipe.unet, unet_inputs(pipe.unet, *shape[-2:], tokens=tokens, frames=frames), branch)
-    numbers = len(times.full_steps), len(times.retrieve_steps)
-    run = numbers[0] * full.with_attention + numbers[1] * retrieve.with_attention
+    run = {
+        name: sum(c.shape[0] * (retrieve if c.retrieve else full).with_attention for c in its)
+        for name, its in calls.items()
+    }
     return {
         "full_macs": full.paper,
         "retrieve_macs": retrieve.paper,
         "full_macs_with_attention": full.with_attention,
         "retrieve_macs_with_attention": retrieve.with_attention,
-        "bound": sum(numbers) * full.with_attention / run,
+        "bound": run["baseline"] / run["deepcache"],
     }
 
 

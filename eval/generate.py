@@ -30,7 +30,7 @@ from pipelines import StableDiffusionPipeline
 from pipelines.loading import SCHEDULERS, SHAPES, load_pipeline
 from stable_diffusion import GUIDANCE
 
-from .arguments import Formatter, add_cache_arguments, add_set_arguments, at_least, exit_status
+from .arguments import BEYOND, Formatter, add_cache_arguments, add_set_arguments, at_least, exit_status, schedule_of
 from .files import written_aside
 from .image_sets import ROUNDINGS, Batch, ImageSet, Run, device_of_process, digest, generate
 from .pictures import check_arguments, check_steps, schedule_name
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--rounding", choices=ROUNDINGS, default="nearest",
         help="to whole grey levels; truncate is what the original's experiments/generate.py does",
     )  # fmt: skip
-    add_cache_arguments(p, interval=5, branch=1)
+    add_cache_arguments(p, interval=5, branch=1, beyond=list(BEYOND))
     add_set_arguments(p, num_images=None, batch_size=8)
     return p
 
@@ -110,7 +110,7 @@ def prepare(args: argparse.Namespace) -> Run:
         raise ValueError(f"{model} is an inpainting model; give --model one that starts from noise alone")
     check_steps(pipe, args.steps)
     pipe.scheduler.set_timesteps(args.steps)
-    pipe.plan_cache(args.steps, len(pipe.scheduler.timesteps), **cache)
+    pipe.plan_cache(args.steps, len(pipe.scheduler.timesteps), **schedule_of(cache))
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     call: dict[str, Any] = {
         "num_inference_steps": args.steps,

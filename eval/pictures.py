@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.loading import SCHEDULERS, load_pipeline, new_scheduler
 
-from .arguments import at_least, cache_settings, device_and_dtype, read_image
+from .arguments import BEYOND, at_least, cache_settings, device_and_dtype, read_image, schedule_of
 from .compare import compare, prepare, report
 from .images import check_out, save_comparison
 
@@ -86,10 +86,14 @@ def result_folder(args: argparse.Namespace, model: str) -> Path:
 
 
 def schedule_name(args: argparse.Namespace) -> str:
-    """The schedule in few letters."""
+    """The schedule in few letters, and what goes beyond the paper."""
+    name = f"N{args.cache_interval}" + (f"-center{args.center}-pow{args.pow}" if args.non_uniform else "")
     if args.cache_steps is not None:
-        return "steps" + ".".join(map(str, args.cache_steps))
-    return f"N{args.cache_interval}" + (f"-center{args.center}-pow{args.pow}" if args.non_uniform else "")
+        name = "steps" + ".".join(map(str, args.cache_steps))
+    for option, off in BEYOND.items():
+        if (value := getattr(args, option, off)) != off:
+            name += f"-{option.replace('_', '-')}" + ("" if value is True else f"{value:g}")
+    return name
 
 
 def open_pipeline(
@@ -131,7 +135,7 @@ def check_run(pipe: Any, args: argparse.Namespace, strength: float | None, cache
             raise ValueError(
                 f"--strength is {strength}; it must be up to 1, and leave one of {args.steps} steps to run"
             )
-    pipe.plan_cache(steps, len(timesteps), **cache)
+    pipe.plan_cache(steps, len(timesteps), **schedule_of(cache))
 
 
 def compare_and_save(

@@ -22,6 +22,7 @@ from diffusers import PNDMScheduler
 from diffusers.utils.logging import disable_progress_bar
 
 from eval.arguments import (
+    BEYOND,
     Formatter,
     add_cache_arguments,
     add_set_arguments,
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "--labels", default="random",
         help="random; balanced, which goes through the classes in turn; or a list such as 207,88, taken in turn",
     )  # fmt: skip
-    add_cache_arguments(p, interval=5, branch=0)
+    add_cache_arguments(p, interval=5, branch=0, beyond=list(BEYOND))
     p.add_argument("--zero-cache", action="store_true", help="zeros for the kept feature: the paper's Table 5")
     add_set_arguments(p)
     return p

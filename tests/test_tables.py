@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_a_number_agrees_rounded_or_cut_off(printed, value, same):
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_row_is_a_command_that_its_script_understands(tmp_path, scale):
     by_out: dict[Path, list[str]] = {}
-    ldm = SimpleNamespace(scheduler=new_scheduler())
+    ldm: Any = SimpleNamespace(scheduler=new_scheduler())
     for _, _, row in RUNS:
         job = job_of(row["run"], options(scale, tmp_path))
         if job is None:

@@ -1,0 +1,120 @@
+"""The whole denoising loop of Stable Diffusion 1.5's own layout, random weights: this repository and the package.
+
+python -m benchmarks.loop                          512 × 512, 50 steps, N = 5, bfloat16, one image; an hour on two cores
+python -m benchmarks.loop --steps 10 --repeats 1   minutes
+
+The package DeepCache is timed at the same interval, once at the same branch and once at m = 1, the paper's for Stable
+Diffusion, in the same dtype and memory format. Weights are random, so that this measures time alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import PNDMScheduler
+
+from eval.arguments import DTYPES, Formatter, at_least, exit_status
+from eval.models import MODELS
+from eval.speed import package_enabled, stock_pipeline
+from eval.timing import alternate, pairwise, spread, time_call
+from pipelines import StableDiffusionPipeline
+from unets import fork_of
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__, formatter_class=Formatter)
+    p.add_argument("--steps", type=int, default=50)
+    p.add_argument("--interval", type=int, default=5, metavar="N")
+    p.add_argument("--size", type=int, default=512, help="pixels of each side")
+    p.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    p.add_argument("--channels-last", action="store_true")
+    p.add_argument("--repeats", type=int, default=2)
+    p.add_argument("--guidance-scale", type=float, default=7.5)
+    p.add_argument("--baseline", action="store_true", help="time the stock pipeline too")
+    p.add_argument("--device", default="cpu")
+    return p
+
+
+def random_pipeline(dtype: torch.dtype, device: str, channels_last: bool) -> Any:
+    """Stable Diffusion 1.5's U-Net with random weights, in a pipeline from text embeddings to latents."""
+    torch.manual_seed(0)
+    unet = fork_of(MODELS["sd15"].cls(**MODELS["sd15"].unet)).to(device, dtype).eval()
+    if channels_last:
+        unet = unet.to(memory_format=torch.channels_last)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
+        set_alpha_to_one=False,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=None, tokenizer=None, unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def work(args: argparse.Namespace) -> None:
+    at_least(args, steps=1, interval=1, size=64, repeats=1)
+    dtype, device = DTYPES[args.dtype], torch.device(args.device)
+    pipe = random_pipeline(dtype, args.device, args.channels_last)
+    stock = stock_pipeline(pipe)
+    for one in (pipe, stock):
+        one.set_progress_bar_config(disable=True)
+    text = torch.randn(2, 77, 768, dtype=dtype, device=device)
+    call: dict[str, Any] = {
+        "prompt_embeds": text[:1], "negative_prompt_embeds": text[1:], "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance_scale, "height": args.size, "width": args.size, "output_type": "latent",
+    }  # fmt: skip
+
+    def ours(**cache: Any) -> Any:
+        return pipe(**call, generator=torch.Generator().manual_seed(0), cache_interval=args.interval, **cache)
+
+    def package(branch: int) -> Any:
+        with package_enabled(stock, args.interval, branch):
+            return stock(**call, generator=torch.Generator().manual_seed(0))
+
+    beyond = {"forecast": 1.0, "reuse_guidance": True}
+    runs: dict[str, tuple[Any, Callable[[], Any]]] = {
+        "package, m = 1": (stock, partial(package, 1)),
+        "package, m = 0": (stock, partial(package, 0)),
+        "plain, m = 1": (pipe, partial(ours, cache_branch_id=1)),
+        "forecast, m = 1": (pipe, partial(ours, cache_branch_id=1, forecast=1.0)),
+        "forecast, guidance reused, m = 1": (pipe, partial(ours, cache_branch_id=1, **beyond)),
+        "forecast, m = 0": (pipe, partial(ours, cache_branch_id=0, forecast=1.0)),
+        "forecast, guidance reused, m = 0": (pipe, partial(ours, cache_branch_id=0, **beyond)),
+        "the same, guidance stopped at 0.9": (pipe, partial(ours, cache_branch_id=0, guidance_stop=0.9, **beyond)),
+    }
+    if args.baseline:
+        runs["stock, no cache"] = (stock, lambda: stock(**call, generator=torch.Generator().manual_seed(0)))
+
+    def seconds(on: Any, run: Callable[[], Any]) -> float:
+        return time_call([on], run, device)[1]
+
+    short = {**call, "num_inference_steps": 1}
+    for one in (pipe, stock):
+        one(**short, generator=torch.Generator().manual_seed(0))  # warm-up of the kernels
+    results = dict(zip(runs, alternate([partial(seconds, *run) for run in runs.values()], args.repeats), strict=True))
+    first = results["package, m = 1"]
+    print(f"{args.size} × {args.size}, {args.steps} steps of PLMS, N = {args.interval}, {args.dtype}, {args.device}, "
+          f"{torch.get_num_threads()} threads, whole loops, {args.repeats} rounds in turn")  # fmt: skip
+    for name, its in results.items():
+        ratio = pairwise(first, its)
+        print(f"{name:<36}{spread(its)['median']:8.1f} s{ratio['median']:7.2f}× the package at m = 1 "
+              f"({ratio['min']:.2f}–{ratio['max']:.2f})")  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_status(lambda: work(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

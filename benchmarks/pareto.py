@@ -1,0 +1,348 @@
+"""Quality against time on the shipped models: the paper's cache, what goes beyond it, fewer steps, other packages.
+
+python -m benchmarks.pareto --count 500
+python -m benchmarks.pareto --models text --count 64 --points "plain N=5" "forecast N=5, m=1"
+
+Quality is the distance of each picture to the baseline's from the same noise (mean squared error, PSNR, SSIM, cosine
+distance of the judge's features), agreement with the prompt (the judge's CLIP Score) and FID to fresh renders. Time is
+the U-Net's and the whole call's, all points in turn in one process. What was measured of a point is kept in --work;
+results are a table, a CSV file and a plot for each model in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+from tqdm import tqdm
+
+from assets.draw import draw
+from ddpm.checkpoint import load_unet
+from ddpm.sample import SHAPES as DDPM
+from ddpm.sample import sample
+from ddpm.sampler import timesteps_of
+from eval import clip_score, fid
+from eval.arguments import Formatter, at_least, exit_status
+from eval.compare import versions
+from eval.features import ShapesFeatures
+from eval.figures import pyplot
+from eval.files import written_aside
+from eval.generate import make_images
+from eval.image_sets import Batch, image_generator, to_uint8
+from eval.prompts import shapes_caption
+from eval.reference import make_reference
+from eval.speed import package_enabled, stock_pipeline
+from eval.timing import alternate, pairwise, time_call
+from ldm.checkpoint import load_pipeline as load_ldm
+from ldm.sample import SHAPES as LDM
+from pipelines import StableDiffusionPipeline
+from pipelines.loading import SHAPES, load_pipeline, new_scheduler
+from stable_diffusion import GUIDANCE
+
+SEED = 3
+COLUMNS = {
+    "unet_speed_up": "U-Net", "speed_up": "whole call", "mse": "MSE × 10⁴", "psnr": "PSNR (dB)", "ssim": "SSIM",
+    "features": "feature distance", "clip_score": "CLIP Score", "fid": "FID",
+}  # fmt: skip
+KINDS = {
+    "baseline": "black", "plain": "#4c78a8", "forecast": "#e45756", "forecast, guidance reused": "#f58518",
+    "fewer steps": "#888888", "fewer steps, cached": "#54a24b", "package": "#b279a2",
+}  # fmt: skip
+
+
+class Point(NamedTuple):
+    """One way to make the pictures."""
+
+    name: str
+    kind: str
+    unet: Any
+    make: Callable[[Batch], Tensor]  # (B, 3, H, W) in [−1, 1]
+
+
+def text_points() -> list[Point]:
+    """Text to image, 50 steps of PLMS, guidance scale 2.5."""
+    pipe = load_pipeline(StableDiffusionPipeline, SHAPES, dtype=torch.float32, scheduler="plms", quiet=True)
+    stock = stock_pipeline(pipe)
+    pipes: dict[str, Any] = {"plms": pipe}
+    for name in ("ddim", "dpm++", "unipc"):
+        pipes[name] = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+        pipes[name].scheduler = new_scheduler(name, pipe.scheduler.config)
+    for one in (*pipes.values(), stock):
+        one.set_progress_bar_config(disable=True)
+
+    def make(batch: Batch, on: Any = pipe, steps: int = 50, package: int | None = None, **cache: Any) -> Tensor:
+        call = partial(
+            make_images, on, [shapes_caption(k) for k in batch.indices], batch.generators, num_inference_steps=steps,
+            guidance_scale=GUIDANCE[True], **cache,
+        )  # fmt: skip
+        if package is None:
+            return call()
+        with package_enabled(on, package, 1):
+            return call()
+
+    def point(name: str, kind: str, **settings: Any) -> Point:
+        on = settings.get("on", pipe)
+        return Point(name, kind, on.unet, partial(make, **settings))
+
+    points = [point("PLMS, 50 steps", "baseline")]
+    for n in (2, 3, 5, 10, 15, 20):
+        points.append(point(f"plain N={n}, m=1", "plain", cache_interval=n, cache_branch_id=1))
+    points += [point(f"plain N={n}, m=0", "plain", cache_interval=n, cache_branch_id=0) for n in (5, 10)]
+    for m, intervals in ((1, (2, 3, 5, 10, 15, 20)), (0, (2, 3, 5, 10)), (2, (5, 10))):
+        for n in intervals:
+            cache = {"cache_interval": n, "cache_branch_id": m, "forecast": 1.0}
+            points.append(point(f"forecast N={n}, m={m}", "forecast", **cache))
+    for m, n, stop in ((1, 3, 1.0), (1, 5, 1.0), (1, 10, 1.0), (0, 3, 1.0), (0, 5, 1.0), (0, 10, 1.0), (0, 5, 0.9)):
+        cache = {"cache_interval": n, "cache_branch_id": m, "forecast": 1.0, "reuse_guidance": True}
+        name = f"forecast N={n}, m={m}, guidance reused" + ("" if stop == 1 else f", stopped at {stop}")
+        points.append(point(name, "forecast, guidance reused", guidance_stop=stop, **cache))
+    for scheduler, on in pipes.items():
+        for steps in (30, 25, 20, 15, 10):
+            points.append(point(f"{scheduler}, {steps} steps", "fewer steps", on=on, steps=steps))
+    for steps, n in ((50, 3), (50, 5), (30, 2), (30, 3), (25, 2), (25, 3), (20, 2), (15, 2)):
+        cache = {"cache_interval": n, "cache_branch_id": 1, "forecast": 1.0}
+        name = f"dpm++, {steps} steps, forecast N={n}, m=1"
+        points.append(point(name, "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
+        cache["reuse_guidance"] = True
+        points.append(point(f"{name}, guidance reused", "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
+    points += [point(f"package N={n}, m=1", "package", on=stock, package=n) for n in (5, 10)]
+    return points
+
+
+def ddpm_points() -> list[Point]:
+    """Pixels without condition, 50 steps of DDIM."""
+    unet = load_unet(DDPM).eval()
+
+    def point(name: str, kind: str, steps: int = 50, **cache: Any) -> Point:
+        return Point(name, kind, unet, lambda batch: sample(unet, batch, timesteps_of(steps, "quad"), **cache))
+
+    points = [point("DDIM, 50 steps", "baseline")]
+    for kind, forecast in (("plain", 0.0), ("forecast", 1.0)):
+        for n in (2, 3, 5, 10):
+            cache: Any = {"cache_interval": n, "cache_branch_id": 2, "forecast": forecast}
+            points.append(point(f"{kind} N={n}, m=2", kind, **cache))
+    return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (35, 25, 15, 10)]
+
+
+def ldm_points() -> list[Point]:
+    """Latents of a class, 100 steps of DDIM, guidance scale 1.5."""
+    pipe = load_ldm(LDM)
+    pipe.set_progress_bar_config(disable=True)
+
+    def make(batch: Batch, steps: int, **cache: Any) -> Tensor:
+        labels = [k % pipe.num_classes for k in batch.indices]
+        (images,) = pipe(labels, steps, generator=batch.generators, output_type="pt", return_dict=False, **cache)
+        return images * 2 - 1
+
+    def point(name: str, kind: str, steps: int = 100, **cache: Any) -> Point:
+        return Point(name, kind, pipe.unet, partial(make, steps=steps, **cache))
+
+    points = [point("DDIM, 100 steps", "baseline")]
+    for kind, more in (
+        ("plain", {}),
+        ("forecast", {"forecast": 1.0}),
+        ("forecast, guidance reused", {"forecast": 1.0, "reuse_guidance": True}),
+    ):
+        for n in (2, 3, 5, 10, 20):
+            cache: Any = {"cache_interval": n, "cache_branch_id": 0, **more}
+            name = kind.replace(", ", f" N={n}, m=0, ") if more.get("reuse_guidance") else f"{kind} N={n}, m=0"
+            points.append(point(name, kind, **cache))
+    return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (50, 25, 20, 10)]
+
+
+MODELS: dict[str, tuple[str, Callable[[], list[Point]]]] = {
+    "text": ("sd15", text_points),
+    "ddpm": ("ddpm-cifar10", ddpm_points),
+    "ldm": ("ldm4", ldm_points),
+}
+
+
+def pictures(point: Point, count: int, batch_size: int, quiet: bool) -> np.ndarray:
+    """uint8 (count, H, W, 3)."""
+    parts = []
+    for start in tqdm(range(0, count, batch_size), desc=point.name, disable=quiet, leave=False):
+        indices = list(range(start, min(start + batch_size, count)))
+        batch = Batch(indices, [image_generator(SEED, k) for k in indices])
+        parts.append(to_uint8(point.make(batch), indices))
+    return np.concatenate(parts)
+
+
+def distances(ours: np.ndarray, baseline: np.ndarray, judge: ShapesFeatures) -> dict[str, float]:
+    """Of each picture to its own of the baseline, from the same noise."""
+    squared = ((ours.astype(np.float64) - baseline) / 255) ** 2
+    each = squared.mean((1, 2, 3))
+    x, y = (torch.from_numpy(a).permute(0, 3, 1, 2).double() for a in (ours, baseline))
+    ssim = structural_similarity_index_measure(x, y, data_range=255.0, reduction="none")
+    features = [np.concatenate([judge(a[k : k + 64]).pooled for k in range(0, len(a), 64)]) for a in (ours, baseline)]
+    a, b = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in features)
+    assert isinstance(ssim, Tensor)
+    return {
+        "mse": 1e4 * float(each.mean()),
+        "psnr": float(np.median(-10 * np.log10(each.clip(1e-12)))),
+        "ssim": float(ssim.median()),
+        "features": float((1 - (a * b).sum(1)).mean()),
+    }
+
+
+def quality(
+    model: str, points: list[Point], count: int, batch_size: int, work: Path, quiet: bool
+) -> list[dict[str, Any]]:
+    """What was measured of each point's pictures: from its file, if it is there."""
+    stands_for = MODELS[model][0]
+    reference, judge = work / f"reference-{stands_for}.npz", ShapesFeatures()
+    if not reference.is_file():
+        drawn = work / f"drawn-{stands_for}.npz"
+        draw(stands_for, 2000, drawn, quiet)
+        make_reference(drawn, reference, judge, quiet=True)
+    rows: list[dict[str, Any]] = []
+    baseline: np.ndarray | None = None
+    for point in tqdm(points, desc=f"{model}, quality", disable=quiet):
+        file = work / f"{model}-{count}" / (re.sub(r"[^\w.+=]+", "-", point.name) + ".npz")
+        if not file.is_file():
+            images = pictures(point, count, batch_size, quiet)
+            with written_aside(file) as aside:
+                np.savez_compressed(aside, arr_0=images)
+        summary = file.with_suffix(".json")
+        if not summary.is_file():
+            with np.load(file) as archive:
+                images = archive["arr_0"]
+            if baseline is None:
+                with np.load(work / f"{model}-{count}" / (re.sub(r"[^\w.+=]+", "-", points[0].name) + ".npz")) as first:
+                    baseline = first["arr_0"]
+            row = {} if point is points[0] else distances(images, baseline, judge)
+            row["fid"] = fid.compute(images, reference, variant="shapes", extractor=judge, quiet=True)["fid"]
+            if model == "text":
+                captions = [shapes_caption(k) for k in range(count)]
+                row["clip_score"] = clip_score.compute(images, captions, model="shapes", quiet=True)["mean"]
+            with written_aside(summary) as aside:
+                aside.write_text(json.dumps(row) + "\n")
+        rows.append({"name": point.name, "kind": point.kind, **json.loads(summary.read_text())})
+    return rows
+
+
+def times(model: str, points: list[Point], batch_size: int, repeats: int, quiet: bool) -> list[dict[str, float]]:
+    """Speed-ups over the first point, of the U-Net and of whole calls: medians of the ratios within a round."""
+    bar = tqdm(total=(repeats + 1) * len(points), desc=f"{model}, time", disable=quiet)
+
+    def seconds(point: Point) -> tuple[float, float]:
+        indices = list(range(batch_size))
+        batch = Batch(indices, [image_generator(SEED, k) for k in indices])
+        timed = SimpleNamespace(unet=point.unet, vae=SimpleNamespace(encoder=None, decoder=None))
+        _, whole, (parts,) = time_call([timed], lambda: point.make(batch), torch.device("cpu"))
+        bar.update()
+        return parts.unet, whole
+
+    calls = [partial(seconds, point) for point in points]
+    alternate(calls, 1)
+    first, *others = alternate(calls, repeats)
+    bar.close()
+    rows = [{"unet_speed_up": 1.0, "speed_up": 1.0, "seconds": statistics.median(w for _, w in first) / batch_size}]
+    for its in others:
+        unet, whole = (pairwise([f[k] for f in first], [o[k] for o in its])["median"] for k in (0, 1))
+        rows.append(
+            {"unet_speed_up": unet, "speed_up": whole, "seconds": statistics.median(w for _, w in its) / batch_size}
+        )
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """PSNR to the baseline against the speed-up of the whole call."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for kind, colour in KINDS.items():
+        its = sorted((r["speed_up"], r["psnr"]) for r in rows if r["kind"] == kind and "psnr" in r)
+        if its:
+            axes.plot(*zip(*its, strict=True), "o" if kind.startswith("few") else "o-", color=colour, label=kind, ms=4)
+    axes.set(title=title, xlabel="speed-up of the whole call", ylabel="PSNR to the baseline (dB)")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=120)
+    plt.close(figure)
+
+
+def document(model: str, rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    """Table and setting as Markdown."""
+    shown = [c for c in COLUMNS if any(c in row for row in rows)]
+    lines = ["| | " + " | ".join(COLUMNS[c] for c in shown) + " |", "|:--|" + "--:|" * len(shown)]
+    decimals = {
+        "unet_speed_up": 2,
+        "speed_up": 2,
+        "mse": 2,
+        "psnr": 1,
+        "ssim": 4,
+        "features": 4,
+        "clip_score": 2,
+        "fid": 1,
+    }
+    for row in rows:
+        cells = [f"{row[c]:.{decimals[c]}f}" if c in row else "–" for c in shown]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    machine = versions(torch.device("cpu"))
+    about = (
+        f"{args.count} pictures a point; speed-ups are medians of {args.repeats} rounds of batches of "
+        f"{args.time_batch}, all points in turn in one process, {machine['threads']} threads, "
+        f"torch {machine['torch']}. "
+        "Distances are to the first row's pictures from the same noise; MSE is the mean, PSNR and SSIM the median."
+    )
+    return "\n\n".join([f"# Quality against time: {MODELS[model][1].__doc__}", "\n".join(lines), about]) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.pareto", description=__doc__, formatter_class=Formatter)
+    p.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    p.add_argument("--points", nargs="+", metavar="NAME", help="these alone, with the baseline (default: all)")
+    p.add_argument("--count", type=int, default=500, help="pictures of each point")
+    p.add_argument("--batch-size", type=int, default=32)
+    p.add_argument("--time-batch", type=int, default=8, help="pictures of a timed call")
+    p.add_argument("--repeats", type=int, default=3, help="timed rounds")
+    p.add_argument("--quality-only", action="store_true", help="time nothing, write no tables")
+    p.add_argument(
+        "--work", type=Path, default=Path("outputs/pareto"), metavar="DIR", help="pictures, what they showed"
+    )
+    p.add_argument("--out", type=Path, default=Path("results/pareto"), metavar="DIR")
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    at_least(args, count=2, batch_size=1, time_batch=1, repeats=1)
+    for model in args.models:
+        points = MODELS[model][1]()
+        if args.points is not None:
+            points = [points[0], *(p for p in points[1:] if p.name in args.points)]
+        rows = quality(model, points, args.count, args.batch_size, args.work, args.quiet)
+        if args.quality_only:
+            continue
+        for row, timed in zip(rows, times(model, points, args.time_batch, args.repeats, args.quiet), strict=True):
+            row.update(timed)
+        with written_aside(args.out / f"{model}.md") as aside:
+            aside.write_text(document(model, rows, args), encoding="utf-8")
+        with written_aside(args.out / f"{model}.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["name", "kind", "seconds", *COLUMNS], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        plot(rows, str(MODELS[model][1].__doc__), args.out / f"{model}.png")
+        print(document(model, rows, args))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return exit_status(lambda: work(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

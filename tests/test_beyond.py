@@ -1,0 +1,124 @@
+"""What goes beyond the paper, on the command line of the scripts."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ddpm.sample
+import ldm.sample
+import stable_diffusion
+from benchmarks import pareto
+from eval import generate
+from eval.arguments import BEYOND, add_cache_arguments, cache_settings, schedule_of
+from eval.image_sets import Batch, image_generator, to_uint8
+from eval.pictures import schedule_name
+from ldm.checkpoint import load_pipeline
+
+FEW = ["--num-images", "2", "--device", "cpu", "--quiet"]
+
+
+def parse(*argv: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_cache_arguments(parser, interval=5, branch=1, beyond=list(BEYOND))
+    return parser.parse_args(argv)
+
+
+def test_what_is_off_is_not_among_the_settings():
+    cache = cache_settings(parse())
+    assert not BEYOND.keys() & cache.keys()
+    assert schedule_of(cache) == cache
+    assert schedule_name(parse()) == "N5"
+
+
+def test_what_is_on_is_and_names_the_folder():
+    args = parse("--forecast", "1", "--reuse-guidance", "--guidance-stop", "0.9")
+    cache = cache_settings(args)
+    assert {name: cache[name] for name in BEYOND} == {"forecast": 1.0, "reuse_guidance": True, "guidance_stop": 0.9}
+    assert schedule_of(cache) == cache_settings(parse())
+    assert schedule_name(args) == "N5-forecast1-reuse-guidance-guidance-stop0.9"
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [(["--forecast", "nan"], "--forecast is nan"), (["--guidance-stop", "1.5"], "--guidance-stop is 1.5")],
+)
+def test_out_of_range(call, says, tmp_path, capsys):
+    for script in (stable_diffusion, ldm.sample, generate):
+        assert script.main([*call, "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_of_images_is_the_pipelines(tmp_path):
+    more = ["--forecast", "1", "--reuse-guidance", "--steps", "10", "--cache-interval", "3"]
+    assert ldm.sample.main([*more, *FEW, "--labels", "3,7", "--out", str(tmp_path / "out")]) == 0
+    pipe = load_pipeline(ldm.sample.SHAPES)
+    generators = [image_generator(0, k) for k in (0, 1)]
+    (images,) = pipe(
+        [3, 7], 10, guidance_scale=1.5, generator=generators, output_type="pt", return_dict=False, cache_interval=3,
+        cache_branch_id=0, forecast=1.0, reuse_guidance=True,
+    )  # fmt: skip
+    with np.load(tmp_path / "out" / "samples.npz") as archive:
+        assert np.array_equal(archive["arr_0"], to_uint8(images * 2 - 1, [0, 1]))
+    # Images made otherwise are other images, and are not mixed in.
+    assert ldm.sample.main(["--steps", "10", *FEW, "--labels", "3,7", "--out", str(tmp_path / "out")]) == 2
+
+
+def test_ddpm_forecasts(tmp_path):
+    call = ["--steps", "10", "--cache-interval", "3", *FEW]
+    assert ddpm.sample.main([*call, "--forecast", "1", "--out", str(tmp_path / "one")]) == 0
+    assert ddpm.sample.main([*call, "--out", str(tmp_path / "none")]) == 0
+    assert json.loads((tmp_path / "one" / "settings.json").read_text())["forecast"] == 1.0
+    assert "forecast" not in json.loads((tmp_path / "none" / "settings.json").read_text())
+    sets = []
+    for name in ("one", "none"):
+        with np.load(tmp_path / name / "samples.npz") as archive:
+            sets.append(archive["arr_0"])
+    assert not np.array_equal(*sets)
+
+
+def test_the_bound_counts_the_half_batches(tmp_path):
+    call = ["--steps", "10", "--repeats", "1", "--warm-up", "0", "--device", "cpu", "--quiet"]
+    bounds = []
+    for name, more in (("plain", []), ("reused", ["--reuse-guidance"]), ("stopped", ["--guidance-stop", "0"])):
+        assert stable_diffusion.main([*call, *more, "--out", str(tmp_path / name)]) == 0
+        operations = json.loads((tmp_path / name / "result.json").read_text())["stages"]["pipeline"]["operations"]
+        bounds.append(operations["bound"])
+    full, retrieve = operations["full_macs_with_attention"], operations["retrieve_macs_with_attention"]
+    # 11 calls of PLMS, of which positions 0 and 5 are full.
+    assert bounds[0] == pytest.approx(11 * full / (2 * full + 9 * retrieve), rel=1e-12)
+    assert bounds[1] == pytest.approx(11 * full / (2 * full + 9 * retrieve / 2), rel=1e-12)
+    # The first step runs both halves, to have a difference.
+    assert bounds[2] == pytest.approx(11 * full / (1.5 * full + 9 * retrieve / 2), rel=1e-12)
+
+
+def test_distances_of_equal_pictures_and_of_others():
+    from eval.features import ShapesFeatures
+
+    judge = ShapesFeatures()
+    images = (np.random.default_rng(0).random((3, 64, 64, 3)) * 255).astype(np.uint8)
+    same = pareto.distances(images, images, judge)
+    assert same["mse"] == 0 and same["ssim"] == pytest.approx(1) and same["features"] == pytest.approx(0, abs=1e-6)
+    moved = pareto.distances(np.clip(images, 0, 245) + np.uint8(10), np.clip(images, 0, 245), judge)
+    assert moved["mse"] == pytest.approx(1e4 * (10 / 255) ** 2)
+    assert moved["psnr"] == pytest.approx(20 * np.log10(25.5))
+
+
+def test_points_of_the_benchmark_have_names_of_their_own_and_start_with_the_baseline():
+    for _, make_points in pareto.MODELS.values():
+        points = make_points()
+        assert len({point.name for point in points}) == len(points)
+        assert points[0].kind == "baseline" and {point.kind for point in points} <= pareto.KINDS.keys()
+
+
+def test_a_point_of_the_benchmark_makes_the_baselines_pictures_where_its_cache_is_off():
+    points = {point.name: point for point in pareto.ldm_points()}
+    made = {}
+    for name in ("DDIM, 100 steps", "forecast N=20, m=0"):
+        batch = Batch([0], [image_generator(pareto.SEED, 0)])
+        made[name] = points[name].make(batch)
+    assert made["DDIM, 100 steps"].shape == (1, 3, 64, 64)
+    assert not torch.equal(*made.values())
