@@ -1,0 +1,332 @@
+"""Which steps should be full: found from a few images of a model, and tried on others.
+
+python -m eval.calibrate --budget 2.5x                                   the shipped model, 2.5 times fewer operations
+python -m eval.calibrate --quality 35 --branches 0,1,2 --out calibrated.json
+python -m eval.calibrate --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompts parti --dtype float16
+python -m eval.calibrate --script ldm.sample --steps 100 --branches 0
+python -m eval.calibrate --script ddpm.sample --steps 50 --branches 1,2
+
+It prints the options to use. All options besides those below are the script's own, such as --model, --steps,
+--scheduler, --guidance-scale, --batch-size, --device and --dtype; features of all steps of a batch are held at once.
+
+On images made with every step full, it measures for all pairs of steps i < j how far step j's predicted noise moves if
+it retrieves step i's feature, weighted with how much the result moves by it. The schedule with the least sum is found
+exactly, for every number of full steps. A feature that is off moves later steps too, which the sum leaves out: so what
+was found is made, and measured, on as many other images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import re
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.loading import MIRRORS, SHAPES
+
+from .arguments import Formatter, RunError, at_least, exit_status
+from .files import written_aside
+from .image_sets import Batch, Run, image_generator, to_uint8
+from .macs import count_steps, unet_inputs, whole_numbers
+from .schedule_search import all_schedules, total_error
+from .step_errors import calls_of, influence, noise_errors, schedule
+
+SCRIPTS = ("eval.generate", "ldm.sample", "ddpm.sample")
+
+
+@dataclass
+class Candidate:
+    """A schedule. PSNR is in dB to the images without a cache, the median of the images it was tried on."""
+
+    branch: int
+    kind: str  # calibrated, or uniform with as many full steps
+    cache_steps: list[int]
+    speed_up: float  # in operations of the U-Net, matrix products of attention counted
+    predicted: float
+    psnr: float | None = None
+
+
+def spread_evenly(positions: int, k: int) -> list[int]:
+    """k full steps as even as can be; every N-th where k divides the number of positions."""
+    return [i * positions // k for i in range(k)]
+
+
+def least_k(enough: Callable[[int], bool], most: int) -> int | None:
+    """The least k of 1 to `most` that is enough, if all above one that is are too; None if none is."""
+    low, high = 1, most + 1
+    while low < high:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low if low <= most else None
+
+
+class Calibration:
+    """A sampling script's run, the table of errors of each branch, and the schedules tried on other images."""
+
+    def __init__(self, run: Run, args: argparse.Namespace, options: argparse.Namespace) -> None:
+        self.run, self.seed, self.batch_size, self.quiet = run, options.seed, options.batch_size, args.quiet
+        self.guidance = run.image_set.settings.get("guidance_scale", 1.0)
+        self.known, self.others = range(args.num_images), range(args.num_images, 2 * args.num_images)
+        made: list[np.ndarray] = []
+        with torch.no_grad():
+            calls = calls_of(lambda: made.append(self.make(self.others, "baseline")), run.unet)
+        (self.baseline,) = made
+        self.calls = calls[: len(calls) // len(self.batches(self.others))]
+        plms = "plms" in (getattr(options, "scheduler", None), getattr(options, "sampler", None))
+        self.positions = len(self.calls) - plms  # the one call more that PLMS makes always retrieves
+        noise = noise_schedule(args.script, getattr(options, "model", None))
+        self.weights = influence([call.timestep for call in self.calls], *noise)
+        self.tables: dict[int, list[tuple[list[int], float]]] = {}
+        self.errors: dict[int, np.ndarray] = {}
+        self.operations: dict[int, tuple[int, int]] = {}
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return Batch(list(indices), [image_generator(self.seed, k) for k in indices])
+
+    def batches(self, indices: Sequence[int]) -> list[Batch]:
+        starts = range(0, len(indices), self.batch_size)
+        return [self.batch(indices[k : k + self.batch_size]) for k in starts]
+
+    def make(self, indices: Sequence[int], what: str) -> np.ndarray:
+        """Images uint8 (B, H, W, 3)."""
+        bar = tqdm(self.batches(indices), desc=what, leave=False, disable=self.quiet)
+        return np.concatenate([to_uint8(self.run.make(batch), batch.indices) for batch in bar])
+
+    def speed_up(self, branch: int, k: int) -> float:
+        """With k full steps, in operations."""
+        if branch not in self.operations:
+            call, unet = self.calls[0], self.run.unet
+            tokens = call.context[1] if call.context else 77
+            macs = count_steps(unet, unet_inputs(unet, *call.sample[-2:], tokens=tokens), branch)
+            self.operations[branch] = macs[0].with_attention, macs[1].with_attention
+        full, retrieve = self.operations[branch]
+        return len(self.calls) * full / (k * full + (len(self.calls) - k) * retrieve)
+
+    def schedules(self, branch: int) -> list[tuple[list[int], float]]:
+        """The best schedule of each number of full steps and its predicted error, measured at the first call."""
+        if branch not in self.tables:
+            total = np.zeros((len(self.calls), len(self.calls)))
+            bar = tqdm(self.batches(self.known), desc=f"errors, m = {branch}", leave=False, disable=self.quiet)
+            with torch.no_grad():
+                for batch in bar:
+                    make, size = partial(self.run.make, batch), len(batch.indices)
+                    total += size * noise_errors(make, self.run.unet, branch, size, self.guidance)
+            # Neighbouring steps retrieve the same feature and are off in much the same direction: lengths add up.
+            self.errors[branch] = np.sqrt(total[: self.positions] / len(self.known)) * self.weights
+            if not np.isfinite(self.errors[branch]).all():
+                raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
+            self.tables[branch] = all_schedules(self.errors[branch])
+        return self.tables[branch]
+
+    def calibrated(self, branch: int, k: int) -> Candidate:
+        steps, predicted = self.schedules(branch)[k - 1]
+        return Candidate(branch, "calibrated", steps, self.speed_up(branch, k), predicted)
+
+    def uniform(self, like: Candidate) -> Candidate:
+        steps = spread_evenly(self.positions, len(like.cache_steps))
+        predicted = total_error(self.errors[like.branch], steps)
+        return Candidate(like.branch, "uniform", steps, like.speed_up, predicted)
+
+    def try_out(self, candidate: Candidate) -> float:
+        """Measures the candidate's PSNR."""
+        with (
+            torch.no_grad(),
+            schedule(self.run.unet, candidate.branch, candidate.cache_steps, len(self.calls)),
+        ):
+            images = self.make(self.others, f"m = {candidate.branch}, {len(candidate.cache_steps)} full steps")
+        squared = ((images.astype(np.float64) - self.baseline) ** 2).mean((1, 2, 3)).clip(1e-12)
+        candidate.psnr = statistics.median((-10 * np.log10(squared / 255**2)).tolist())
+        return candidate.psnr
+
+
+def with_uniform(calibration: Calibration, candidate: Candidate) -> list[Candidate]:
+    """The candidate, and the uniform schedule to hold it against, if it isn't that one."""
+    uniform = calibration.uniform(candidate)
+    return [candidate] if uniform.cache_steps == candidate.cache_steps else [candidate, uniform]
+
+
+def within_budget(
+    calibration: Calibration, branches: Sequence[int], budget: float
+) -> tuple[list[Candidate], Candidate]:
+    """All that was tried, and the one that is closest to the baseline.
+
+    Raises:
+        ValueError: no branch makes the run that much faster.
+    """
+    numbers = {}
+    for branch in branches:
+        allowed = [k for k in range(1, calibration.positions) if calibration.speed_up(branch, k) >= budget]
+        if allowed:
+            numbers[branch] = allowed[-1]
+    if not numbers:
+        most = max(calibration.speed_up(branch, 1) for branch in branches)
+        raise ValueError(f"--budget {budget:g}x is out of reach: with one full step these branches come to {most:.2f}x")
+    tried = []
+    for branch, k in numbers.items():
+        for one in with_uniform(calibration, calibration.calibrated(branch, k)):
+            calibration.try_out(one)
+            tried.append(one)
+    return tried, max(tried, key=lambda one: one.psnr or 0)
+
+
+def of_quality(calibration: Calibration, branches: Sequence[int], quality: float) -> tuple[list[Candidate], Candidate]:
+    """All that was tried, and the one of that quality with the least operations.
+
+    Raises:
+        RunError: no schedule has that quality.
+    """
+    tried: list[Candidate] = []
+    for branch in branches:
+
+        def enough(k: int, branch: int = branch) -> bool:
+            tried.append(calibration.calibrated(branch, k))
+            return calibration.try_out(tried[-1]) >= quality
+
+        least_k(enough, calibration.positions - 1)
+    good = [one for one in tried if (one.psnr or 0) >= quality]
+    if not good:
+        best = max(one.psnr or 0 for one in tried)
+        raise RunError(f"no schedule reaches --quality {quality:g}; the best that was tried has {best:.1f} dB")
+    chosen = max(good, key=lambda one: one.speed_up)
+    for one in with_uniform(calibration, chosen)[1:]:
+        calibration.try_out(one)
+        tried.append(one)
+    return tried, chosen
+
+
+def noise_schedule(script: str, model: str | None) -> tuple[Tensor, str]:
+    """ᾱ of the training's timesteps, and what the U-Net predicts."""
+    if script == "ddpm.sample":
+        from ddpm.sampler import alphas_cumprod
+
+        return alphas_cumprod()[1:], "epsilon"
+    if script == "ldm.sample":
+        from ldm.checkpoint import new_scheduler
+
+        return new_scheduler().alphas_cumprod, "epsilon"
+    name = SHAPES if model is None else MIRRORS.get(model, model)
+    scheduler = diffusers.DDPMScheduler.from_pretrained(name, subfolder="scheduler")
+    return scheduler.alphas_cumprod, scheduler.config.prediction_type
+
+
+def report(tried: Sequence[Candidate], calls: int) -> str:
+    """A table to read."""
+    lines = [f"{'m':>3}{'full':>9}  {'schedule':<11}{'operations':>11}{'predicted error':>17}{'PSNR':>9}"]
+    for one in tried:
+        lines.append(
+            f"{one.branch:>3}{len(one.cache_steps):>5}/{calls:<4} {one.kind:<11}{one.speed_up:>9.2f} ×"
+            f"{one.predicted:>17.4g}{one.psnr:>6.2f} dB"
+        )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m eval.calibrate", description=__doc__, formatter_class=Formatter, allow_abbrev=False
+    )
+    p.add_argument("--script", choices=SCRIPTS, default="eval.generate", help="whose images and options they are")
+    p.add_argument("--branches", type=whole_numbers, metavar="m,…", help="to be tried (default: the script's own)")
+    goal = p.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--budget", type=_times, metavar="2.5x", help="by how much operations of the U-Net are to fall (default: 2.5x)"
+    )
+    goal.add_argument("--quality", type=float, metavar="dB", help="the least PSNR to the images without a cache")
+    p.add_argument("--num-images", type=int, default=8, help="to calibrate on; as many others are to try the result on")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this JSON file")
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    return p
+
+
+def _times(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d*)?x?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a speed-up such as 2.5x")
+    return float(text.rstrip("x"))
+
+
+def options_of(args: argparse.Namespace, passed: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+    """The sampling script, and its options for a run in which every step is full.
+
+    Raises:
+        ValueError: an option of this script or of that one that is out of range.
+    """
+    at_least(args, num_images=1)
+    if args.out and args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a directory; name a file")
+    if args.budget is not None and args.budget <= 1:
+        raise ValueError(f"--budget is {args.budget:g}x; it must be above 1x")
+    if args.quality is not None and not (math.isfinite(args.quality) and args.quality > 0):
+        raise ValueError(f"--quality is {args.quality:g} dB; it must be above 0")
+    script = importlib.import_module(args.script)
+    options = script.parser().parse_args([*passed, *(["--quiet"] if args.quiet else [])])
+    given = script.parser().parse_args([])
+    names = ("cache_interval", "cache_branch_id", "non_uniform", "center", "pow", "cache_steps", "zero_cache", "png")
+    for name in names:
+        if getattr(options, name, None) != getattr(given, name, None):
+            raise ValueError(f"leave out --{name.replace('_', '-')}; the schedule is what is looked for")
+    at_least(options, steps=2, batch_size=1)
+    options.cache_interval, options.num_images = 1, 2 * args.num_images
+    args.branches = args.branches or [given.cache_branch_id]
+    return script, options
+
+
+def work(args: argparse.Namespace, passed: Sequence[str]) -> None:
+    script, options = options_of(args, passed)
+    run = script.prepare(options)
+    for branch in args.branches:
+        run.unet.check_branch(branch)
+    calibration = Calibration(run, args, options)
+    if args.quality is None:
+        tried, chosen = within_budget(calibration, args.branches, args.budget or 2.5)
+    else:
+        tried, chosen = of_quality(calibration, args.branches, args.quality)
+    steps = ",".join(map(str, chosen.cache_steps))
+    cache = ["--cache-branch-id", str(chosen.branch), "--cache-steps", steps]
+    command = shlex.join(["python", "-m", args.script, *passed, *cache])
+    print(report(tried, len(calibration.calls)))
+    print(
+        f"{chosen.kind}, m = {chosen.branch}: {chosen.speed_up:.2f} × fewer operations, {chosen.psnr:.2f} dB\n{command}"
+    )
+    if args.out:
+        ignored = {"cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps"}
+        found = {
+            "script": args.script,
+            "model": str(getattr(options, "model", None) or getattr(options, "checkpoint", None) or "shipped"),
+            "steps": options.steps,
+            "settings": {k: v for k, v in run.image_set.settings.items() if k not in ignored},
+            "num_images": {"calibrated_on": args.num_images, "tried_on": args.num_images},
+            "cache_branch_id": chosen.branch,
+            "cache_steps": chosen.cache_steps,
+            "chosen": asdict(chosen),
+            "tried": [asdict(one) for one in tried],
+            "command": command,
+        }
+        with written_aside(args.out) as aside:
+            aside.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"Written {args.out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args, passed = parser().parse_known_args(argv)
+    return exit_status(lambda: work(args, passed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

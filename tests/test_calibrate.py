@@ -1,0 +1,311 @@
+"""Schedules against all there are, the table of errors by hand, and the script on the shipped models."""
+
+import itertools
+import json
+import shlex
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm import sample as ddpm_sample
+from eval import calibrate, generate
+from eval.arguments import RunError
+from eval.calibrate import least_k, spread_evenly
+from eval.image_sets import Batch, image_generator
+from eval.macs import Macs
+from eval.schedule_search import all_schedules, best_schedule, total_error
+from eval.step_errors import calls_of, influence, noise_errors, schedule
+from pipelines.cache_schedule import full_steps
+from pipelines.loading import new_scheduler
+
+from .tiny import parts
+
+FEW = ["--device", "cpu", "--quiet"]
+
+
+@st.composite
+def tables(draw):
+    """Errors of small whole numbers, whose sums are exact and often equal."""
+    steps = draw(st.integers(1, 7))
+    can_be_full = draw(st.integers(max(1, steps - 2), steps))
+    cells = draw(st.lists(st.integers(0, 6), min_size=can_be_full * steps, max_size=can_be_full * steps))
+    return np.array(cells, dtype=np.float64).reshape(can_be_full, steps)
+
+
+def all_of(positions, k):
+    return [[0, *rest] for rest in itertools.combinations(range(1, positions), k - 1)]
+
+
+def cost(error, steps):
+    """Step by step, as a run would go."""
+    total, kept = 0.0, 0
+    for j in range(error.shape[1]):
+        kept = j if j in steps else kept
+        total += error[kept, j] if j != kept else 0.0
+    return total
+
+
+@given(tables())
+@settings(max_examples=200)
+def test_no_schedule_is_better_and_of_equal_ones_it_is_the_earliest(error):
+    found = all_schedules(error)
+    assert len(found) == len(error)
+    for k, (steps, total) in enumerate(found, 1):
+        expected = min(all_of(len(error), k), key=lambda s: (cost(error, s), s[::-1]))
+        assert steps == expected
+        assert total == cost(error, steps) == total_error(error, steps)
+        assert best_schedule(error, k) == (steps, total)
+
+
+@given(st.integers(2, 60), st.integers(0, 2**32 - 1))
+def test_it_is_never_worse_than_an_interval_and_falls_with_more_full_steps(steps, seed):
+    # A feature that is kept for longer is further off: then one full step more never costs anything.
+    moves = np.random.default_rng(seed).random(steps)
+    error = np.triu(moves.cumsum()[None] - moves.cumsum()[:, None]).clip(0)
+    found = all_schedules(error)
+    totals = [total for _, total in found]
+    # sums in another order
+    assert all(b <= a + 1e-9 for a, b in itertools.pairwise(totals))
+    for interval in range(1, steps + 1):
+        uniform = full_steps(steps, interval)
+        assert totals[len(uniform) - 1] <= total_error(error, uniform) + 1e-9
+
+
+@pytest.mark.parametrize(
+    "error, k, words",
+    [
+        (np.zeros((3, 3)), 4, "4 full steps of 3"),
+        (np.zeros((3, 3)), 0, "0 full steps"),
+        (np.zeros((4, 3)), 1, "shape"),
+        (-np.ones((3, 3)), 1, "negative"),
+        (np.full((3, 3), np.nan), 1, "not finite"),
+    ],
+)
+def test_a_wrong_table_is_refused(error, k, words):
+    with pytest.raises(ValueError, match=words):
+        best_schedule(error, k)
+
+
+@given(st.integers(1, 300), st.data())
+def test_even_schedules_have_k_steps_and_gaps_that_differ_by_one(positions, data):
+    k = data.draw(st.integers(1, positions))
+    steps = spread_evenly(positions, k)
+    gaps = np.diff([*steps, positions])
+    assert len(steps) == k and steps[0] == 0 and gaps.min() >= 1 and np.ptp(gaps) <= 1
+    if positions % k == 0:
+        assert steps == full_steps(positions, positions // k)
+
+
+@given(st.integers(1, 100), st.data())
+def test_bisection_finds_the_least(most, data):
+    least = data.draw(st.integers(1, most + 1))
+    asked: list[int] = []
+
+    def enough(k: int) -> bool:
+        asked.append(k)
+        return k >= least
+
+    found = least_k(enough, most)
+    assert found == (least if least <= most else None)
+    assert len(asked) <= most.bit_length()
+
+
+def new(name, prediction_type="epsilon", steps=20):
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.001, "beta_end": 0.012, "set_alpha_to_one": True}
+    scheduler = new_scheduler(name, {**config, "steps_offset": 0, "prediction_type": prediction_type})
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def response(scheduler):
+    """How far the result moves if one call's output is off by one and those of the others are held, for each call."""
+    x = torch.zeros(len(scheduler.timesteps), dtype=torch.float64)  # element i has call i's off
+    for i, t in enumerate(scheduler.timesteps):
+        noise = torch.zeros_like(x)
+        noise[i] = 1
+        x = scheduler.step(noise, t, x, return_dict=False)[0]
+    return x.abs().numpy()
+
+
+@pytest.mark.parametrize("name, calls", [("ddim", 20), ("heun", 39)])
+def test_influence_is_the_response_of_diffusers_schedulers(name, calls):
+    scheduler = new(name)
+    weights = influence(scheduler.timesteps.tolist(), scheduler.alphas_cumprod)
+    assert len(weights) == calls
+    # ᾱ is float32, and 1 less about 0.001 at the end
+    np.testing.assert_allclose(weights, response(scheduler), rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_influence_of_other_outputs_moves_x_0_as_much(prediction_type):
+    weights, moves = [], []
+    for kind in ("epsilon", prediction_type):
+        scheduler = new("ddim", kind)
+        weights.append(influence(scheduler.timesteps.tolist()[:-1], scheduler.alphas_cumprod, kind))
+        steps = scheduler.timesteps[:-1]  # at timestep 0 almost nothing is noise
+        x, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        moves.append(np.array([float(scheduler.step(one, t, x).pred_original_sample.abs()) for t in steps]))
+    np.testing.assert_allclose(weights[1] / weights[0], moves[1] / moves[0], rtol=1e-5)  # ᾱ is float32
+
+
+def batch(*indices):
+    return Batch(list(indices), [image_generator(0, k) for k in indices])
+
+
+def run_of(script, *options):
+    return script.prepare(script.parser().parse_args([*FEW, *options]))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A directory with a model that takes little time."""
+    path = tmp_path_factory.mktemp("model") / "small"
+    diffusers.StableDiffusionPipeline(**parts("bk_sdm_tiny")).save_pretrained(path)
+    return ["--model", str(path), "--prompts", "shapes", "--steps", "5"]
+
+
+@pytest.mark.parametrize(
+    "script, options, branch, steps, calls",
+    [
+        (generate, ["--num-images", "4", "--scheduler", "plms"], 1, [0, 2], 6),  # PLMS calls once more
+        (generate, ["--num-images", "4", "--scheduler", "heun"], 3, [0, 1, 4], 9),
+        (ddpm_sample, ["--steps", "3"], 2, [0, 2], 3),
+    ],
+)
+def test_a_schedule_on_a_run_without_a_cache_is_the_samplers_own(model, script, options, branch, steps, calls):
+    options = [*model, *options] if script is generate else options
+    cache = ["--cache-steps", ",".join(map(str, steps)), "--cache-branch-id", str(branch)]
+    plain = run_of(script, *options, "--cache-interval", "1")
+    made = []
+    assert len(calls_of(lambda: made.append(plain.make(batch(1))), plain.unet)) == calls
+    with torch.no_grad(), schedule(plain.unet, branch, steps, calls):
+        again = [plain.make(batch(k)) for k in (1, 2)]  # a second run begins anew
+    own = run_of(script, *options, *cache)
+    assert torch.equal(again[0], own.make(batch(1)))
+    assert torch.equal(again[1], own.make(batch(2)))
+    assert not torch.equal(again[0], made[0])
+    assert torch.equal(plain.make(batch(1)), made[0])  # nothing is left behind
+    with schedule(own.unet, branch, steps, calls), pytest.raises(ValueError, match="cache of its own"):
+        own.make(batch(1))
+
+
+@torch.no_grad()
+def test_errors_are_those_of_retrieving_at_one_step_alone(model):
+    run = run_of(generate, *model, "--num-images", "2", "--steps", "3", "--cache-interval", "1", "--scheduler", "ddim")
+    inputs, images = [], []
+    hook = run.unet.register_forward_pre_hook(lambda _, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
+    expected_images = run.make(batch(0, 1))
+    hook.remove()
+    error = noise_errors(lambda: images.append(run.make(batch(0, 1))), run.unet, 1, 2, guidance_scale=2.5)
+    assert torch.equal(images[0], expected_images)
+    asked = [(args, {**kwargs, "cache_branch_id": 1}) for args, kwargs in inputs]
+    features = [run.unet(*args, **kwargs).cached_feature for args, kwargs in asked]
+    for i, j in itertools.product(range(3), range(3)):
+        args, kwargs = asked[j]
+        full, off = (run.unet(*args, **{**kwargs, "cached_feature": f}).sample.double() for f in (None, features[i]))
+        apart = full - off
+        moved = apart[:2] + 2.5 * (apart[2:] - apart[:2])
+        # guidance is in float32 there
+        assert error[i, j] == pytest.approx(moved.square().mean().item() if i < j else 0, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def found(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("calibrate") / "found.json"
+    options = ["--budget", "1.6x", "--branches", "0,1", "--num-images", "2", "--out", str(out)]
+    assert calibrate.main([*FEW, *model, *options]) == 0
+    return json.loads(out.read_text())
+
+
+def test_the_command_it_prints_has_the_quality_and_the_operations_it_says(model, found):
+    words = shlex.split(found["command"])
+    assert words[:3] == ["python", "-m", "eval.generate"]
+    ours = run_of(generate, *words[3:], "--num-images", "4").make(batch(2, 3))  # those it was not calibrated on
+    baseline = run_of(generate, *model, "--num-images", "4", "--cache-interval", "1").make(batch(2, 3))
+    grey = [((images.float() + 1) * 127.5).round().clamp(0, 255).double() for images in (ours, baseline)]
+    psnr = -10 * torch.log10((grey[0] - grey[1]).square().mean((1, 2, 3)) / 255**2)
+    assert psnr.mean() == pytest.approx(found["chosen"]["psnr"])  # the median of two
+    assert found["cache_steps"] == found["chosen"]["cache_steps"] and found["chosen"]["speed_up"] >= 1.6
+
+
+def test_the_best_that_was_tried_is_chosen_and_one_full_step_more_would_miss_the_budget(found):
+    assert {one["branch"] for one in found["tried"]} == {0, 1}
+    assert found["chosen"]["psnr"] == max(one["psnr"] for one in found["tried"])
+    for one in found["tried"]:
+        full, calls = len(one["cache_steps"]), 6
+        share = (calls / one["speed_up"] - full) / (calls - full)  # of a full step's operations, that a retrieve has
+        assert calls / (full + 1 + (calls - full - 1) * share) < 1.6 <= one["speed_up"]
+
+
+def test_a_budget_out_of_reach_is_one_line_and_2(model, monkeypatch, capsys):
+    monkeypatch.setattr(calibrate, "count_steps", lambda *_: (Macs(0, 40), Macs(0, 10)))
+    assert calibrate.main([*FEW, *model, "--num-images", "1", "--budget", "3x"]) == 2
+    printed = capsys.readouterr()  # 6 calls of 40, and 40 + 5 * 10
+    assert printed.err.startswith("error: --budget 3x is out of reach") and "2.67x" in printed.err
+
+
+class Known(calibrate.Calibration):
+    """Qualities that need no model: 10 dB for each full step, and 5 more at branch 1, which is slower."""
+
+    def __init__(self):
+        self.positions, self.tried = 8, []
+
+    def schedules(self, branch):
+        return [(list(range(k)), 0.0) for k in range(1, 9)]
+
+    def speed_up(self, branch, k):
+        return 8 / (k + branch)
+
+    def uniform(self, like):
+        return calibrate.Candidate(like.branch, "uniform", like.cache_steps, like.speed_up, 0.0)
+
+    def try_out(self, candidate):
+        candidate.psnr = 10.0 * len(candidate.cache_steps) + 5 * candidate.branch
+        return candidate.psnr
+
+
+@pytest.mark.parametrize("quality, branch, k", [(40, 0, 4), (41, 0, 5), (10, 0, 1), (72, 1, 7)])
+def test_quality_takes_the_least_operations_that_reach_it(quality, branch, k):
+    tried, chosen = calibrate.of_quality(Known(), [0, 1], quality)
+    assert (chosen.branch, len(chosen.cache_steps)) == (branch, k)
+    assert len(tried) <= 7
+
+
+def test_a_quality_that_nothing_reaches_is_a_failed_run():
+    with pytest.raises(RunError, match=r"reaches --quality 80; the best that was tried has 75.0 dB"):
+        calibrate.of_quality(Known(), [0, 1], 80)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--budget", "1"], "above 1x"),
+        (["--quality", "nan"], "--quality is nan"),
+        (["--quality", "-3"], "above 0"),
+        (["--steps", "1"], "--steps is 1"),
+        (["--out", "."], "is a directory"),
+        (["--num-images", "0"], "--num-images is 0"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--branches", "12"], "branch"),
+        (["--cache-steps", "0,3"], "leave out --cache-steps"),
+        (["--script", "ddpm.sample", "--zero-cache"], "leave out --zero-cache"),
+        (["--model", "nowhere/at/all", "--prompts", "shapes"], "nowhere"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_2(options, words, capsys):
+    assert calibrate.main([*FEW, *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert words in printed.err
+
+
+@pytest.mark.parametrize("options", [["--budget", "fast"], ["--budget", "2", "--quality", "40"], ["--no-such-option"]])
+def test_options_that_are_no_options_are_refused_by_the_parser(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        calibrate.main([*FEW, *options])
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
