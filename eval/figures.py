@@ -50,6 +50,7 @@ def figure2(jobs: dict[str, Job], out: Path, quiet: bool) -> None:
         plot_similarity(matrix.numpy(), share.numpy(), f"{name}, what enters u_1", out / f"figure2-{name}.png")
         with written_aside(out / f"figure2-{name}.csv") as aside:
             np.savetxt(aside, matrix.numpy(), delimiter=",", fmt="%.4f")
+        _write(out / f"figure2-{name}.md", f"# Figure 2, {name}: similarity of all pairs of steps\n")
         rows.append(
             f"| {name} | {len(matrix)} | {100 * share.mean():.1f} | {100 * share.min():.1f} | "
             f"{matrix.diagonal(1).min():.3f} | {matrix.min():.3f} |"
@@ -90,7 +91,7 @@ def figure4(out: Path, quiet: bool) -> None:
 
 
 def figure6(tables: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]], out: Path) -> None:
-    """CLIP Score against speed-up: fewer steps, uniform and non-uniform caches; the paper's dashed, ours solid."""
+    """CLIP Score against speed-up: fewer steps, uniform and non-uniform caches; the paper's left, ours right."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2 * len(tables), figsize=(8 * len(tables), 3.6), layout="constrained")
     kinds = {"PLMS": "#888888", "uniform": "#4c78a8", "non-uniform": "#e45756"}

@@ -83,7 +83,8 @@ def markdown(table: dict[str, Any], results: list[dict[str, Any]], about: list[s
                 cells.append(show(name, value))
         lines.append("| " + " | ".join(cells) + " |")
     notes = "\n".join(f"- {note}" for note in [*about, *table["notes"]])
-    return "\n\n".join([f"# {table['heading']}", table["setting"], "\n".join(lines), notes]) + "\n"
+    parts = [f"# {table['heading']}", table["setting"], "\n".join(lines), notes]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def as_csv(table: dict[str, Any], results: list[dict[str, Any]]) -> str:

@@ -246,6 +246,8 @@ def test_interrupted_it_ends_in_130_and_leaves_no_half_result(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A shell has its background jobs ignore interrupts, and what they start too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     while b"DeepCache N" not in process.stdout.readline():  # loaded, about to run
