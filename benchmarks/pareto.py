@@ -265,7 +265,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     for kind, colour in KINDS.items():
         its = sorted((r["speed_up"], r["psnr"]) for r in rows if r["kind"] == kind and "psnr" in r)
         if its:
-            axes.plot(*zip(*its, strict=True), "o" if kind.startswith("few") else "o-", color=colour, label=kind, ms=4)
+            axes.plot(*zip(*its, strict=True), "o", color=colour, label=kind, ms=4)
     axes.set(title=title, xlabel="speed-up of the whole call", ylabel="PSNR to the baseline (dB)")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
