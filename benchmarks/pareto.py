@@ -209,8 +209,12 @@ def quality(
         make_reference(drawn, reference, judge, quiet=True)
     rows: list[dict[str, Any]] = []
     baseline: np.ndarray | None = None
+
+    def file_of(point: Point) -> Path:
+        return work / f"{model}-{count}" / (re.sub(r"[^\w.+=]+", "-", point.name) + ".npz")
+
     for point in tqdm(points, desc=f"{model}, quality", disable=quiet):
-        file = work / f"{model}-{count}" / (re.sub(r"[^\w.+=]+", "-", point.name) + ".npz")
+        file = file_of(point)
         if not file.is_file():
             images = pictures(point, count, batch_size, quiet)
             with written_aside(file) as aside:
@@ -220,7 +224,7 @@ def quality(
             with np.load(file) as archive:
                 images = archive["arr_0"]
             if baseline is None:
-                with np.load(work / f"{model}-{count}" / (re.sub(r"[^\w.+=]+", "-", points[0].name) + ".npz")) as first:
+                with np.load(file_of(points[0])) as first:
                     baseline = first["arr_0"]
             row = {} if point is points[0] else distances(images, baseline, judge)
             row["fid"] = fid.compute(images, reference, variant="shapes", extractor=judge, quiet=True)["fid"]

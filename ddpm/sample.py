@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from eval.arguments import (
     device_and_dtype,
     exit_status,
 )
-from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, generate
+from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, make_set
 from eval.pictures import schedule_name
 from eval.zero_cache import zero_cached_features
 
@@ -117,12 +116,8 @@ def prepare(args: argparse.Namespace) -> Run:
 
 def work(args: argparse.Namespace) -> None:
     run = prepare(args)
-    started = time.perf_counter()
-    made = generate(
-        run.image_set, args.num_images, args.batch_size, run.make, seed=args.seed, png=args.png, quiet=args.quiet
-    )
-    seconds = time.perf_counter() - started
-    print(f"{made} images made in {seconds:.1f} s; {args.num_images} and their overview in {run.image_set.out}")
+    made = make_set(run, args, args.num_images)
+    print(f"{made}; {args.num_images} and their overview in {run.image_set.out}")
 
 
 def main(argv: list[str] | None = None) -> int:

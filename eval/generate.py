@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from stable_diffusion import GUIDANCE
 
 from .arguments import BEYOND, Formatter, add_cache_arguments, add_set_arguments, at_least, exit_status, schedule_of
 from .files import written_aside
-from .image_sets import ROUNDINGS, Batch, ImageSet, Run, device_of_process, digest, generate
+from .image_sets import ROUNDINGS, Batch, ImageSet, Run, device_of_process, digest, make_set
 from .pictures import check_arguments, check_steps, schedule_name
 from .prompts import SHAPES_NUMBER, PromptSet, open_prompts
 from .read_images import count_images
@@ -145,15 +144,11 @@ def prepare(args: argparse.Namespace) -> Run:
 def work(args: argparse.Namespace) -> None:
     run = prepare(args)
     prompts, num_images = prompts_of(args)
-    out, started = run.image_set.out, time.perf_counter()
-    made = generate(
-        run.image_set, num_images, args.batch_size, run.make, seed=args.seed, rounding=args.rounding, png=args.png,
-        quiet=args.quiet,
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
+    made = make_set(run, args, num_images, rounding=args.rounding)
+    out = run.image_set.out
     if PartialState().is_main_process:
         write_prompts(out, prompts.first(count_images(run.image_set.samples)))  # a larger set may have been there
-    print(f"{made} images made in {seconds:.1f} s; {num_images}, their prompts and overview in {out}")
+    print(f"{made}; {num_images}, their prompts and overview in {out}")
 
 
 def main(argv: list[str] | None = None) -> int:

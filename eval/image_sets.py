@@ -7,8 +7,10 @@ image; at the end all images are in `samples.npz` (`arr_0` uint8 NHWC, `arr_1` c
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -249,6 +251,23 @@ def generate(
         image_set.finish(num_images, png=png, quiet=quiet)
     state.wait_for_everyone()
     return made
+
+
+def make_set(run: Run, args: argparse.Namespace, num_images: int, **more: Any) -> str:
+    """What a sampling script does with its run and the arguments of a set; says how many were made, in what time."""
+    started = time.perf_counter()
+    made = generate(
+        run.image_set,
+        num_images,
+        args.batch_size,
+        run.make,
+        seed=args.seed,
+        labels_of=run.labels_of,
+        png=args.png,
+        quiet=args.quiet,
+        **more,
+    )
+    return f"{made} images made in {time.perf_counter() - started:.1f} s"
 
 
 def device_of_process(device: torch.device) -> torch.device:

@@ -32,7 +32,6 @@ class Options:
     work: Path
     inputs: Path
     num_images: int | None = None
-    batch_size: int | None = None
     device: str | None = None
     dtype: str | None = None
 

@@ -63,7 +63,7 @@ def work(args: argparse.Namespace) -> None:
     dtype = args.dtype or "float32"
     device, _ = device_and_dtype(argparse.Namespace(device=args.device, dtype=dtype))
     options = Options(
-        args.scale, args.work, args.inputs, args.num_images, args.batch_size, args.device, args.dtype
+        args.scale, args.work, args.inputs, args.num_images, args.device, args.dtype
     )  # fmt: skip
     needed = list(
         dict.fromkeys([t for name in names for t in FIGURES.get(name, [])] + [n for n in names if n in TABLES])

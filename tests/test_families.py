@@ -185,7 +185,7 @@ def test_a_fork_takes_what_its_parent_takes_and_the_cache(cls):
 
 
 ECONOMY = ["forecast", "reuse_guidance", "guidance_stop"]
-BEYOND = {  # what is not the paper's
+BEYOND = {
     "StableDiffusionXLPipeline": ECONOMY,
     "StableDiffusionXLImg2ImgPipeline": ECONOMY,
     "StableDiffusionXLInpaintPipeline": ECONOMY,
@@ -201,10 +201,8 @@ def test_a_pipeline_takes_what_its_parent_takes_and_the_cache(name):
     fork = getattr(pipelines, FAMILIES[name].class_name)
     ours, parents = (list(inspect.signature(c.__call__).parameters) for c in (fork, stock))
     cache = ["cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps", *BEYOND[fork.__name__]]
-    expected = [p for p in parents if p != "kwargs"]
-    assert [p for p in ours if p not in ("callback", "callback_steps", *cache)] == [
-        p for p in expected if p not in ("callback", "callback_steps")
-    ]
+    old = ("callback", "callback_steps")
+    assert [p for p in ours if p not in (*old, *cache)] == [p for p in parents if p not in ("kwargs", *old)]
     assert ours[-len(cache) :] == cache
 
 
