@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--skip-type", choices=["uniform", "quad"], help="(default: uniform for LSUN, else quad)")
     p.add_argument("--sampler", choices=["ddim", "ddpm"], default="ddim", help="ddpm is ancestral sampling")
     p.add_argument("--eta", type=float, default=0.0, help="of ddim; 0 is deterministic")
-    add_cache_arguments(p, interval=5, branch=2, beyond=["forecast"])
+    add_cache_arguments(p, interval=5, branch=2, beyond=["forecast", "refresh_interval"])
     p.add_argument("--zero-cache", action="store_true", help="zeros for the kept feature: the paper's Table 5")
     add_set_arguments(p)
     return p

@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.cache_schedule import full_steps
-from pipelines.kept_features import Forecast, KeptFeatures
+from pipelines.kept_features import Forecast
+from pipelines.run_cache import RunCache
 
 NUM_TRAIN_TIMESTEPS = 1000
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -56,9 +57,11 @@ def denoise(
     center: int | None = None,
     cache_steps: Sequence[int] | None = None,
     forecast: Forecast = 0.0,
+    refresh_interval: int | None = None,
+    refresh_branch_id: int | None = None,
 ) -> Tensor:
-    """Runs `timesteps`, given ascending, from the last to the first. The cache's arguments and `forecast` are those of
-    the pipelines.
+    """Runs `timesteps`, given ascending, from the last to the first. The cache's arguments, and those from `forecast`
+    on, are the pipelines'.
 
     Args:
         unet: a forked `UNet2DModel`.
@@ -73,6 +76,8 @@ def denoise(
     """
     # 1. Which steps are full.
     unet.check_branch(cache_branch_id)
+    if refresh_branch_id is not None:
+        unet.check_branch(refresh_branch_id, "refresh_branch_id")
     full = set(full_steps(
         len(timesteps), cache_interval, uniform=uniform, pow=pow, center=center, cache_steps=cache_steps
     ))  # fmt: skip
@@ -82,14 +87,15 @@ def denoise(
     alphas = alphas_cumprod().to(noise.device)
     x = noise.float()
     pairs = list(zip(timesteps, [-1, *timesteps[:-1]], strict=True))[::-1]
-    features = KeptFeatures(full, len(timesteps), forecast)
+    cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
     for i, (t, t_next) in enumerate(tqdm(pairs, disable=quiet, leave=False, mininterval=1)):
         # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-        kept = features.at(i, len(x))
-        output = unet(x.to(unet.dtype), t, cache_branch_id=m, cached_feature=kept)
+        at = cache.step(i, len(x))
+        output = unet(
+            x.to(unet.dtype), t, cache_branch_id=at.branch, cached_feature=at.feature, keep_branch_id=at.keep_branch
+        )
         eps = output.sample.float()
-        if kept is None:
-            features.keep(i, output.cached_feature)  # cache (2): the loop owns the feature
+        cache.keep(i, at, output)  # cache (2): the loop owns the feature
         x = step(x, eps, alphas[t + 1], alphas[t_next + 1])
     return x
 

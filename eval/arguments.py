@@ -13,7 +13,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 # What goes beyond the paper, by the pipelines' names, and the value that turns it off.
-BEYOND: dict[str, Any] = {"forecast": 0.0, "reuse_guidance": False, "guidance_stop": 1.0}
+BEYOND: dict[str, Any] = {
+    "forecast": 0.0, "reuse_guidance": False, "guidance_stop": 1.0, "refresh_interval": None, "refresh_branch_id": None,
+    "reuse_attention": False,
+}  # fmt: skip
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -67,6 +70,17 @@ def add_cache_arguments(
         group.add_argument(
             "--guidance-stop", type=float, default=1.0, metavar="SHARE", help="and so do all steps after this share"
         )
+    if "refresh_interval" in beyond:
+        group.add_argument(
+            "--refresh-interval", type=int, metavar="STEPS",
+            help="so many steps from a full one, and so on, retrieve at --refresh-branch-id and keep anew at m",
+        )  # fmt: skip
+        group.add_argument("--refresh-branch-id", type=int, metavar="m", help="a deeper skip branch, for example 5")
+    if "reuse_attention" in beyond:
+        group.add_argument(
+            "--reuse-attention", action="store_true",
+            help="retrieve steps take what attention adds from full steps too; with --forecast 1, carried on",
+        )  # fmt: skip
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

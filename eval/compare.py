@@ -27,10 +27,11 @@ PARTS = {"text": "text encoder", "image_encoder": "image encoder", "controlnet":
 
 
 class Call(NamedTuple):
-    """One of the U-Net: what shape it was given, and whether it was a retrieve step."""
+    """One of the U-Net: the shape it was given, where it retrieved (None is a full step), and whether attention too."""
 
     shape: tuple[int, ...]
-    retrieve: bool
+    branch: int | None
+    attention: bool
 
 
 def prepare(pipe: Any, device: torch.device, *, channels_last: bool, compiled: bool, cpu_offload: bool) -> None:
@@ -147,7 +148,9 @@ def versions(device: torch.device) -> dict[str, str | int]:
 
 
 def _note(calls: list[Call], _: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-    calls.append(Call(tuple(args[0].shape), kwargs.get("cached_feature") is not None))
+    kept = kwargs.get("cached_feature")
+    branch = None if kept is None else kwargs["cache_branch_id"]
+    calls.append(Call(tuple(args[0].shape), branch, isinstance(kept, tuple)))
 
 
 def _stage(pipe: Any, times: dict[str, list[CallTimes]], branch: int, calls: dict[str, list[Call]]) -> dict[str, Any]:
@@ -181,16 +184,22 @@ def _operations(pipe: Any, branch: int, calls: dict[str, list[Call]]) -> dict[st
     tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     tokens = tokenizer.model_max_length if tokenizer is not None else 1
     frames = shape[1] if len(shape) == 5 else 1
-    full, retrieve = count_steps(pipe.unet, unet_inputs(pipe.unet, *shape[-2:], tokens=tokens, frames=frames), branch)
+    inputs = unet_inputs(pipe.unet, *shape[-2:], tokens=tokens, frames=frames)
+    full, _ = count_steps(pipe.unet, inputs, branch)
+    kinds = {(call.branch, call.attention) for call in calls["deepcache"] if call.branch is not None}
+    retrieve = {kind: count_steps(pipe.unet, inputs, kind[0], keep_attention=kind[1])[1] for kind in kinds}
     run = {
-        name: sum(c.shape[0] * (retrieve if c.retrieve else full).with_attention for c in its)
+        name: sum(
+            c.shape[0] * (full if c.branch is None else retrieve[c.branch, c.attention]).with_attention for c in its
+        )
         for name, its in calls.items()
     }
+    cheapest = min(retrieve.values(), key=lambda macs: macs.with_attention, default=full)
     return {
         "full_macs": full.paper,
-        "retrieve_macs": retrieve.paper,
+        "retrieve_macs": cheapest.paper,
         "full_macs_with_attention": full.with_attention,
-        "retrieve_macs_with_attention": retrieve.with_attention,
+        "retrieve_macs_with_attention": cheapest.with_attention,
         "bound": run["baseline"] / run["deepcache"],
     }
 

@@ -83,15 +83,28 @@ def count_modules(unet: nn.Module, inputs: dict[str, Any], exceptions: Exception
     return macs
 
 
-def count_retrieve(fork: Any, inputs: dict[str, Any], cache_branch_id: int, exceptions: Exceptions = NONE) -> Macs:
-    """A retrieve step at the branch, with the feature that a full step keeps."""
+def count_retrieve(
+    fork: Any,
+    inputs: dict[str, Any],
+    cache_branch_id: int,
+    exceptions: Exceptions = NONE,
+    *,
+    keep_attention: bool = False,
+) -> Macs:
+    """A retrieve step at the branch, with what a full step keeps."""
+    more = {"keep_attention": True} if keep_attention else {}
     with torch.no_grad():
-        kept = fork(**inputs, cache_branch_id=cache_branch_id).cached_feature
+        kept = fork(**inputs, **more, cache_branch_id=cache_branch_id).cached_feature
     return count(fork, {**inputs, "cache_branch_id": cache_branch_id, "cached_feature": kept}, exceptions)
 
 
 def count_steps(
-    unet: Any, inputs: dict[str, Any], cache_branch_id: int, exceptions: Exceptions = NONE
+    unet: Any,
+    inputs: dict[str, Any],
+    cache_branch_id: int,
+    exceptions: Exceptions = NONE,
+    *,
+    keep_attention: bool = False,
 ) -> tuple[Macs, Macs]:
     """A full and a retrieve step at the branch, for the configuration of `unet` and the shapes of `inputs`."""
     with torch.device("meta"):
@@ -99,7 +112,8 @@ def count_steps(
         shapes = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in inputs.items()}
         if "added_cond_kwargs" in inputs:
             shapes["added_cond_kwargs"] = {k: v.to("meta") for k, v in inputs["added_cond_kwargs"].items()}
-        return count(model, shapes, exceptions), count_retrieve(model, shapes, cache_branch_id, exceptions)
+        retrieve = count_retrieve(model, shapes, cache_branch_id, exceptions, keep_attention=keep_attention)
+        return count(model, shapes, exceptions), retrieve
 
 
 def count_branches(fork: Any, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> list[Macs]:

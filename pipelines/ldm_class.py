@@ -13,7 +13,8 @@ from torch import Tensor
 from unets.class_embedder import ClassEmbedder
 
 from .guidance_economy import GuidanceEconomy, half_if
-from .kept_features import Forecast, KeptFeatures
+from .kept_features import Forecast
+from .run_cache import RunCache
 from .shared_steps import CachedPipeline, call_back
 
 
@@ -52,6 +53,9 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         forecast: Forecast = 0.0,
         reuse_guidance: bool = False,
         guidance_stop: float = 1.0,
+        refresh_interval: int | None = None,
+        refresh_branch_id: int | None = None,
+        reuse_attention: bool = False,
     ) -> ImagePipelineOutput | tuple:
         """Makes an image of each class. Shapes in the comments are those of the model for ImageNet.
 
@@ -64,7 +68,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
             generator: one for each image, or one for all.
             latents: (B, 3, 64, 64) noise to start from, instead of the generators'.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
-            cache_interval, … guidance_stop: as of `StableDiffusionPipeline`.
+            cache_interval, … reuse_attention: as of `StableDiffusionPipeline`.
 
         Raises:
             ValueError: an argument out of range, by name.
@@ -84,8 +88,9 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         full, m = self.plan_cache(
             num_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+            refresh_branch_id=refresh_branch_id,
         )  # fmt: skip
-        features = KeptFeatures(full, len(timesteps), forecast)
+        cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
         economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. Classes to context.
@@ -113,11 +118,18 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
                 latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 3, 64, 64)
 
                 # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-                kept = features.at(i, len(latent_input), alone)
-                output = self.unet(latent_input, t, half_if(alone, context), cache_branch_id=m, cached_feature=kept)
+                step = cache.step(i, len(latent_input), alone)
+                output = self.unet(
+                    latent_input,
+                    t,
+                    half_if(alone, context),
+                    cache_branch_id=step.branch,
+                    cached_feature=step.feature,
+                    keep_branch_id=step.keep_branch,
+                    keep_attention=reuse_attention,
+                )
                 noise = output.sample
-                if kept is None:
-                    features.keep(i, output.cached_feature)  # cache (2): the loop owns the feature
+                cache.keep(i, step, output)  # cache (2): the loop owns the feature
                 del output  # else the last feature would live through the next full step
 
                 if guided:
@@ -127,7 +139,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
                 latents = self.scheduler.step(noise, t, latents, **extra, return_dict=False)[0]
                 (latents,) = call_back(callback_on_step_end, self, i, t, ("latents",), {"latents": latents})
                 bar.update()
-        del kept, features  # the decoder needs the memory
+        del step, cache  # the decoder needs the memory
 
         # 5. Latents to image; the decoder first takes each place's nearest code.
         images: Any = latents

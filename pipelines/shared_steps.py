@@ -43,7 +43,14 @@ class CachedPipeline:
             self.register_to_config(unet=("diffusers", stock))
 
     def plan_cache(
-        self, num_inference_steps: int, num_calls: int, cache_interval: int, cache_branch_id: int, **schedule: Any
+        self,
+        num_inference_steps: int,
+        num_calls: int,
+        cache_interval: int,
+        cache_branch_id: int,
+        *,
+        refresh_branch_id: int | None = None,
+        **schedule: Any,
     ) -> tuple[set[int], int | None]:
         """Which of the loop's `num_calls` positions are full steps, and the branch, None if all of them are.
 
@@ -51,6 +58,8 @@ class CachedPipeline:
         retrieves. A sampler of second order calls the network twice a step, and each call is a position.
         """
         self.unet.check_branch(cache_branch_id)
+        if refresh_branch_id is not None:
+            self.unet.check_branch(refresh_branch_id, "refresh_branch_id")
         positions = num_calls if self.scheduler.order > 1 else num_inference_steps
         steps = set(full_steps(positions, cache_interval, **schedule))
         if len(steps) == positions:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from unets.controlnet import ControlNetModel, MultiControlNetModel
 
-from .kept_features import Forecast, KeptFeatures
+from .kept_features import Forecast
+from .run_cache import RunCache
 from .shared_steps import CachedSDPipeline, batch_size_of, call_back
 
 
@@ -75,6 +76,9 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         forecast: Forecast = 0.0,
+        refresh_interval: int | None = None,
+        refresh_branch_id: int | None = None,
+        reuse_attention: bool = False,
     ) -> StableDiffusionPipelineOutput | tuple:
         """Makes images that follow `image`, such as edges. Shapes in the comments are Stable Diffusion 1.5's.
 
@@ -86,6 +90,9 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
             cache_steps: the full steps themselves, instead of interval and schedule.
             forecast: g, how far a retrieve step's feature is carried on from the last two kept (`KeptFeatures`): 0
                 copies as in the paper, 1 is the straight line; or a table of g.
+            refresh_interval, refresh_branch_id: every so many steps from a full one, retrieve at this deeper branch
+                instead, and keep anew at `cache_branch_id` (`RunCache`).
+            reuse_attention: retrieve steps take what attention adds from earlier steps too (`ShallowAttention`).
             others: as diffusers 0.24.0's.
 
         Raises:
@@ -113,8 +120,9 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         full, m = self.plan_cache(
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+            refresh_branch_id=refresh_branch_id,
         )  # fmt: skip
-        features = KeptFeatures(full, len(timesteps), forecast)
+        cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
 
         # 2. Prompt to text embeddings.
         prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
@@ -150,11 +158,12 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                 latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
 
                 # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-                kept = features.at(i, len(latent_input))
+                step = cache.step(i, len(latent_input))
 
                 now, later = i / len(timesteps), (i + 1) / len(timesteps)
                 strengths = [s * (a <= now and later <= b) for s, a, b in zip(scales, starts, ends, strict=True)]
-                depth = m if kept is not None else None  # cache (2): a retrieve step uses the residuals of skips 0 … m
+                # cache (2): a retrieve step uses the residuals of skips 0 … m
+                depth = None if step.feature is None else step.branch
                 residuals, middle = self.follow(hints, strengths, latent_input, t, prompt_embeds, guess_mode, depth)
                 output = self.unet(
                     latent_input,
@@ -165,12 +174,13 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                     added_cond_kwargs=added_cond_kwargs,
                     down_block_additional_residuals=residuals,
                     mid_block_additional_residual=middle,
-                    cache_branch_id=m,
-                    cached_feature=kept,
+                    cache_branch_id=step.branch,
+                    cached_feature=step.feature,
+                    keep_branch_id=step.keep_branch,
+                    keep_attention=reuse_attention,
                 )
                 noise = output.sample
-                if kept is None:
-                    features.keep(i, output.cached_feature)  # cache (3): the loop owns the feature
+                cache.keep(i, step, output)  # cache (3): the loop owns the feature
                 del output  # else the last feature would live through the next full step
 
                 if self.do_classifier_free_guidance:
@@ -187,7 +197,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                     },
                 )  # fmt: skip
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
-        del kept, features  # the decoder needs the memory
+        del step, cache  # the decoder needs the memory
 
         # 6. Latents to image.
         return self.finish(latents, output_type, return_dict, prompt_embeds.dtype, generator)

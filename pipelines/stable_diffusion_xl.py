@@ -12,7 +12,8 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor
 
 from .guidance_economy import GuidanceEconomy, half_if
-from .kept_features import Forecast, KeptFeatures
+from .kept_features import Forecast
+from .run_cache import RunCache
 from .shared_steps import batch_size_of, call_back
 from .shared_steps_xl import CachedXLPipeline
 
@@ -66,6 +67,9 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
         forecast: Forecast = 0.0,
         reuse_guidance: bool = False,
         guidance_stop: float = 1.0,
+        refresh_interval: int | None = None,
+        refresh_branch_id: int | None = None,
+        reuse_attention: bool = False,
     ) -> StableDiffusionXLPipelineOutput | tuple:
         """Makes `num_images_per_prompt` images of each prompt. Shapes in the comments are SDXL's.
 
@@ -78,6 +82,9 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
                 copies as in the paper, 1 is the straight line; or a table of g.
             reuse_guidance: retrieve steps run the conditional half alone (`GuidanceEconomy`).
             guidance_stop: and so does every step after this share of them.
+            refresh_interval, refresh_branch_id: every so many steps from a full one, retrieve at this deeper branch
+                instead, and keep anew at `cache_branch_id` (`RunCache`).
+            reuse_attention: retrieve steps take what attention adds from earlier steps too (`ShallowAttention`).
             others: as diffusers 0.24.0's.
 
         Raises:
@@ -106,8 +113,9 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
         full, m = self.plan_cache(
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+            refresh_branch_id=refresh_branch_id,
         )  # fmt: skip
-        features = KeptFeatures(full, len(timesteps), forecast)
+        cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
         economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. Prompt to text embeddings.
@@ -158,7 +166,7 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
                 latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
 
                 # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-                kept = features.at(i, len(latent_input), alone)
+                step = cache.step(i, len(latent_input), alone)
                 told = {"text_embeds": conditions["add_text_embeds"], "time_ids": conditions["add_time_ids"], **added}
                 output = self.unet(
                     latent_input,
@@ -167,12 +175,13 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
                     timestep_cond=timestep_cond,
                     cross_attention_kwargs=self.cross_attention_kwargs,
                     added_cond_kwargs=half_if(alone, told),
-                    cache_branch_id=m,
-                    cached_feature=kept,
+                    cache_branch_id=step.branch,
+                    cached_feature=step.feature,
+                    keep_branch_id=step.keep_branch,
+                    keep_attention=reuse_attention,
                 )
                 noise = output.sample
-                if kept is None:
-                    features.keep(i, output.cached_feature)  # cache (2): the loop owns the feature
+                cache.keep(i, step, output)  # cache (2): the loop owns the feature
                 del output  # else the last feature would live through the next full step
 
                 if self.do_classifier_free_guidance:
@@ -189,7 +198,7 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
                 )  # fmt: skip
                 conditions = dict(zip(conditions, rest, strict=True))
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
-        del kept, features  # the decoder needs the memory
+        del step, cache  # the decoder needs the memory
 
         # 6. Latents to image.
         return self.finish(latents, output_type, return_dict)

@@ -12,7 +12,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .guidance_economy import GuidanceEconomy, half_if
-from .kept_features import Forecast, KeptFeatures
+from .kept_features import Forecast
+from .run_cache import RunCache
 from .shared_steps import CachedPipeline, call_back
 
 
@@ -49,6 +50,9 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         forecast: Forecast = 0.0,
         reuse_guidance: bool = False,
         guidance_stop: float = 1.0,
+        refresh_interval: int | None = None,
+        refresh_branch_id: int | None = None,
+        reuse_attention: bool = False,
     ) -> StableVideoDiffusionPipelineOutput | list:
         """Makes a video of `num_frames` frames from each image. Shapes in the comments are Stable Video Diffusion's.
 
@@ -63,6 +67,9 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
                 copies as in the paper, 1 is the straight line; or a table of g.
             reuse_guidance: retrieve steps run the conditional half alone (`GuidanceEconomy`).
             guidance_stop: and so does every step after this share of them.
+            refresh_interval, refresh_branch_id: every so many steps from a full one, retrieve at this deeper branch
+                instead, and keep anew at `cache_branch_id` (`RunCache`).
+            reuse_attention: retrieve steps take what attention adds from earlier steps too (`ShallowAttention`).
             others: as diffusers 0.24.0's.
 
         Returns:
@@ -89,8 +96,9 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         full, m = self.plan_cache(
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
+            refresh_branch_id=refresh_branch_id,
         )  # fmt: skip
-        features = KeptFeatures(full, len(timesteps), forecast)
+        cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
         economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. What the video is to show: the image's embedding, and its latents, slightly noised, for every frame.
@@ -135,18 +143,19 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
                 latent_input = torch.cat([latent_input, half_if(alone, image_latents)], dim=2)  # (2B, F, 8, H/8, W/8)
 
                 # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-                kept = features.at(i, len(latent_input) * num_frames, alone)
+                step = cache.step(i, len(latent_input) * num_frames, alone)
                 output = self.unet(
                     latent_input,
                     t,
                     encoder_hidden_states=half_if(alone, image_embeds),  # economy (2)
                     added_time_ids=half_if(alone, added_time_ids),
-                    cache_branch_id=m,
-                    cached_feature=kept,
+                    cache_branch_id=step.branch,
+                    cached_feature=step.feature,
+                    keep_branch_id=step.keep_branch,
+                    keep_attention=reuse_attention,
                 )
                 noise = output.sample
-                if kept is None:
-                    features.keep(i, output.cached_feature)  # cache (2): the loop owns the feature
+                cache.keep(i, step, output)  # cache (2): the loop owns the feature
                 del output  # else the last feature would live through the next full step
 
                 if guided:
@@ -160,7 +169,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
                 )
                 self.report_step(bar, i, t, num_warmup_steps, latents, None, None)
 
-        del kept, features, noise, latent_input, image_latents  # the decoder needs the memory
+        del step, cache, noise, latent_input, image_latents  # the decoder needs the memory
 
         # 6. Latents to frames.
         frames: Any = latents

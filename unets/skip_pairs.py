@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any, NamedTuple, Self
 
-from torch import nn
+from torch import Tensor, nn
+
+from .shallow_attention import ShallowAttention
 
 
 class DownLayer(NamedTuple):
@@ -104,12 +106,10 @@ class SkipPairs:
             layers += [UpLayer(block, *parts) for parts in zip(block.resnets, attentions, upsamplers, strict=True)]
         return layers[::-1]
 
-    def check_branch(self, branch: int) -> None:
-        """Raises ValueError if there is no such skip branch."""
+    def check_branch(self, branch: int, name: str = "cache_branch_id") -> None:
+        """Raises ValueError, with the argument's name, if there is no such skip branch."""
         if not 0 <= branch < self.num_skip_branches:
-            raise ValueError(
-                f"cache_branch_id is {branch}; this U-Net has the skip branches 0 to {self.num_skip_branches - 1}"
-            )
+            raise ValueError(f"{name} is {branch}; this U-Net has the skip branches 0 to {self.num_skip_branches - 1}")
 
     def check_cache(self, branch: int | None, cached_feature: Any) -> None:
         """Raises ValueError if there is no such skip branch, or a feature comes without one."""
@@ -117,6 +117,40 @@ class SkipPairs:
             self.check_branch(branch)
         elif cached_feature is not None:
             raise ValueError("cached_feature needs the cache_branch_id at which it was kept")
+
+    def read_cache(
+        self,
+        branch: int | None,
+        cached_feature: Tensor | tuple[Tensor, ...] | None,
+        keep_branch_id: int | None = None,
+        keep_attention: bool = False,
+    ) -> tuple[Any, ShallowAttention]:
+        """The deep feature (None in a full step), and what is to be done with attention.
+
+        Raises:
+            ValueError: no such branch; a feature or a second branch without a first; attention to be kept where there
+                is none, or retrieved from another branch.
+        """
+        self.check_cache(branch, cached_feature)
+        if keep_branch_id is not None and (branch is None or not 0 <= keep_branch_id < branch):
+            raise ValueError(f"keep_branch_id is {keep_branch_id}; it must be from 0 to below cache_branch_id")
+        if branch is None:
+            return None, ShallowAttention()
+        shallow = branch if keep_branch_id is None else keep_branch_id
+        layers: list[Any] = [*self.down_layers[:shallow], *self.up_layers[: shallow + 1]]
+        count = sum(layer.attention is not None for layer in layers)
+        if isinstance(cached_feature, tuple):
+            feature, *given = cached_feature
+            if len(given) != count:
+                raise ValueError(f"cached_feature has {len(given)} layers' attention; branch {branch} has {count}")
+            return feature, ShallowAttention(shallow, given)
+        if keep_attention and (cached_feature is None or keep_branch_id is not None):
+            if not count:
+                raise ValueError(
+                    f"there is no attention to keep in the layers that branch {shallow} runs; choose a deeper branch"
+                )
+            return cached_feature, ShallowAttention(shallow)
+        return cached_feature, ShallowAttention()
 
     def refuse_what_is_not_written_out(self) -> None:
         """Raises ValueError naming the first part of the configuration that `forward` does not write out."""

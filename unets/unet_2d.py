@@ -23,10 +23,14 @@ UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 
 @dataclass
 class CachedUNet2DOutput(UNet2DOutput):
-    """`sample` (B, C, H, W) as the parent's; `cached_feature` (B, C_m, H_m, W_m), what entered u_m from below."""
+    """`sample` (B, C, H, W) as the parent's; `cached_feature` (B, C_m, H_m, W_m), what entered u_m from below.
+
+    `shallow_feature` is the same at `keep_branch_id`.
+    """
 
     sample: Any = None
     cached_feature: Any = None
+    shallow_feature: Any = None
 
 
 class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
@@ -46,6 +50,7 @@ class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
         return_dict: bool = True,
         cache_branch_id: int | None = None,
         cached_feature: Tensor | None = None,
+        keep_branch_id: int | None = None,
     ) -> CachedUNet2DOutput | tuple[Tensor, ...]:
         """Predicts the noise. Shapes in the comments are those of the model for CIFAR-10.
 
@@ -54,7 +59,8 @@ class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
             timestep: a number, or a tensor () or (B,).
             class_labels: refused; none of the published models is conditioned on a class.
             cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
-            cached_feature: what an earlier full step at the same branch kept; given, this is a retrieve step.
+            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step.
+            keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
 
         Returns:
             `CachedUNet2DOutput`, or the tuple of its fields.
@@ -63,7 +69,7 @@ class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
             ValueError: branch out of range, feature without branch, or class labels.
         """
         m, retrieve = cache_branch_id, cached_feature is not None
-        self.check_cache(m, cached_feature)
+        feature, _ = self.read_cache(m, cached_feature, keep_branch_id)
         if class_labels is not None:
             raise ValueError("class_labels is not supported by this U-Net; use diffusers' own for it")
 
@@ -82,22 +88,24 @@ class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
 
         # 3. Middle.
         # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
-        h = cached_feature if retrieve else self.mid_block(h, emb)  # (B, 256, 4, 4) without
+        h = feature if retrieve else self.mid_block(h, emb)  # (B, 256, 4, 4) without
 
         # 4. Up.
-        kept = None
+        kept = kept_above = None
         up = self.up_layers
         while skips:
             skip = skips.pop()
             k = len(skips)
             if k == m:
                 kept = h  # cache (3): equation 4, what enters u_m from below is kept
+            elif k == keep_branch_id:
+                kept_above = h  # cache (4): of two depths, the shallower is made anew on the way up
             h = run_up(up[k], h, skip, emb)
 
         # 5. Out.
         h = self.conv_out(self.conv_act(self.conv_norm_out(h)))  # (B, 3, 32, 32)
 
-        output = CachedUNet2DOutput(sample=h, cached_feature=kept)
+        output = CachedUNet2DOutput(sample=h, cached_feature=kept, shallow_feature=kept_above)
         return output if return_dict else output.to_tuple()
 
     def refuse_what_is_not_written_out(self) -> None:

@@ -6,6 +6,8 @@ followed by its block's upsampler if it is the block's last.
 
     full step at branch m       d_0 … d_{M-1} → mid → u_{M-1} … u_0     keeps what enters u_m from below
     retrieve step at branch m   d_0 … d_m → the kept feature → u_m … u_0
+
+A step can keep at a shallower branch as well, and what attention adds in the layers down from there.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_la
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
+from .shallow_attention import ShallowAttention
 from .skip_pairs import DownLayer, SkipPairs, UpLayer
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
@@ -32,11 +35,14 @@ UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 class CachedUNetOutput(UNet2DConditionOutput):
     """`sample` (B, C, H, W) as the parent's; `cached_feature` (B, C_m, H_m, W_m), what entered u_m from below.
 
-    Without a branch nothing is kept: `cached_feature` is None, and left out of the tuple, as in the parent's output.
+    `shallow_feature` is the same at `keep_branch_id`. With `keep_attention` the shallower of the two is a tuple of the
+    feature and of what attention added in d_1 … d_m and u_m … u_0, in this order. Without a branch nothing is kept:
+    what is None is left out of the tuple, as in the parent's output.
     """
 
     sample: Any = None
     cached_feature: Any = None
+    shallow_feature: Any = None
 
 
 class Condition(NamedTuple):
@@ -60,30 +66,40 @@ class Condition(NamedTuple):
         }
 
 
-def run_down(d: DownLayer, h: Tensor, condition: Condition) -> Tensor:
+def run_down(d: DownLayer, h: Tensor, condition: Condition, shallow: ShallowAttention | None = None) -> Tensor:
     """d_k for k ≥ 1. A ControlNet's are run by it as well."""
     if d.resnet is not None:
         h = d.resnet(h, condition.emb, scale=condition.lora_scale)
     if d.downsampler is not None:
         h = d.downsampler(h, scale=condition.lora_scale)  # (B, C, H/2, W/2)
-    return _attend(d.attention, h, condition)
+    return _attend(d.attention, h, condition, shallow)
 
 
-def run_up(u: UpLayer, h: Tensor, skip: Tensor, condition: Condition, size: torch.Size | None) -> Tensor:
+def run_up(
+    u: UpLayer,
+    h: Tensor,
+    skip: Tensor,
+    condition: Condition,
+    size: torch.Size | None,
+    shallow: ShallowAttention | None = None,
+) -> Tensor:
     """u_k; `size` is what an upsampler aims for where it isn't twice the input's."""
     factors = {name: getattr(u.block, name, None) for name in ("s1", "s2", "b1", "b2")}  # FreeU's
     if all(factors.values()):
         h, skip = apply_freeu(u.block.resolution_idx, h, skip, **factors)  # writes into h
     h = torch.cat([h, skip], dim=1)  # (B, C + C_k, H, W)
     h = u.resnet(h, condition.emb, scale=condition.lora_scale)
-    h = _attend(u.attention, h, condition)
+    h = _attend(u.attention, h, condition, shallow)
     if u.upsampler is not None:
         h = u.upsampler(h, size, scale=condition.lora_scale)  # (B, C, 2H, 2W)
     return h
 
 
-def _attend(attention: nn.Module | None, h: Tensor, condition: Condition) -> Tensor:
-    return h if attention is None else attention(h, **condition.for_attention, return_dict=False)[0]
+def _attend(attention: nn.Module | None, h: Tensor, condition: Condition, shallow: ShallowAttention | None) -> Tensor:
+    if attention is None:
+        return h
+    run = functools.partial(attention, **condition.for_attention, return_dict=False)
+    return run(h)[0] if shallow is None else shallow(h, lambda h: run(h)[0])
 
 
 class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
@@ -116,7 +132,9 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
         cache_branch_id: int | None = None,
-        cached_feature: Tensor | None = None,
+        cached_feature: Tensor | tuple[Tensor, ...] | None = None,
+        keep_branch_id: int | None = None,
+        keep_attention: bool = False,
     ) -> CachedUNetOutput | tuple[Tensor, ...]:
         """Predicts the noise. Shapes in the comments are Stable Diffusion 1.5's.
 
@@ -127,19 +145,24 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
             down_block_additional_residuals, mid_block_additional_residual: a ControlNet's, one for each skip and one
                 for the middle. A retrieve step uses those of skips 0 … m alone, and needs no others.
             cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
-            cached_feature: what an earlier full step at the same branch kept; given, this is a retrieve step.
+            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step. With a tuple
+                it retrieves attention too.
+            keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
+            keep_attention: what is kept at the shallower branch, or else at the only one, is a tuple: the feature, and
+                what attention added in the layers down from that branch.
             others: as the parent's. `class_labels` and `down_intrablock_additional_residuals` are refused.
 
         Returns:
             `CachedUNetOutput`, or the tuple of its fields.
 
         Raises:
-            ValueError: branch out of range, feature without branch, an argument or a layout that is not supported.
+            ValueError: branch out of range, feature without branch, no attention to keep, or an argument that is not
+                supported.
         """
         m, retrieve = cache_branch_id, cached_feature is not None
         self._refuse("class_labels", class_labels)
         self._refuse("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
-        self.check_cache(m, cached_feature)
+        feature, shallow = self.read_cache(m, cached_feature, keep_branch_id, keep_attention)
         if not retrieve and (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
             raise ValueError("a ControlNet's down_block_ and mid_block_additional_residual(s) are needed together")
 
@@ -156,14 +179,14 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
         h = self.conv_in(sample)  # d_0: (B, 320, H, W)
         skips = [h]
         for d in self.down_layers[: m if retrieve else None]:  # cache (1): a retrieve step runs d_1 … d_m only
-            h = run_down(d, h, condition)
+            h = run_down(d, h, condition, shallow.at(len(skips)))
             skips.append(h)  # (B, 320, H, W) … (B, 1280, H/8, W/8)
         if down_block_additional_residuals is not None:
             skips = [s + r for s, r in zip(skips, down_block_additional_residuals[: len(skips)], strict=True)]
 
         # 3. Middle.
         if retrieve:
-            h = cached_feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
+            h = feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
         else:
             if self.mid_block is not None:
                 h = self.mid_block(h, condition.emb, **condition.for_attention)  # (B, 1280, H/8, W/8)
@@ -171,15 +194,19 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
                 h = h + mid_block_additional_residual
 
         # 4. Up.
-        kept = None
+        kept = kept_above = None
         up = self.up_layers
         while skips:
             skip = skips.pop()
             k = len(skips)
             if k == m:
                 kept = h  # cache (3): equation 4, what enters u_m from below is kept
-                h = h.clone() if self.freeu else h  # FreeU writes into what an up layer is given
-            h = run_up(up[k], h, skip, condition, size=skips[-1].shape[2:] if uneven and skips else None)
+            elif k == keep_branch_id:
+                kept_above = h  # cache (4): of two depths, the shallower is made anew on the way up
+            if k in (m, keep_branch_id) and self.freeu:
+                h = h.clone()  # FreeU writes into what an up layer is given
+            size = skips[-1].shape[2:] if uneven and skips else None
+            h = run_up(up[k], h, skip, condition, size, shallow.at(k))
 
         # 5. Out.
         if self.conv_norm_out is not None:
@@ -188,7 +215,11 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
         if USE_PEFT_BACKEND:
             unscale_lora_layers(self, condition.lora_scale)
 
-        output = CachedUNetOutput(sample=h, cached_feature=kept)
+        if keep_branch_id is None:
+            kept = shallow.beside(kept)
+        else:
+            kept_above = shallow.beside(kept_above)
+        output = CachedUNetOutput(sample=h, cached_feature=kept, shallow_feature=kept_above)
         return output if return_dict else output.to_tuple()
 
     def _condition(

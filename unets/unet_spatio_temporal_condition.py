@@ -11,6 +11,7 @@ import torch
 from diffusers.models.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
 from torch import Tensor, nn
 
+from .shallow_attention import ShallowAttention
 from .skip_pairs import DownLayer, SkipPairs, UpLayer
 
 DOWN_BLOCKS = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
@@ -19,10 +20,15 @@ UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
 
 @dataclass
 class CachedVideoUNetOutput(UNetSpatioTemporalConditionOutput):
-    """`sample` (B, F, C, H, W) as the parent's; `cached_feature` (B·F, C_m, H_m, W_m), what entered u_m from below."""
+    """`sample` (B, F, C, H, W) as the parent's; `cached_feature` (B·F, C_m, H_m, W_m), what entered u_m from below.
+
+    `shallow_feature` is the same at `keep_branch_id`. With `keep_attention` the shallower of the two is a tuple of the
+    feature and of what attention added in d_1 … d_m and u_m … u_0, in this order.
+    """
 
     sample: Any = None
     cached_feature: Any = None
+    shallow_feature: Any = None
 
 
 class Condition(NamedTuple):
@@ -50,7 +56,9 @@ class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalCo
         added_time_ids: Tensor,
         return_dict: bool = True,
         cache_branch_id: int | None = None,
-        cached_feature: Tensor | None = None,
+        cached_feature: Tensor | tuple[Tensor, ...] | None = None,
+        keep_branch_id: int | None = None,
+        keep_attention: bool = False,
     ) -> CachedVideoUNetOutput | tuple[Tensor, ...]:
         """Predicts the noise of every frame. Shapes in the comments are Stable Video Diffusion's.
 
@@ -60,16 +68,20 @@ class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalCo
             encoder_hidden_states: (B, 1, 1024) image embedding.
             added_time_ids: (B, 3) frames per second less one, motion bucket, noise added to the image.
             cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
-            cached_feature: what an earlier full step at the same branch kept; given, this is a retrieve step.
+            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step. With a tuple
+                it retrieves attention too.
+            keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
+            keep_attention: what is kept at the shallower branch, or else at the only one, is a tuple: the feature, and
+                what attention added in the layers down from that branch.
 
         Returns:
             `CachedVideoUNetOutput`, or the tuple of its fields.
 
         Raises:
-            ValueError: branch out of range, or a feature without branch.
+            ValueError: branch out of range, a feature without branch, or no attention to keep.
         """
         m, retrieve = cache_branch_id, cached_feature is not None
-        self.check_cache(m, cached_feature)
+        feature, shallow = self.read_cache(m, cached_feature, keep_branch_id, keep_attention)
 
         # 1. Conditions.
         batch_size, num_frames = sample.shape[:2]
@@ -79,30 +91,36 @@ class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalCo
         h = self.conv_in(sample.flatten(0, 1))  # d_0: (B·F, 320, H, W)
         skips = [h]
         for d in self.down_layers[: m if retrieve else None]:  # cache (1): a retrieve step runs d_1 … d_m only
-            h = run_down(d, h, condition)
+            h = run_down(d, h, condition, shallow.at(len(skips)))
             skips.append(h)  # (B·F, 320, H, W) … (B·F, 1280, H/8, W/8)
 
         # 3. Middle.
-        if retrieve:
-            h = cached_feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
-        else:
+        if not retrieve:
             h = self.mid_block(h, condition.emb, condition.context, condition.image_only_indicator)
+        else:
+            h = feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
 
         # 4. Up.
-        kept = None
+        kept = kept_above = None
         up = self.up_layers
         while skips:
             skip = skips.pop()
             k = len(skips)
             if k == m:
                 kept = h  # cache (3): equation 4, what enters u_m from below is kept
-            h = run_up(up[k], h, skip, condition)
+            elif k == keep_branch_id:
+                kept_above = h  # cache (4): of two depths, the shallower is made anew on the way up
+            h = run_up(up[k], h, skip, condition, shallow.at(k))
 
         # 5. Out.
         h = self.conv_out(self.conv_act(self.conv_norm_out(h)))  # (B·F, 4, H, W)
         h = h.unflatten(0, (batch_size, num_frames))  # (B, F, 4, H, W)
 
-        output = CachedVideoUNetOutput(sample=h, cached_feature=kept)
+        if keep_branch_id is None:
+            kept = shallow.beside(kept)
+        else:
+            kept_above = shallow.beside(kept_above)
+        output = CachedVideoUNetOutput(sample=h, cached_feature=kept, shallow_feature=kept_above)
         return output if return_dict else output.to_tuple()
 
     def _condition(
@@ -133,32 +151,35 @@ class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalCo
                     raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
 
 
-def run_down(d: DownLayer, h: Tensor, condition: Condition) -> Tensor:
+def run_down(d: DownLayer, h: Tensor, condition: Condition, shallow: ShallowAttention | None = None) -> Tensor:
     """d_k for k ≥ 1."""
     if d.resnet is not None:
         h = d.resnet(h, condition.emb, image_only_indicator=condition.image_only_indicator)
     if d.downsampler is not None:
         h = d.downsampler(h)  # (B·F, C, H/2, W/2)
-    return _attend(d.attention, h, condition)
+    return _attend(d.attention, h, condition, shallow)
 
 
-def run_up(u: UpLayer, h: Tensor, skip: Tensor, condition: Condition) -> Tensor:
+def run_up(
+    u: UpLayer, h: Tensor, skip: Tensor, condition: Condition, shallow: ShallowAttention | None = None
+) -> Tensor:
     """u_k."""
     h = torch.cat([h, skip], dim=1)  # (B·F, C + C_k, H, W)
     h = u.resnet(h, condition.emb, image_only_indicator=condition.image_only_indicator)
-    h = _attend(u.attention, h, condition)
+    h = _attend(u.attention, h, condition, shallow)
     if u.upsampler is not None:
         h = u.upsampler(h)  # (B·F, C, 2H, 2W)
     return h
 
 
-def _attend(attention: nn.Module | None, h: Tensor, condition: Condition) -> Tensor:
+def _attend(attention: nn.Module | None, h: Tensor, condition: Condition, shallow: ShallowAttention | None) -> Tensor:
     """Over the space of each frame, then over the frames of each place."""
     if attention is None:
         return h
-    return attention(
-        h,
+    run = functools.partial(
+        attention,
         encoder_hidden_states=condition.context,
         image_only_indicator=condition.image_only_indicator,
         return_dict=False,
-    )[0]
+    )
+    return run(h)[0] if shallow is None else shallow(h, lambda h: run(h)[0])
