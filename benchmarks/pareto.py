@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import re
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +46,7 @@ from eval.generate import make_images
 from eval.image_sets import Batch, image_generator, to_uint8
 from eval.prompts import shapes_caption
 from eval.reference import make_reference
-from eval.speed import package_enabled, stock_pipeline
+from eval.speed import package_enabled, stock_pipeline, tokens_merged
 from eval.timing import alternate, pairwise, time_call
 from ldm.checkpoint import load_pipeline as load_ldm
 from ldm.sample import SHAPES as LDM
@@ -53,13 +55,25 @@ from pipelines.loading import SHAPES, load_pipeline, new_scheduler
 from stable_diffusion import GUIDANCE
 
 SEED = 3
+DEPTHS = (
+    (4, 2, 3),
+    (6, 3, 3),
+    (8, 4, 3),
+    (8, 4, 5),
+    (9, 3, 5),
+    (12, 4, 3),
+    (12, 4, 5),
+    (15, 5, 3),
+    (15, 5, 5),
+)  # N, refresh_interval, branch
 COLUMNS = {
     "unet_speed_up": "U-Net", "speed_up": "whole call", "mse": "MSE × 10⁴", "psnr": "PSNR (dB)", "ssim": "SSIM",
     "features": "feature distance", "clip_score": "CLIP Score", "fid": "FID",
 }  # fmt: skip
 KINDS = {
     "baseline": "black", "plain": "#4c78a8", "forecast": "#e45756", "forecast, guidance reused": "#f58518",
-    "fewer steps": "#888888", "fewer steps, cached": "#54a24b", "package": "#b279a2",
+    "two depths": "#7b3294", "two depths, guidance reused": "#d02090", "fewer steps": "#888888",
+    "fewer steps, cached": "#54a24b", "package": "#b279a2",
 }  # fmt: skip
 
 
@@ -83,15 +97,12 @@ def text_points() -> list[Point]:
     for one in (*pipes.values(), stock):
         one.set_progress_bar_config(disable=True)
 
-    def make(batch: Batch, on: Any = pipe, steps: int = 50, package: int | None = None, **cache: Any) -> Tensor:
-        call = partial(
-            make_images, on, [shapes_caption(k) for k in batch.indices], batch.generators, num_inference_steps=steps,
-            guidance_scale=GUIDANCE[True], **cache,
-        )  # fmt: skip
-        if package is None:
-            return call()
-        with package_enabled(on, package, 1):
-            return call()
+    def make(batch: Batch, on: Any = pipe, steps: int = 50, around: Any = nullcontext, **cache: Any) -> Tensor:
+        with around():
+            return make_images(
+                on, [shapes_caption(k) for k in batch.indices], batch.generators, num_inference_steps=steps,
+                guidance_scale=GUIDANCE[True], **cache,
+            )  # fmt: skip
 
     def point(name: str, kind: str, **settings: Any) -> Point:
         on = settings.get("on", pipe)
@@ -109,17 +120,48 @@ def text_points() -> list[Point]:
         cache = {"cache_interval": n, "cache_branch_id": m, "forecast": 1.0, "reuse_guidance": True}
         name = f"forecast N={n}, m={m}, guidance reused" + ("" if stop == 1 else f", stopped at {stop}")
         points.append(point(name, "forecast, guidance reused", guidance_stop=stop, **cache))
-    for scheduler, on in pipes.items():
-        for steps in (30, 25, 20, 15, 10):
-            points.append(point(f"{scheduler}, {steps} steps", "fewer steps", on=on, steps=steps))
-    for steps, n in ((50, 3), (50, 5), (30, 2), (30, 3), (25, 2), (25, 3), (20, 2), (15, 2)):
-        cache = {"cache_interval": n, "cache_branch_id": 1, "forecast": 1.0}
-        name = f"dpm++, {steps} steps, forecast N={n}, m=1"
-        points.append(point(name, "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
+    for n in (3, 5, 8):
+        cache = {"cache_interval": n, "cache_branch_id": 0, "forecast": 1.0, "reuse_attention": True}
+        points.append(point(f"forecast N={n}, m=0, attention reused", "forecast", **cache))
+    for n, refresh, deeper in DEPTHS:
+        cache = {
+            "cache_interval": n, "cache_branch_id": 0, "forecast": 1.0, "refresh_interval": refresh,
+            "refresh_branch_id": deeper,
+        }  # fmt: skip
+        name = two_depths(n, 0, refresh, deeper)
+        if (n, deeper) in ((8, 5), (12, 5)):
+            points.append(point(name, "two depths", **cache))
+        cache["reuse_attention"], name = True, f"{name}, attention reused"
+        points.append(point(name, "two depths", **cache))
         cache["reuse_guidance"] = True
-        points.append(point(f"{name}, guidance reused", "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
-    points += [point(f"package N={n}, m=1", "package", on=stock, package=n) for n in (5, 10)]
+        points.append(point(f"{name}, guidance reused", "two depths, guidance reused", **cache))
+    for scheduler, on in pipes.items():
+        for steps in (30, 20, 15, 10):
+            points.append(point(f"{scheduler}, {steps} steps", "fewer steps", on=on, steps=steps))
+    for steps, n in ((50, 5), (30, 3), (25, 3), (20, 2), (15, 2)):
+        cache = {"cache_interval": n, "cache_branch_id": 1, "forecast": 1.0, "reuse_guidance": True}
+        name = f"dpm++, {steps} steps, forecast N={n}, m=1, guidance reused"
+        points.append(point(name, "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
+    for steps, n, refresh, deeper in ((50, 8, 4, 5), (30, 4, 2, 3), (20, 4, 2, 3)):
+        cache = {
+            "cache_interval": n, "cache_branch_id": 0, "forecast": 1.0, "refresh_interval": refresh,
+            "refresh_branch_id": deeper, "reuse_attention": True, "reuse_guidance": True,
+        }  # fmt: skip
+        name = f"dpm++, {steps} steps, {two_depths(n, 0, refresh, deeper)}, attention and guidance reused"
+        points.append(point(name, "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
+    for n in (5, 10):
+        package = partial(package_enabled, stock, n, 1)
+        points.append(point(f"package N={n}, m=1", "package", on=stock, around=package))
+    if importlib.util.find_spec("tomesd"):
+        points.append(
+            point("tomesd, half of the tokens", "package", on=stock, around=partial(tokens_merged, stock, 0.5))
+        )
     return points
+
+
+def two_depths(n: int, m: int, refresh: int, deeper: int) -> str:
+    """Part of a point's name."""
+    return f"two depths N={n}, m={m}, every {refresh} m={deeper}"
 
 
 def ddpm_points() -> list[Point]:
@@ -134,6 +176,10 @@ def ddpm_points() -> list[Point]:
         for n in (2, 3, 5, 10):
             cache: Any = {"cache_interval": n, "cache_branch_id": 2, "forecast": forecast}
             points.append(point(f"{kind} N={n}, m=2", kind, **cache))
+    for n, refresh, deeper in ((4, 2, 5), (6, 3, 5), (6, 3, 7), (10, 5, 5), (10, 2, 5)):
+        cache = {"cache_interval": n, "cache_branch_id": 2, "forecast": 1.0}
+        refreshed: Any = {"refresh_interval": refresh, "refresh_branch_id": deeper}
+        points.append(point(two_depths(n, 2, refresh, deeper), "two depths", **cache, **refreshed))
     return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (35, 25, 15, 10)]
 
 
@@ -160,6 +206,11 @@ def ldm_points() -> list[Point]:
             cache: Any = {"cache_interval": n, "cache_branch_id": 0, **more}
             name = kind.replace(", ", f" N={n}, m=0, ") if more.get("reuse_guidance") else f"{kind} N={n}, m=0"
             points.append(point(name, kind, **cache))
+    for n, refresh, deeper in ((6, 3, 3), (10, 5, 3), (10, 5, 5), (20, 5, 3), (20, 5, 5)):
+        cache = {"cache_interval": n, "cache_branch_id": 0, "forecast": 1.0, "refresh_interval": refresh}
+        cache["refresh_branch_id"], name = deeper, two_depths(n, 0, refresh, deeper)
+        points.append(point(name, "two depths", **cache))
+        points.append(point(f"{name}, guidance reused", "two depths, guidance reused", reuse_guidance=True, **cache))
     return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (50, 25, 20, 10)]
 
 
