@@ -29,6 +29,7 @@ from eval.pictures import (
     result_folder,
 )
 from pipelines import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
+from pipelines.kept_features import gains_of
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
@@ -72,6 +73,7 @@ def check_two_stages(base: Any, refiner: Any, steps: int, cache: dict[str, Any],
         raise ValueError(f"--steps is {steps}, which leaves one of the two models none; give at least 5")
     timesteps, part = base.until(base.scheduler.timesteps, steps, BASE_SHARE)
     base.plan_cache(part, len(timesteps), **schedule_of(cache))
+    gains_of(cache.get("forecast", 0.0), len(timesteps))
     timesteps, part = refiner.get_timesteps(steps, 1.0, "cpu", denoising_start=BASE_SHARE)
     refiner.plan_cache(part, len(timesteps), **schedule_of(refiner_cache))
 

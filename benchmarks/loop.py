@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--channels-last", action="store_true")
     p.add_argument("--repeats", type=int, default=2)
     p.add_argument("--guidance-scale", type=float, default=7.5)
+    p.add_argument("--only", nargs="+", metavar="RUN", help="of the runs, by their names in the table (default: all)")
     p.add_argument("--baseline", action="store_true", help="time the stock pipeline too")
     p.add_argument("--device", default="cpu")
     return p
@@ -75,25 +76,34 @@ def work(args: argparse.Namespace) -> None:
     }  # fmt: skip
 
     def ours(**cache: Any) -> Any:
-        return pipe(**call, generator=torch.Generator().manual_seed(0), cache_interval=args.interval, **cache)
+        return pipe(**call, generator=torch.Generator().manual_seed(0), **{"cache_interval": args.interval, **cache})
 
     def package(branch: int) -> Any:
         with package_enabled(stock, args.interval, branch):
             return stock(**call, generator=torch.Generator().manual_seed(0))
 
-    beyond = {"forecast": 1.0, "reuse_guidance": True}
+    guided: dict[str, Any] = {"forecast": 1.0, "reuse_guidance": True}
+    attention: dict[str, Any] = {"reuse_attention": True, **guided}
+    depths: dict[str, Any] = {"refresh_interval": 4, "refresh_branch_id": 5, **attention}
     runs: dict[str, tuple[Any, Callable[[], Any]]] = {
         "package, m = 1": (stock, partial(package, 1)),
         "package, m = 0": (stock, partial(package, 0)),
         "plain, m = 1": (pipe, partial(ours, cache_branch_id=1)),
-        "forecast, m = 1": (pipe, partial(ours, cache_branch_id=1, forecast=1.0)),
-        "forecast, guidance reused, m = 1": (pipe, partial(ours, cache_branch_id=1, **beyond)),
-        "forecast, m = 0": (pipe, partial(ours, cache_branch_id=0, forecast=1.0)),
-        "forecast, guidance reused, m = 0": (pipe, partial(ours, cache_branch_id=0, **beyond)),
-        "the same, guidance stopped at 0.9": (pipe, partial(ours, cache_branch_id=0, guidance_stop=0.9, **beyond)),
+        "plain, m = 0": (pipe, partial(ours, cache_branch_id=0)),
+        "forecast, m = 0": (pipe, partial(ours, forecast=1.0)),
+        "attention reused, m = 0": (pipe, partial(ours, forecast=1.0, reuse_attention=True)),
+        "guidance reused, m = 1": (pipe, partial(ours, cache_branch_id=1, **guided)),
+        "guidance reused, m = 0": (pipe, partial(ours, **guided)),
+        "attention, guidance reused, m = 0": (pipe, partial(ours, **attention)),
+        "the same, N = 8, every 4th m = 5": (pipe, partial(ours, **{**depths, "cache_interval": 8})),
+        "the same, N = 12, every 4th m = 5": (pipe, partial(ours, **{**depths, "cache_interval": 12})),
     }
     if args.baseline:
         runs["stock, no cache"] = (stock, lambda: stock(**call, generator=torch.Generator().manual_seed(0)))
+
+    if unknown := sorted(set(args.only or ()) - runs.keys()):
+        raise ValueError(f"--only {unknown[0]!r} is not among the runs: {', '.join(runs)}")
+    runs = {name: run for name, run in runs.items() if args.only is None or name in args.only}
 
     def seconds(on: Any, run: Callable[[], Any]) -> float:
         return time_call([on], run, device)[1]
@@ -102,12 +112,12 @@ def work(args: argparse.Namespace) -> None:
     for one in (pipe, stock):
         one(**short, generator=torch.Generator().manual_seed(0))  # warm-up of the kernels
     results = dict(zip(runs, alternate([partial(seconds, *run) for run in runs.values()], args.repeats), strict=True))
-    first = results["package, m = 1"]
+    first_name, first = next(iter(results.items()))
     print(f"{args.size} × {args.size}, {args.steps} steps of PLMS, N = {args.interval}, {args.dtype}, {args.device}, "
           f"{torch.get_num_threads()} threads, whole loops, {args.repeats} rounds in turn")  # fmt: skip
     for name, its in results.items():
         ratio = pairwise(first, its)
-        print(f"{name:<36}{spread(its)['median']:8.1f} s{ratio['median']:7.2f}× the package at m = 1 "
+        print(f"{name:<36}{spread(its)['median']:8.1f} s{ratio['median']:7.2f}× {first_name} "
               f"({ratio['min']:.2f}–{ratio['max']:.2f})")  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from eval.arguments import (
 from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, make_set
 from eval.pictures import schedule_name
 from eval.zero_cache import zero_cached_features
+from pipelines.kept_features import gains_of
 
 from .checkpoint import load_unet
 from .configs import CONFIGS
@@ -89,6 +90,7 @@ def prepare(args: argparse.Namespace) -> Run:
     config = CONFIGS.get(args.config)
     skip_type = args.skip_type or (config.skip_type if config else "quad")
     timesteps = timesteps_of(args.steps, skip_type)
+    gains_of(cache.get("forecast", 0.0), len(timesteps))
     if args.eta < 0 or (args.eta and args.sampler == "ddpm"):
         raise ValueError(f"--eta is {args.eta}; it must be at least 0, and is ddim's alone")
 

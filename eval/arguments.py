@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -43,7 +44,8 @@ def add_cache_arguments(
 ) -> None:
     """Interval, branch, schedule, and those of `BEYOND` that are named. Names with underscores are the original's."""
     group = parser.add_argument_group("cache")
-    group.add_argument(
+    one_of = group.add_mutually_exclusive_group()
+    one_of.add_argument(
         "--cache-interval", "--cache_interval", type=int, default=interval, metavar="N", help="every N-th step is full"
     )
     group.add_argument(
@@ -54,6 +56,10 @@ def add_cache_arguments(
     group.add_argument("--center", type=int, metavar="STEP", help="of the non-uniform schedule, for example 15")
     group.add_argument("--pow", type=float, help="of the non-uniform schedule, above 1, for example 1.4")
     group.add_argument("--cache-steps", type=_integers, metavar="0,3,…", help="the full steps, instead of an interval")
+    one_of.add_argument(
+        "--calibrated", type=Path, metavar="FILE",
+        help="branch, full steps and forecast that eval.calibrate --out wrote, instead of all these options",
+    )  # fmt: skip
     if beyond:
         group = parser.add_argument_group("beyond the paper")
     if "forecast" in beyond:
@@ -116,8 +122,10 @@ def add_set_arguments(parser: argparse.ArgumentParser, *, num_images: int | None
 def cache_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The cache's arguments of a pipeline; of `BEYOND` only what is turned on.
 
+    What `--calibrated` names is put into `args` too.
+
     Raises:
-        ValueError: options that need or exclude each other.
+        ValueError: options that need or exclude each other, or what `take_calibrated` raises.
     """
     if (args.pow is None) != (args.center is None):
         raise ValueError("--pow and --center belong together, for example --non-uniform --center 15 --pow 1.4")
@@ -127,7 +135,9 @@ def cache_settings(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--center and --pow need --non-uniform")
     if args.cache_steps is not None and args.non_uniform:
         raise ValueError("give either --cache-steps or --non-uniform")
-    if not math.isfinite(getattr(args, "forecast", 0.0)):
+    if args.calibrated is not None:
+        take_calibrated(args)
+    elif not math.isfinite(getattr(args, "forecast", 0.0)):
         raise ValueError(f"--forecast is {args.forecast}; it must be a number such as 1")
     if not 0 <= getattr(args, "guidance_stop", 1.0) <= 1:
         raise ValueError(f"--guidance-stop is {args.guidance_stop}; it must be 0 to 1, the share of steps before it")
@@ -141,6 +151,37 @@ def cache_settings(args: argparse.Namespace) -> dict[str, Any]:
         "cache_steps": args.cache_steps,
         **{name: value for name, value in beyond.items() if value != BEYOND[name]},
     }
+
+
+def take_calibrated(args: argparse.Namespace) -> None:
+    """Puts branch, full steps and forecast of the file `--calibrated` in the place of the options that name them.
+
+    Raises:
+        ValueError: another file, or one for other steps or of a forecast that the script does not offer; or options that
+            it excludes.
+    """
+    file = f"--calibrated {args.calibrated}"
+    try:
+        found = json.loads(args.calibrated.read_text(encoding="utf-8"))
+        steps, branch, full = found["steps"], found["cache_branch_id"], found["cache_steps"]
+        forecast = found.get("forecast", 0.0)
+        table = forecast if isinstance(forecast, list) else [forecast]
+        right = all(type(n) is int for n in (steps, branch, *full)) and all(map(math.isfinite, table))
+    except (OSError, ValueError, LookupError, TypeError):
+        right = False
+    if not right:
+        raise ValueError(f"{file} cannot be read as a calibration; make one with python -m eval.calibrate --out FILE")
+    if steps != args.steps:
+        raise ValueError(f"{file} is for --steps {steps}, not {args.steps}; give --steps {steps}, or calibrate anew")
+    if args.non_uniform or args.cache_steps not in (None, full):
+        raise ValueError(f"{file} has the full steps; leave out --cache-steps and --non-uniform")
+    if not hasattr(args, "forecast") and any(table):
+        raise ValueError(f"{file} is for a forecast, which is not offered here; calibrate anew with --forecast 0")
+    if getattr(args, "forecast", 0.0) not in (0.0, forecast):
+        raise ValueError(f"{file} has a forecast of its own; leave out --forecast")
+    args.cache_branch_id, args.cache_steps = branch, full
+    if hasattr(args, "forecast"):
+        args.forecast = forecast
 
 
 def schedule_of(cache: dict[str, Any]) -> dict[str, Any]:

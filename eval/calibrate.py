@@ -3,6 +3,7 @@
 python -m eval.calibrate --budget 2.5x                                   the shipped model, 2.5 times fewer operations
 python -m eval.calibrate --quality 35 --branches 0,1,2 --out calibrated.json
 python -m eval.calibrate --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompts parti --dtype float16
+python -m eval.calibrate --forecast fit --out calibrated.json            for features that are carried on
 python -m eval.calibrate --script ldm.sample --steps 100 --branches 0
 python -m eval.calibrate --script ddpm.sample --steps 50 --branches 1,2
 
@@ -13,6 +14,10 @@ On images made with every step full, it measures for all pairs of steps i < j ho
 it retrieves step i's feature, weighted with how much the result moves by it. The schedule with the least sum is found
 exactly, for every number of full steps. A feature that is off moves later steps too, which the sum leaves out: so what
 was found is made, and measured, on as many other images.
+
+With --forecast it is the schedule for features that are carried on from the last two kept. What that costs follows from
+the distances of the features (eval.forecast_errors); `fit` finds a number for each step, which --out is needed for. The
+uniform schedule is then tried with the same forecast, with 1 instead of `fit`.
 """
 
 from __future__ import annotations
@@ -39,14 +44,16 @@ from tqdm import tqdm
 
 from pipelines.loading import MIRRORS, SHAPES
 
-from .arguments import Formatter, RunError, at_least, exit_status
+from .arguments import BEYOND, Formatter, RunError, at_least, exit_status
 from .files import written_aside
+from .forecast_errors import forecast_errors, schedule_errors, schedule_gains, sensitivity, squared_distances
 from .image_sets import Batch, Run, image_generator, to_uint8
 from .macs import count_steps, unet_inputs, whole_numbers
-from .schedule_search import all_schedules, total_error
+from .schedule_search import all_forecast_schedules, all_schedules, total_error
 from .step_errors import calls_of, influence, noise_errors, schedule
 
 SCRIPTS = ("eval.generate", "ldm.sample", "ddpm.sample")
+MOST_CALLS = 400  # of a forecast, whose errors are a table of the third power: 0.5 GB here, and two more of that size
 
 
 @dataclass
@@ -59,6 +66,7 @@ class Candidate:
     speed_up: float  # in operations of the U-Net, matrix products of attention counted
     predicted: float
     psnr: float | None = None
+    forecast: float | list[float] = 0.0  # g, or that of each call
 
 
 def spread_evenly(positions: int, k: int) -> list[int]:
@@ -94,8 +102,15 @@ class Calibration:
         self.positions = len(self.calls) - plms  # the one call more that PLMS makes always retrieves
         noise = noise_schedule(args.script, getattr(options, "model", None))
         self.weights = influence([call.timestep for call in self.calls], *noise)
+        self.forecast = args.forecast
+        if self.forecast and len(self.calls) > MOST_CALLS:
+            raise ValueError(
+                f"--forecast is for runs of up to {MOST_CALLS} calls of the U-Net, this one has {len(self.calls)}; "
+                "give fewer --steps"
+            )
         self.tables: dict[int, list[tuple[list[int], float]]] = {}
-        self.errors: dict[int, np.ndarray] = {}
+        self.errors: dict[int, np.ndarray] = {}  # of each two steps
+        self.distances: dict[int, np.ndarray] = {}  # of each two steps' features, squared
         self.operations: dict[int, tuple[int, int]] = {}
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -123,33 +138,55 @@ class Calibration:
     def schedules(self, branch: int) -> list[tuple[list[int], float]]:
         """The best schedule of each number of full steps and its predicted error, measured at the first call."""
         if branch not in self.tables:
-            total = np.zeros((len(self.calls), len(self.calls)))
+            total, distances = np.zeros((2, len(self.calls), len(self.calls)))
             bar = tqdm(self.batches(self.known), desc=f"errors, m = {branch}", leave=False, disable=self.quiet)
             with torch.no_grad():
                 for batch in bar:
-                    make, size = partial(self.run.make, batch), len(batch.indices)
-                    total += size * noise_errors(make, self.run.unet, branch, size, self.guidance)
+                    make, size, features = partial(self.run.make, batch), len(batch.indices), list[Tensor]()
+                    total += size * noise_errors(make, self.run.unet, branch, size, self.guidance, features)
+                    if self.forecast:
+                        distances += size * squared_distances(features)
             # Neighbouring steps retrieve the same feature and are off in much the same direction: lengths add up.
             self.errors[branch] = np.sqrt(total[: self.positions] / len(self.known)) * self.weights
-            if not np.isfinite(self.errors[branch]).all():
+            self.distances[branch] = distances / len(self.known)
+            if not (np.isfinite(self.errors[branch]).all() and np.isfinite(distances).all()):
                 raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
-            self.tables[branch] = all_schedules(self.errors[branch])
+            if self.forecast:
+                of_features = forecast_errors(self.distances[branch], self.forecast, len(self.known))
+                of_features = of_features[: self.positions, : self.positions]
+                self.tables[branch] = all_forecast_schedules(np.sqrt(of_features) * self.by_feature(branch))
+            else:
+                self.tables[branch] = all_schedules(self.errors[branch])
         return self.tables[branch]
+
+    def by_feature(self, branch: int) -> np.ndarray:
+        """How far the result moves with the feature, at each call (T,)."""
+        noise = np.zeros_like(self.distances[branch])
+        noise[: self.positions] = (self.errors[branch] / self.weights) ** 2
+        return np.sqrt(sensitivity(noise, self.distances[branch])) * self.weights
 
     def calibrated(self, branch: int, k: int) -> Candidate:
         steps, predicted = self.schedules(branch)[k - 1]
-        return Candidate(branch, "calibrated", steps, self.speed_up(branch, k), predicted)
+        one = Candidate(branch, "calibrated", steps, self.speed_up(branch, k), predicted, forecast=self.forecast)
+        if self.forecast == "fit":
+            one.forecast = schedule_gains(self.distances[branch], steps, len(self.known))
+        return one
 
     def uniform(self, like: Candidate) -> Candidate:
-        steps = spread_evenly(self.positions, len(like.cache_steps))
-        predicted = total_error(self.errors[like.branch], steps)
-        return Candidate(like.branch, "uniform", steps, like.speed_up, predicted)
+        branch, steps = like.branch, spread_evenly(self.positions, len(like.cache_steps))
+        forecast = 1.0 if self.forecast == "fit" else self.forecast
+        if forecast:
+            of_features = schedule_errors(self.distances[branch], steps, [forecast] * len(self.calls))
+            predicted = float((np.sqrt(of_features) * self.by_feature(branch)).sum())
+        else:
+            predicted = total_error(self.errors[branch], steps)
+        return Candidate(branch, "uniform", steps, like.speed_up, predicted, forecast=forecast)
 
     def try_out(self, candidate: Candidate) -> float:
         """Measures the candidate's PSNR."""
         with (
             torch.no_grad(),
-            schedule(self.run.unet, candidate.branch, candidate.cache_steps, len(self.calls)),
+            schedule(self.run.unet, candidate.branch, candidate.cache_steps, len(self.calls), candidate.forecast),
         ):
             images = self.make(self.others, f"m = {candidate.branch}, {len(candidate.cache_steps)} full steps")
         squared = ((images.astype(np.float64) - self.baseline) ** 2).mean((1, 2, 3)).clip(1e-12)
@@ -160,7 +197,8 @@ class Calibration:
 def with_uniform(calibration: Calibration, candidate: Candidate) -> list[Candidate]:
     """The candidate, and the uniform schedule to hold it against, if it isn't that one."""
     uniform = calibration.uniform(candidate)
-    return [candidate] if uniform.cache_steps == candidate.cache_steps else [candidate, uniform]
+    same = (uniform.cache_steps, uniform.forecast) == (candidate.cache_steps, candidate.forecast)
+    return [candidate] if same else [candidate, uniform]
 
 
 def within_budget(
@@ -249,6 +287,10 @@ def parser() -> argparse.ArgumentParser:
         "--budget", type=_times, metavar="2.5x", help="by how much operations of the U-Net are to fall (default: 2.5x)"
     )
     goal.add_argument("--quality", type=float, metavar="dB", help="the least PSNR to the images without a cache")
+    p.add_argument(
+        "--forecast", type=_forecast, default=0.0, metavar="g|fit",
+        help="for features that are carried on: 1 is the straight line through the last two; fit finds g for each step",
+    )  # fmt: skip
     p.add_argument("--num-images", type=int, default=8, help="to calibrate on; as many others are to try the result on")
     p.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this JSON file")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -259,6 +301,13 @@ def _times(text: str) -> float:
     if not re.fullmatch(r"\d+(\.\d*)?x?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a speed-up such as 2.5x")
     return float(text.rstrip("x"))
+
+
+def _forecast(text: str) -> float | str:
+    try:
+        return text if text == "fit" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number such as 1 nor fit") from None
 
 
 def options_of(args: argparse.Namespace, passed: Sequence[str]) -> tuple[Any, argparse.Namespace]:
@@ -274,13 +323,23 @@ def options_of(args: argparse.Namespace, passed: Sequence[str]) -> tuple[Any, ar
         raise ValueError(f"--budget is {args.budget:g}x; it must be above 1x")
     if args.quality is not None and not (math.isfinite(args.quality) and args.quality > 0):
         raise ValueError(f"--quality is {args.quality:g} dB; it must be above 0")
+    if args.forecast == "fit" and args.out is None:
+        raise ValueError("--forecast fit needs --out FILE, which the command reads each step's number from")
+    if args.forecast != "fit" and not math.isfinite(args.forecast):
+        raise ValueError(f"--forecast is {args.forecast}; it must be a number such as 1, or fit")
     script = importlib.import_module(args.script)
     options = script.parser().parse_args([*passed, *(["--quiet"] if args.quiet else [])])
     given = script.parser().parse_args([])
-    names = ("cache_interval", "cache_branch_id", "non_uniform", "center", "pow", "cache_steps", "zero_cache", "png")
-    for name in names:
+    names = ("cache_interval", "cache_branch_id", "non_uniform", "center", "pow", "cache_steps", "calibrated",
+             "zero_cache", "png")  # fmt: skip
+    for name in (*names, *BEYOND):
         if getattr(options, name, None) != getattr(given, name, None):
-            raise ValueError(f"leave out --{name.replace('_', '-')}; the schedule is what is looked for")
+            reason = (
+                "it is not tried here, and can be added to the command that this prints"
+                if name in BEYOND
+                else "the schedule is what is looked for"
+            )
+            raise ValueError(f"leave out --{name.replace('_', '-')}; {reason}")
     at_least(options, steps=2, batch_size=1)
     options.cache_interval, options.num_images = 1, 2 * args.num_images
     args.branches = args.branches or [given.cache_branch_id]
@@ -297,10 +356,16 @@ def work(args: argparse.Namespace, passed: Sequence[str]) -> None:
         tried, chosen = within_budget(calibration, args.branches, args.budget or 2.5)
     else:
         tried, chosen = of_quality(calibration, args.branches, args.quality)
-    steps = ",".join(map(str, chosen.cache_steps))
-    cache = ["--cache-branch-id", str(chosen.branch), "--cache-steps", steps]
+    if args.out:
+        cache = ["--calibrated", str(args.out)]
+    else:
+        steps = ",".join(map(str, chosen.cache_steps))
+        cache = ["--cache-branch-id", str(chosen.branch), "--cache-steps", steps]
+        cache += ["--forecast", str(chosen.forecast)] if chosen.forecast else []
     command = shlex.join(["python", "-m", args.script, *passed, *cache])
     print(report(tried, len(calibration.calls)))
+    carried = "" if not chosen.forecast else ", forecast "
+    carried += "fitted" if isinstance(chosen.forecast, list) else f"{chosen.forecast:g}"
     print(
         f"{chosen.kind}, m = {chosen.branch}: {chosen.speed_up:.2f} × fewer operations, {chosen.psnr:.2f} dB\n{command}"
     )
@@ -314,6 +379,7 @@ def work(args: argparse.Namespace, passed: Sequence[str]) -> None:
             "num_images": {"calibrated_on": args.num_images, "tried_on": args.num_images},
             "cache_branch_id": chosen.branch,
             "cache_steps": chosen.cache_steps,
+            "forecast": chosen.forecast,
             "chosen": asdict(chosen),
             "tried": [asdict(one) for one in tried],
             "command": command,

@@ -17,6 +17,8 @@ import torch
 import transformers
 from PIL import Image
 
+from unets.compiled import compile_forward
+
 from .arguments import RunError
 from .images import distance
 from .macs import count_steps, unet_inputs
@@ -40,8 +42,9 @@ def prepare(pipe: Any, device: torch.device, *, channels_last: bool, compiled: b
         for weight in (*pipe.unet.parameters(), *pipe.vae.parameters()):
             if weight.dim() == 4:  # a video's convolutions over time have five
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    if compiled:  # the forward alone, so that hooks which move weights or take the time stay outside of the graphs
-        pipe.unet.forward = torch.compile(pipe.unet.forward, fullgraph=True)
+    if compiled:
+        options = {"mode": "reduce-overhead"} if device.type == "cuda" and not cpu_offload else {}  # CUDA graphs
+        compile_forward(pipe.unet, **options)
     if cpu_offload:
         pipe.enable_model_cpu_offload(device=device)
     else:

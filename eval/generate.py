@@ -26,6 +26,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from pipelines import StableDiffusionPipeline
+from pipelines.kept_features import gains_of
 from pipelines.loading import SCHEDULERS, SHAPES, load_pipeline
 from stable_diffusion import GUIDANCE
 
@@ -110,6 +111,7 @@ def prepare(args: argparse.Namespace) -> Run:
     check_steps(pipe, args.steps)
     pipe.scheduler.set_timesteps(args.steps)
     pipe.plan_cache(args.steps, len(pipe.scheduler.timesteps), **schedule_of(cache))
+    gains_of(cache.get("forecast", 0.0), len(pipe.scheduler.timesteps))
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     call: dict[str, Any] = {
         "num_inference_steps": args.steps,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pipelines.kept_features import gains_of
 from pipelines.loading import SCHEDULERS, load_pipeline, new_scheduler
 
 from .arguments import BEYOND, at_least, cache_settings, device_and_dtype, read_image, schedule_of
@@ -90,9 +91,11 @@ def schedule_name(args: argparse.Namespace) -> str:
     name = f"N{args.cache_interval}" + (f"-center{args.center}-pow{args.pow}" if args.non_uniform else "")
     if args.cache_steps is not None:
         name = "steps" + ".".join(map(str, args.cache_steps))
+    if args.calibrated is not None:
+        name = f"calibrated-{args.calibrated.stem}"
     for option, off in BEYOND.items():
         if (value := getattr(args, option, off)) != off:
-            name += f"-{option.replace('_', '-')}" + ("" if value is True else f"{value:g}")
+            name += f"-{option.replace('_', '-')}" + ("" if value is True or isinstance(value, list) else f"{value:g}")
     return name
 
 
@@ -136,6 +139,7 @@ def check_run(pipe: Any, args: argparse.Namespace, strength: float | None, cache
                 f"--strength is {strength}; it must be up to 1, and leave one of {args.steps} steps to run"
             )
     pipe.plan_cache(steps, len(timesteps), **schedule_of(cache))
+    gains_of(cache.get("forecast", 0.0), len(timesteps))
 
 
 def compare_and_save(

@@ -2,7 +2,8 @@
 
 A step that is not full retrieves from the last full step before it, so a schedule cuts the run into segments, each with
 a cost of its own, and the best cuts are found exactly by dynamic programming over where the last segment begins
-(Bellman 1961, of curves by line segments).
+(Bellman 1961, of curves by line segments). With a forecast a step draws on the last two full steps, and the search is
+over where the last two segments begin.
 """
 
 from __future__ import annotations
@@ -33,6 +34,50 @@ def best_schedule(error: np.ndarray, k: int) -> tuple[list[int], float]:
 def all_schedules(error: np.ndarray) -> list[tuple[list[int], float]]:
     """`best_schedule` for k = 1, …, P, in one pass of O(P² T)."""
     return _search(error, len(error))
+
+
+def all_forecast_schedules(error: np.ndarray) -> list[tuple[list[int], float]]:
+    """`all_schedules` where what a step costs depends on the last two full steps, in O(P³ T), in memory O(P² T).
+
+    Args:
+        error: (P, P, T), what it costs at [k′, k, j] to use the features of the full steps k′ < k at step j > k, and at
+            [0, 0, j] that of step 0 alone; the rest is not looked at.
+
+    Returns:
+        For each number of full steps those, and their sum of errors.
+
+    Raises:
+        ValueError: an error of another shape, or one that is negative or not finite.
+    """
+    error = np.asarray(error, dtype=np.float64)
+    if error.ndim != 3 or not 1 <= error.shape[0] == error.shape[1] <= error.shape[2]:
+        raise ValueError(f"error has the shape {error.shape}; it must be (P, P, T) with P up to T")
+    can_be_full, _, steps = error.shape
+    # least[m, k, n]: of the steps before n, m + 1 of them full, k the last one, where n is the next full one, or the
+    # end; begins[m, k, n]: the full step before k.
+    least = np.full((can_be_full, can_be_full, steps + 1), np.inf)
+    begins = np.zeros(least.shape, dtype=np.int16 if steps < 2**15 else np.int32)
+    for k in range(can_be_full):
+        before = slice(0, max(k, 1))
+        costs = error[before, k, k + 1 :]  # of k′ and j
+        if not (np.isfinite(costs).all() and (costs >= 0).all()):
+            raise ValueError("error has values that are negative or not finite")
+        segment = np.concatenate([np.zeros((len(costs), 1)), costs.cumsum(axis=1)], axis=1)  # of k′ and n > k
+        if k == 0:
+            least[0, 0, 1:] = segment[0]
+            continue
+        for m in range(1, k + 1):
+            totals = least[m - 1, before, k][:, None] + segment
+            begins[m, k, k + 1 :] = totals.argmin(axis=0)  # the first of equal ones
+            least[m, k, k + 1 :] = totals.min(axis=0)
+    found = []
+    for m in range(can_be_full):
+        schedule, end = [int(least[m, :, steps].argmin())], steps
+        for fewer in range(m, 0, -1):
+            schedule.append(int(begins[fewer, schedule[-1], end]))
+            end = schedule[-2]
+        found.append((schedule[::-1], float(least[m, :, steps].min())))
+    return found
 
 
 def total_error(error: np.ndarray, steps: list[int]) -> float:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pipelines.kept_features import Forecast, KeptFeatures
+
 
 @dataclass
 class Call:
@@ -60,17 +62,21 @@ def calls_of(run: Callable[[], Any], unet: Any) -> list[Call]:
 
 
 @contextmanager
-def schedule(unet: Any, cache_branch_id: int, cache_steps: Sequence[int], num_calls: int) -> Iterator[None]:
+def schedule(
+    unet: Any, cache_branch_id: int, cache_steps: Sequence[int], num_calls: int, forecast: Forecast = 0.0
+) -> Iterator[None]:
     """While open, runs of `num_calls` calls that are made without a cache have the one of these full steps."""
-    full, position, kept = frozenset(cache_steps), 0, None
+    position, features = 0, KeptFeatures(cache_steps, num_calls, forecast)
 
     def forward(stock: Callable, *args: Any, **kwargs: Any) -> Any:
-        nonlocal position, kept
-        if position % num_calls in full:
-            kept = None
+        nonlocal position, features
+        if position == num_calls:
+            position, features = 0, KeptFeatures(cache_steps, num_calls, forecast)
+        kept = features.at(position, len(kwargs["sample"] if "sample" in kwargs else args[0]))
         output = stock(*args, **kwargs, cache_branch_id=cache_branch_id, cached_feature=kept)
+        if kept is None:
+            features.keep(position, output.cached_feature)
         position += 1
-        kept = output.cached_feature if kept is None else kept
         return output
 
     with forward_of(unet, forward):
@@ -78,18 +84,24 @@ def schedule(unet: Any, cache_branch_id: int, cache_steps: Sequence[int], num_ca
 
 
 def noise_errors(
-    run: Callable[[], Any], unet: Any, cache_branch_id: int, images: int, guidance_scale: float = 1.0
+    run: Callable[[], Any],
+    unet: Any,
+    cache_branch_id: int,
+    images: int,
+    guidance_scale: float = 1.0,
+    features: list[Tensor] | None = None,
 ) -> np.ndarray:
     """How far the noise predicted at step j moves if it retrieves step i's feature, everything before j in full.
 
     Args:
         run: makes `images` images, every step full. If the U-Net's batch has twice as many, it is [negative, positive],
             and the error is of what guidance makes of both.
+        features: an empty list, to be given the feature of each step.
 
     Returns:
         (T, T) for T calls, mean squares over images and elements, 0 where j ≤ i.
     """
-    kept: list[Tensor] = []
+    kept: list[Tensor] = [] if features is None else features
     columns: list[list[float]] = []
 
     def guided(noise: Tensor) -> Tensor:

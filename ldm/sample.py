@@ -33,6 +33,7 @@ from eval.arguments import (
 from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, make_set
 from eval.pictures import schedule_name
 from eval.zero_cache import zero_cached_features
+from pipelines.kept_features import gains_of
 
 from .checkpoint import load_pipeline
 
@@ -98,7 +99,8 @@ def prepare(args: argparse.Namespace) -> Run:
     if args.sampler == "plms":
         pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     labels_of([0], args.labels, pipe.num_classes, args.seed)
-    pipe.set_timesteps(args.steps, "cpu")
+    timesteps = pipe.set_timesteps(args.steps, "cpu")
+    gains_of(cache.get("forecast", 0.0), len(timesteps))
     pipe.unet.check_branch(args.cache_branch_id)
     call: dict[str, Any] = {
         "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "eta": args.eta, **cache

@@ -15,7 +15,7 @@ from unets.class_embedder import ClassEmbedder
 from .guidance_economy import GuidanceEconomy, half_if
 from .kept_features import Forecast
 from .run_cache import RunCache
-from .shared_steps import CachedPipeline, call_back
+from .shared_steps import CachedPipeline, call_back, on_device
 
 
 class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
@@ -83,7 +83,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         guided = guidance_scale != 1
 
         # 1. Timesteps, and which steps are full.
-        timesteps = self.set_timesteps(num_inference_steps, device)
+        timesteps = self.set_timesteps(num_inference_steps, "cpu")
         num_steps = len(timesteps) if isinstance(self.scheduler, DDIMScheduler) else num_inference_steps
         full, m = self.plan_cache(
             num_steps, len(timesteps), cache_interval, cache_branch_id,
@@ -109,6 +109,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         extra = {"eta": eta, "generator": generator} if isinstance(self.scheduler, DDIMScheduler) else {}
 
         # 4. Denoise.
+        unet_timesteps = on_device(timesteps, device)
         with self.progress_bar(total=len(timesteps)) as bar:
             for i, t in enumerate(timesteps):
                 # economy (1): with a difference, the conditional half of the batch is run alone
@@ -121,7 +122,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
                 step = cache.step(i, len(latent_input), alone)
                 output = self.unet(
                     latent_input,
-                    t,
+                    unet_timesteps[i],
                     half_if(alone, context),
                     cache_branch_id=step.branch,
                     cached_feature=step.feature,

@@ -187,3 +187,11 @@ def call_back(
         replaced = callback_on_step_end(pipeline, i, t, seen)
         values = {name: replaced.get(name, value) for name, value in values.items()}
     return list(values.values())
+
+
+def on_device(timesteps: Tensor, device: torch.device | str) -> Tensor:
+    """All timesteps of a run for the U-Net, copied at once, since a copy of one at each step would wait for the device.
+
+    The scheduler's own stay on the host, where it looks them up; for the same reason.
+    """
+    return timesteps.to(device, torch.float32 if timesteps.is_floating_point() else timesteps.dtype)  # MPS has no 64

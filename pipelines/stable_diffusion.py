@@ -14,7 +14,7 @@ from torch import Tensor
 from .guidance_economy import GuidanceEconomy, half_if
 from .kept_features import Forecast
 from .run_cache import RunCache
-from .shared_steps import CachedSDPipeline, batch_size_of, call_back
+from .shared_steps import CachedSDPipeline, batch_size_of, call_back, on_device
 
 
 class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipeline):
@@ -93,7 +93,7 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
         device = self._execution_device
 
         # 1. Which steps are full.
-        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
         full, m = self.plan_cache(
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
@@ -119,6 +119,7 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
         # 4. Denoise.
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
+        unet_timesteps = on_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
                 # economy (1): with a difference, the conditional half of the batch is run alone
@@ -131,7 +132,7 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
                 step = cache.step(i, len(latent_input), alone)
                 output = self.unet(
                     latent_input,
-                    t,
+                    unet_timesteps[i],
                     encoder_hidden_states=half_if(alone, prompt_embeds),  # economy (2)
                     timestep_cond=timestep_cond,
                     cross_attention_kwargs=self.cross_attention_kwargs,

@@ -20,7 +20,7 @@ from unets.controlnet import ControlNetModel, MultiControlNetModel
 
 from .kept_features import Forecast
 from .run_cache import RunCache
-from .shared_steps import CachedSDPipeline, batch_size_of, call_back
+from .shared_steps import CachedSDPipeline, batch_size_of, call_back, on_device
 
 
 class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffusionControlNetPipeline):
@@ -116,7 +116,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         guess_mode = guess_mode or nets[0].config.global_pool_conditions
 
         # 1. Which steps are full.
-        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
         full, m = self.plan_cache(
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
             uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
@@ -152,6 +152,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         # 5. Denoise.
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
+        unet_timesteps = on_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
                 latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
@@ -164,10 +165,12 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                 strengths = [s * (a <= now and later <= b) for s, a, b in zip(scales, starts, ends, strict=True)]
                 # cache (2): a retrieve step uses the residuals of skips 0 … m
                 depth = None if step.feature is None else step.branch
-                residuals, middle = self.follow(hints, strengths, latent_input, t, prompt_embeds, guess_mode, depth)
+                residuals, middle = self.follow(
+                    hints, strengths, latent_input, unet_timesteps[i], prompt_embeds, guess_mode, depth
+                )
                 output = self.unet(
                     latent_input,
-                    t,
+                    unet_timesteps[i],
                     encoder_hidden_states=prompt_embeds,
                     timestep_cond=timestep_cond,
                     cross_attention_kwargs=self.cross_attention_kwargs,

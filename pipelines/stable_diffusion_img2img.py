@@ -14,7 +14,7 @@ from torch import Tensor
 from .guidance_economy import GuidanceEconomy, half_if
 from .kept_features import Forecast
 from .run_cache import RunCache
-from .shared_steps import CachedSDPipeline, batch_size_of, call_back
+from .shared_steps import CachedSDPipeline, batch_size_of, call_back, on_device
 
 
 class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusionImg2ImgPipeline):
@@ -91,7 +91,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         device = self._execution_device
 
         # 1. The part of the steps that is run, and which of those are full.
-        _, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        _, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
         timesteps, num_inference_steps = self.get_timesteps(num_inference_steps, strength, device)
         if num_inference_steps < 1:
             raise ValueError(f"strength {strength} leaves no step to run; raise it or num_inference_steps")
@@ -121,6 +121,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         # 4. Denoise.
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
+        unet_timesteps = on_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
                 # economy (1): with a difference, the conditional half of the batch is run alone
@@ -133,7 +134,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
                 step = cache.step(i, len(latent_input), alone)
                 output = self.unet(
                     latent_input,
-                    t,
+                    unet_timesteps[i],
                     encoder_hidden_states=half_if(alone, prompt_embeds),  # economy (2)
                     timestep_cond=timestep_cond,
                     cross_attention_kwargs=self.cross_attention_kwargs,

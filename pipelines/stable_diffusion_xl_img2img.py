@@ -17,7 +17,7 @@ from torch import Tensor
 from .guidance_economy import GuidanceEconomy, half_if
 from .kept_features import Forecast
 from .run_cache import RunCache
-from .shared_steps import batch_size_of, call_back
+from .shared_steps import batch_size_of, call_back, on_device
 from .shared_steps_xl import CachedXLPipeline
 
 
@@ -114,7 +114,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
         device = self._execution_device
 
         # 1. The part of the steps that is run, and which of those are full.
-        _, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
+        _, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
         timesteps, num_inference_steps = self.get_timesteps(
             num_inference_steps, strength, device, denoising_start=denoising_start
         )
@@ -161,6 +161,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
 
         # 5. Denoise.
         self._num_timesteps = len(timesteps)
+        unet_timesteps = on_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
                 # economy (1): with a difference, the conditional half of the batch is run alone
@@ -174,7 +175,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
                 told = {"text_embeds": conditions["add_text_embeds"], "time_ids": conditions["add_time_ids"], **added}
                 output = self.unet(
                     latent_input,
-                    t,
+                    unet_timesteps[i],
                     encoder_hidden_states=half_if(alone, conditions["prompt_embeds"]),  # economy (2)
                     timestep_cond=timestep_cond,
                     cross_attention_kwargs=self.cross_attention_kwargs,

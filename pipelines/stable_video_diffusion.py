@@ -14,7 +14,7 @@ from torch import Tensor
 from .guidance_economy import GuidanceEconomy, half_if
 from .kept_features import Forecast
 from .run_cache import RunCache
-from .shared_steps import CachedPipeline, call_back
+from .shared_steps import CachedPipeline, call_back, on_device
 
 
 class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusionPipeline):
@@ -91,7 +91,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         device = self._execution_device
 
         # 1. Which steps are full.
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(num_inference_steps, device="cpu")
         timesteps = self.scheduler.timesteps
         full, m = self.plan_cache(
             num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
@@ -133,6 +133,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         # 5. Denoise.
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
+        unet_timesteps = on_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
                 # economy (1): with a difference, the conditional half of the batch is run alone
@@ -146,7 +147,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
                 step = cache.step(i, len(latent_input) * num_frames, alone)
                 output = self.unet(
                     latent_input,
-                    t,
+                    unet_timesteps[i],
                     encoder_hidden_states=half_if(alone, image_embeds),  # economy (2)
                     added_time_ids=half_if(alone, added_time_ids),
                     cache_branch_id=step.branch,

@@ -252,7 +252,7 @@ class Known(calibrate.Calibration):
     """Qualities that need no model: 10 dB for each full step, and 5 more at branch 1, which is slower."""
 
     def __init__(self):
-        self.positions, self.tried = 8, []
+        self.positions, self.forecast = 8, 0.0
 
     def schedules(self, branch):
         return [(list(range(k)), 0.0) for k in range(1, 9)]

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from eval.compare import prepare
 from pipelines.helper import DeepCacheSDHelper
 from tests.families import FAMILIES
+from unets.compiled import compile_forward
 
 CACHE: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
 GRAPHS = {"sd": 2, "xl-base": 2, "svd": 2, "controlnet": 2, "t2v-zero": 4}  # one frame and all frames are two batches
@@ -19,7 +20,7 @@ GRAPHS = {"sd": 2, "xl-base": 2, "svd": 2, "controlnet": 2, "t2v-zero": 4}  # on
 def graphs(monkeypatch):
     """How many graphs were compiled since the test began; by the backend that takes them as they are."""
     compile_by_default = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_by_default(f, backend="eager", **options))
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_by_default(f, **{"backend": "eager", **options}))
     torch._dynamo.reset()
     counters.clear()
     yield lambda: counters["stats"]["unique_graphs"]
@@ -55,3 +56,47 @@ def test_the_plug_ins_two_kinds_of_step_are_two_graphs_for_all_runs(graphs):
         helper.set_params()  # the baseline, as the script over all types runs it
         family.run(stock, 7)
         assert graphs() == 3
+
+
+def test_two_depths_and_attention_are_three_graphs_for_all_runs(graphs):
+    family = FAMILIES["sd"]
+    _, fork = family.pair()
+    cache = {"cache_interval": 6, "cache_branch_id": 1, "refresh_interval": 3, "refresh_branch_id": 3}
+    expected = family.run(fork, 13, **cache, reuse_attention=True, forecast=1.0)
+    compile_unet(fork)
+    for _ in range(2):
+        assert np.array_equal(family.run(fork, 13, **cache, reuse_attention=True, forecast=1.0), expected)
+        assert graphs() == 3
+
+
+def overwriting(graph: Any, _: Any) -> Any:
+    """A backend whose graphs return what their next call overwrites, as CUDA graphs do."""
+    held: list[torch.Tensor] = []
+
+    def run(*args: Any) -> Any:
+        outputs = graph(*args)
+        if not held:
+            held.extend(torch.empty_like(output) for output in outputs)
+        for own, output in zip(held, outputs, strict=True):
+            own.copy_(output)
+        return tuple(held)
+
+    return run
+
+
+def test_what_a_graph_overwrites_was_copied_out(graphs):
+    family = FAMILIES["sd"]
+    _, fork = family.pair("plms")
+    run: dict[str, Any] = {
+        "guidance_scale": 1.0, "cache_interval": 6, "cache_branch_id": 1, "refresh_interval": 3,
+        "refresh_branch_id": 3, "reuse_attention": True, "forecast": 1.0,
+    }  # fmt: skip
+    expected = family.run(fork, 13, **run)  # without guidance PLMS itself keeps what the U-Net returned
+    plainly_compiled = fork.unet.forward
+    torch._dynamo.reset()
+    fork.unet.forward = torch.compile(plainly_compiled, backend=overwriting, fullgraph=True)
+    assert not np.array_equal(family.run(fork, 13, **run), expected)
+    torch._dynamo.reset()
+    fork.unet.forward = plainly_compiled
+    compile_forward(fork.unet, backend=overwriting)
+    assert np.array_equal(family.run(fork, 13, **run), expected)

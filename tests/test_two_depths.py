@@ -160,7 +160,7 @@ def test_the_kind_of_every_step(full, interval, forecast):
         else:
             assert (step.branch, step.keep_branch) == (1, None)
         if not forecast and step.feature is not None:
-            assert step.feature[0, 0, 0, 0] == made[step.branch]
+            assert step.branch is not None and step.feature[0, 0, 0, 0] == made[step.branch]
         output = SimpleNamespace(
             cached_feature=torch.full((2, 1, 1, 1), float(i)), shallow_feature=torch.full((2, 1, 1, 1), float(i))
         )
