@@ -29,7 +29,7 @@ from eval.pictures import (
     result_folder,
 )
 from pipelines import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
-from pipelines.kept_features import gains_of
+from pipelines.run_cache import check_cache_arguments
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
@@ -73,9 +73,10 @@ def check_two_stages(base: Any, refiner: Any, steps: int, cache: dict[str, Any],
         raise ValueError(f"--steps is {steps}, which leaves one of the two models none; give at least 5")
     timesteps, part = base.until(base.scheduler.timesteps, steps, BASE_SHARE)
     base.plan_cache(part, len(timesteps), **schedule_of(cache))
-    gains_of(cache.get("forecast", 0.0), len(timesteps))
+    check_cache_arguments(base.unet, len(timesteps), **cache)
     timesteps, part = refiner.get_timesteps(steps, 1.0, "cpu", denoising_start=BASE_SHARE)
     refiner.plan_cache(part, len(timesteps), **schedule_of(refiner_cache))
+    check_cache_arguments(refiner.unet, len(timesteps), **refiner_cache)
 
 
 def work(args: argparse.Namespace) -> None:

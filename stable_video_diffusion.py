@@ -30,7 +30,7 @@ from eval.arguments import (
 )
 from eval.pictures import check_arguments, check_steps, compare_and_save, open_pipeline, result_folder
 from pipelines import StableVideoDiffusionPipeline
-from pipelines.kept_features import gains_of
+from pipelines.run_cache import check_cache_arguments
 
 SVD_XT = "stabilityai/stable-video-diffusion-img2vid-xt"
 SIZES = {False: (1024, 576), True: (64, 64)}  # width and height, by whether the model is tiny
@@ -74,7 +74,7 @@ def work(args: argparse.Namespace) -> None:
     )
     check_steps(pipe, args.steps)
     pipe.plan_cache(args.steps, args.steps, **schedule_of(cache))
-    gains_of(cache.get("forecast", 0.0), args.steps)
+    check_cache_arguments(pipe.unet, args.steps, **cache)
     arguments = {
         "num_frames": args.num_frames or pipe.unet.config.num_frames,
         "num_inference_steps": args.steps,

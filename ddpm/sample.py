@@ -29,7 +29,7 @@ from eval.arguments import (
 from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, make_set
 from eval.pictures import schedule_name
 from eval.zero_cache import zero_cached_features
-from pipelines.kept_features import gains_of
+from pipelines.run_cache import check_cache_arguments
 
 from .checkpoint import load_unet
 from .configs import CONFIGS
@@ -90,7 +90,6 @@ def prepare(args: argparse.Namespace) -> Run:
     config = CONFIGS.get(args.config)
     skip_type = args.skip_type or (config.skip_type if config else "quad")
     timesteps = timesteps_of(args.steps, skip_type)
-    gains_of(cache.get("forecast", 0.0), len(timesteps))
     if args.eta < 0 or (args.eta and args.sampler == "ddpm"):
         raise ValueError(f"--eta is {args.eta}; it must be at least 0, and is ddim's alone")
 
@@ -102,7 +101,7 @@ def prepare(args: argparse.Namespace) -> Run:
     out = args.out or Path("outputs") / f"{name}-eta{args.eta:g}-seed{args.seed}-{args.dtype}"
     settings = {"model": args.config, "weights": digest(unet), "timesteps": timesteps, "seed": args.seed,
                 "dtype": args.dtype, **sampling}  # fmt: skip
-    unet.check_branch(args.cache_branch_id)
+    check_cache_arguments(unet, len(timesteps), **cache)
     device = device_of_process(device)
     unet.to(device)
 

@@ -26,7 +26,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from pipelines import StableDiffusionPipeline
-from pipelines.kept_features import gains_of
+from pipelines.run_cache import check_cache_arguments
 from pipelines.loading import SCHEDULERS, SHAPES, load_pipeline
 from stable_diffusion import GUIDANCE
 
@@ -111,7 +111,7 @@ def prepare(args: argparse.Namespace) -> Run:
     check_steps(pipe, args.steps)
     pipe.scheduler.set_timesteps(args.steps)
     pipe.plan_cache(args.steps, len(pipe.scheduler.timesteps), **schedule_of(cache))
-    gains_of(cache.get("forecast", 0.0), len(pipe.scheduler.timesteps))
+    check_cache_arguments(pipe.unet, len(pipe.scheduler.timesteps), **cache)
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     call: dict[str, Any] = {
         "num_inference_steps": args.steps,

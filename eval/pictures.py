@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipelines.kept_features import gains_of
+from pipelines.run_cache import check_cache_arguments
 from pipelines.loading import SCHEDULERS, load_pipeline, new_scheduler
 
 from .arguments import BEYOND, at_least, cache_settings, device_and_dtype, read_image, schedule_of
@@ -139,7 +139,7 @@ def check_run(pipe: Any, args: argparse.Namespace, strength: float | None, cache
                 f"--strength is {strength}; it must be up to 1, and leave one of {args.steps} steps to run"
             )
     pipe.plan_cache(steps, len(timesteps), **schedule_of(cache))
-    gains_of(cache.get("forecast", 0.0), len(timesteps))
+    check_cache_arguments(pipe.unet, len(timesteps), **cache)
 
 
 def compare_and_save(

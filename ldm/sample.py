@@ -33,7 +33,7 @@ from eval.arguments import (
 from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, make_set
 from eval.pictures import schedule_name
 from eval.zero_cache import zero_cached_features
-from pipelines.kept_features import gains_of
+from pipelines.run_cache import check_cache_arguments
 
 from .checkpoint import load_pipeline
 
@@ -100,8 +100,7 @@ def prepare(args: argparse.Namespace) -> Run:
         pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     labels_of([0], args.labels, pipe.num_classes, args.seed)
     timesteps = pipe.set_timesteps(args.steps, "cpu")
-    gains_of(cache.get("forecast", 0.0), len(timesteps))
-    pipe.unet.check_branch(args.cache_branch_id)
+    check_cache_arguments(pipe.unet, len(timesteps), **cache)
     call: dict[str, Any] = {
         "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "eta": args.eta, **cache
     }  # fmt: skip

@@ -82,3 +82,22 @@ class RunCache:
             self._features.keep(i, output.shallow_feature)
         if step.feature is None:
             (self._deep or self._features).keep(i, output.cached_feature)
+
+
+def check_cache_arguments(
+    unet: Any,
+    num_calls: int,
+    *,
+    cache_branch_id: int,
+    forecast: Forecast = 0.0,
+    refresh_interval: int | None = None,
+    refresh_branch_id: int | None = None,
+    reuse_attention: bool = False,
+    **_: Any,
+) -> None:
+    """Raises ValueError, by name, for arguments of a pipeline's cache that a run of `num_calls` calls would refuse."""
+    unet.check_branch(cache_branch_id)
+    if refresh_branch_id is not None:
+        unet.check_branch(refresh_branch_id, "refresh_branch_id")
+    RunCache([0], num_calls, cache_branch_id, forecast, refresh_interval, refresh_branch_id)
+    unet.read_cache(cache_branch_id, None, keep_attention=reuse_attention)

@@ -34,11 +34,18 @@ def test_what_is_off_is_not_among_the_settings():
 
 
 def test_what_is_on_is_and_names_the_folder():
-    args = parse("--forecast", "1", "--reuse-guidance", "--guidance-stop", "0.9")
+    args = parse(
+        "--forecast", "1", "--reuse-guidance", "--guidance-stop", "0.9", "--refresh-interval", "4",
+        "--refresh-branch-id", "5", "--reuse-attention",
+    )  # fmt: skip
     cache = cache_settings(args)
-    assert {name: cache[name] for name in BEYOND} == {"forecast": 1.0, "reuse_guidance": True, "guidance_stop": 0.9}
+    assert {name: cache[name] for name in BEYOND} == {
+        "forecast": 1.0, "reuse_guidance": True, "guidance_stop": 0.9, "refresh_interval": 4, "refresh_branch_id": 5,
+        "reuse_attention": True,
+    }  # fmt: skip
     assert schedule_of(cache) == cache_settings(parse())
-    assert schedule_name(args) == "N5-forecast1-reuse-guidance-guidance-stop0.9"
+    name = "N5-forecast1-reuse-guidance-guidance-stop0.9-refresh-interval4-refresh-branch-id5-reuse-attention"
+    assert schedule_name(args) == name
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,19 @@ def test_out_of_range(call, says, tmp_path, capsys):
     for script in (stable_diffusion, ldm.sample, generate):
         assert script.main([*call, "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]) == 2
         assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "call", "says"),
+    [(stable_diffusion, ["--refresh-interval", "3"], "belong together"),
+     (ddpm.sample, ["--refresh-interval", "3", "--refresh-branch-id", "99"], "refresh_branch_id is 99"),
+     (generate, ["--refresh-interval", "3", "--refresh-branch-id", "1"], "refresh_branch_id is 1; it must be above"),
+     (ldm.sample, ["--reuse-attention"], "there is no attention to keep in the layers that branch 0 runs")],
+)  # fmt: skip
+def test_what_the_model_has_not_is_refused_before_anything_is_written(script, call, says, tmp_path, capsys):
+    assert script.main([*call, "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]) == 2
+    assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -93,6 +113,22 @@ def test_the_bound_counts_the_half_batches(tmp_path):
     assert bounds[1] == pytest.approx(11 * full / (2 * full + 9 * retrieve / 2), rel=1e-12)
     # The first step runs both halves, to have a difference.
     assert bounds[2] == pytest.approx(11 * full / (1.5 * full + 9 * retrieve / 2), rel=1e-12)
+
+
+def test_the_bound_counts_refresh_steps_and_attention_that_is_not_run(tmp_path):
+    call = ["--steps", "10", "--repeats", "1", "--warm-up", "0", "--device", "cpu", "--quiet", "--cache-branch-id", "0"]
+    macs = {}
+    runs: dict[str, list[str]] = {"plain": [], "deep": ["--cache-branch-id", "5"], "attention": ["--reuse-attention"]}
+    runs["both"] = ["--reuse-attention", "--refresh-interval", "2", "--refresh-branch-id", "5"]
+    for name, more in runs.items():
+        assert stable_diffusion.main([*call, *more, "--out", str(tmp_path / name)]) == 0
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        macs[name] = result["stages"]["pipeline"]["operations"]
+    plain, shallow, deep = (macs[name]["retrieve_macs_with_attention"] for name in ("plain", "attention", "deep"))
+    assert shallow < plain < deep
+    full = macs["plain"]["full_macs_with_attention"]
+    # 11 calls of PLMS: full at 0 and 5, refreshed at 2, 4, 7 and 9.
+    assert macs["both"]["bound"] == pytest.approx(11 * full / (2 * full + 4 * deep + 5 * shallow), rel=1e-12)
 
 
 def test_distances_of_equal_pictures_and_of_others():
