@@ -26,8 +26,8 @@ from accelerate import PartialState
 from torch import Tensor
 
 from pipelines import StableDiffusionPipeline
-from pipelines.run_cache import check_cache_arguments
 from pipelines.loading import SCHEDULERS, SHAPES, load_pipeline
+from pipelines.run_cache import check_cache_arguments
 from stable_diffusion import GUIDANCE
 
 from .arguments import BEYOND, Formatter, add_cache_arguments, add_set_arguments, at_least, exit_status, schedule_of

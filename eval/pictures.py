@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipelines.run_cache import check_cache_arguments
 from pipelines.loading import SCHEDULERS, load_pipeline, new_scheduler
+from pipelines.run_cache import check_cache_arguments
 
 from .arguments import BEYOND, at_least, cache_settings, device_and_dtype, read_image, schedule_of
 from .compare import compare, prepare, report

@@ -19,9 +19,9 @@ class GuidanceEconomy:
     """One run's choice of the steps that run the conditional half alone, and the differences that they go by.
 
     Args:
-        full: positions of the loop that are full steps of the cache.
+        renewed: positions of the loop at which the cache keeps anew: full steps, and refresh steps if there are any.
         num_calls: T, positions of the loop.
-        reuse_guidance: retrieve steps run the conditional half alone.
+        reuse_guidance: all other steps run the conditional half alone.
         guidance_stop: so does every step from position guidance_stop · T on, full ones too; 1 is none.
         forecast: of the features. The difference follows it on retrieve steps, channels on average; from the stop on
             it stays as it was, since a line does not hold for long.
@@ -32,7 +32,7 @@ class GuidanceEconomy:
 
     def __init__(
         self,
-        full: Collection[int],
+        renewed: Collection[int],
         num_calls: int,
         reuse_guidance: bool = False,
         guidance_stop: float = 1.0,
@@ -41,7 +41,7 @@ class GuidanceEconomy:
         if not 0 <= guidance_stop <= 1:
             raise ValueError(f"guidance_stop is {guidance_stop}; it must be 0 to 1, the share of steps with guidance")
         guided = [i for i in range(num_calls) if i < guidance_stop * num_calls]
-        whole = [i for i in guided if i in full] if reuse_guidance else guided
+        whole = [i for i in guided if i in renewed] if reuse_guidance else guided
         gains = gains_of(forecast, num_calls).clone()
         gains = gains.mean(dim=1) if gains.ndim == 2 else gains
         gains[len(guided) :] = 0

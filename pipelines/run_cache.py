@@ -37,6 +37,9 @@ class RunCache:
         refresh_interval: every so many steps from a full one is a refresh step; None is none.
         refresh_branch_id: the deeper branch.
 
+    Attributes:
+        renewed: positions of the steps that keep anew, the full ones and the refresh steps.
+
     Raises:
         ValueError: one of the last two without the other, or out of range; a forecast that `KeptFeatures` refuses.
     """
@@ -56,18 +59,20 @@ class RunCache:
             raise ValueError(f"refresh_interval is {refresh_interval}; it must be at least 1")
         self._branch, self._deep_branch = branch, refresh_branch_id
         if branch is None or refresh_interval is None or refresh_branch_id is None:
+            self.renewed = frozenset(full)
             self._deep: KeptFeatures | None = None
             self._features = KeptFeatures(full, num_calls, forecast)
             return
         if refresh_branch_id <= branch:
             raise ValueError(f"refresh_branch_id is {refresh_branch_id}; it must be above cache_branch_id, {branch}")
-        refreshed, last = set(full), 0
+        renewed, last = set(full), 0
         for i in range(num_calls):
-            last = i if i in refreshed else last
+            last = i if i in full else last
             if (i - last) % refresh_interval == 0:
-                refreshed.add(i)
+                renewed.add(i)
+        self.renewed = frozenset(renewed)
         self._deep = KeptFeatures(full, num_calls, forecast)
-        self._features = KeptFeatures(refreshed, num_calls, forecast)
+        self._features = KeptFeatures(renewed, num_calls, forecast)
 
     def step(self, i: int, rows: int, conditional: bool = False) -> Step:
         """At position i. `rows` and `conditional` as `KeptFeatures.at`."""

@@ -101,7 +101,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
             refresh_branch_id=refresh_branch_id,
         )  # fmt: skip
         cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
-        economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
+        economy = GuidanceEconomy(cache.renewed, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. Prompt to text embeddings.
         prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(

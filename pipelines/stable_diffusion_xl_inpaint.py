@@ -137,7 +137,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
             refresh_branch_id=refresh_branch_id,
         )  # fmt: skip
         cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
-        economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
+        economy = GuidanceEconomy(cache.renewed, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. Prompt to text embeddings.
         texts = {

@@ -99,7 +99,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
             refresh_branch_id=refresh_branch_id,
         )  # fmt: skip
         cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
-        economy = GuidanceEconomy(full, len(timesteps), reuse_guidance, guidance_stop, forecast)
+        economy = GuidanceEconomy(cache.renewed, len(timesteps), reuse_guidance, guidance_stop, forecast)
 
         # 2. What the video is to show: the image's embedding, and its latents, slightly noised, for every frame.
         image_embeds = self._encode_image(image, device, num_videos_per_prompt, guided)  # (2B, 1, 1024)

@@ -137,7 +137,7 @@ def test_ldm_has_both_beside_what_else_there_is():
     found = run_ldm(
         pipe, cache_interval=6, cache_branch_id=3, output_type="latent", reuse_guidance=True, forecast=1.0, **beyond
     )
-    full, retrieve, refresh = (4, 5, type(None)), (2, 3, tuple), (2, 5, torch.Tensor)
+    full, retrieve, refresh = (4, 5, type(None)), (2, 3, tuple), (4, 5, torch.Tensor)
     assert seen == [full, retrieve, refresh, retrieve, refresh, retrieve, full, retrieve, refresh, retrieve]
     assert found.isfinite().all() and not torch.equal(found, plain)
 
