@@ -1,4 +1,4 @@
-"""Schedules against all there are, the table of errors by hand, and the script on the shipped models."""
+"""Schedules against all there are, the tables of errors by hand, and the script on the shipped models."""
 
 import itertools
 import json
@@ -11,15 +11,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import text2video_zero
 from ddpm import sample as ddpm_sample
 from eval import calibrate, generate
 from eval.arguments import RunError
 from eval.calibrate import least_k, spread_evenly
+from eval.forecast_errors import (
+    fitted_gain,
+    forecast_errors,
+    schedule_errors,
+    schedule_gains,
+    sensitivity,
+    squared_distances,
+)
 from eval.image_sets import Batch, image_generator
 from eval.macs import Macs
-from eval.schedule_search import all_schedules, best_schedule, total_error
+from eval.schedule_search import all_forecast_schedules, all_schedules, best_schedule, total_error
 from eval.step_errors import calls_of, influence, noise_errors, schedule
 from pipelines.cache_schedule import full_steps
+from pipelines.kept_features import KeptFeatures
 from pipelines.loading import new_scheduler
 
 from .tiny import parts
@@ -88,6 +98,121 @@ def test_it_is_never_worse_than_an_interval_and_falls_with_more_full_steps(steps
 def test_a_wrong_table_is_refused(error, k, words):
     with pytest.raises(ValueError, match=words):
         best_schedule(error, k)
+
+
+@st.composite
+def forecast_tables(draw):
+    steps = draw(st.integers(1, 6))
+    can_be_full = draw(st.integers(max(1, steps - 2), steps))
+    cells = draw(st.lists(st.integers(0, 6), min_size=can_be_full**2 * steps, max_size=can_be_full**2 * steps))
+    return np.array(cells, dtype=np.float64).reshape(can_be_full, can_be_full, steps)
+
+
+def forecast_cost(error, steps):
+    total, kept = 0.0, [0]
+    for j in range(error.shape[2]):
+        if j in steps:
+            kept.append(j)
+        else:
+            total += error[kept[-2], kept[-1], j]
+    return total
+
+
+@given(forecast_tables())
+@settings(max_examples=200)
+def test_with_a_forecast_too_no_schedule_is_better_and_of_equal_ones_it_is_the_earliest(error):
+    found = all_forecast_schedules(error)
+    assert len(found) == len(error)
+    for k, (steps, total) in enumerate(found, 1):
+        assert steps == min(all_of(len(error), k), key=lambda s: (forecast_cost(error, s), s[::-1]))
+        assert total == forecast_cost(error, steps)
+
+
+@given(tables())
+def test_a_forecast_that_does_not_look_at_the_step_before_is_a_copy(error):
+    assert all_forecast_schedules(np.repeat(error[None], len(error), axis=0)) == all_schedules(error)
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (np.zeros((3, 3)), "shape"),
+        (np.zeros((4, 4, 3)), "shape"),
+        (-np.ones((3, 3, 3)), "negative"),
+        (np.full((3, 3, 3), np.inf), "not finite"),
+    ],
+)
+def test_a_wrong_forecast_table_is_refused(error, words):
+    with pytest.raises(ValueError, match=words):
+        all_forecast_schedules(error)
+
+
+def moving_features(seed, steps=9):
+    """Features (2, 3, 4, 4) of a run that go somewhere, far from 0."""
+    rng = np.random.default_rng(seed)
+    moves = rng.normal(size=(2, steps, 2, 3, 4, 4)).cumsum(1)
+    return list(torch.from_numpy(100 + moves[0] + moves[1].cumsum(0) / 3).float())
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_distances_are_those_of_the_features(seed):
+    features = moving_features(seed)
+    expected = [[float((a.double() - b.double()).square().mean()) for b in features] for a in features]
+    np.testing.assert_allclose(squared_distances(features), expected, rtol=1e-9, atol=1e-12)
+
+
+def errors_of_a_loop(features, steps, forecast):
+    """What each step's feature is off by in a loop with `KeptFeatures`."""
+    kept, errors = KeptFeatures(steps, len(features), forecast), []
+    for j, feature in enumerate(features):
+        given = kept.at(j, 2)
+        if given is None:
+            kept.keep(j, feature)
+        errors.append(0.0 if given is None else float((given.double() - feature.double()).square().mean()))
+    return errors
+
+
+@given(st.integers(0, 2**32 - 1), st.sets(st.integers(1, 8)), st.sampled_from([1.0, 0.6, "fit"]))
+@settings(max_examples=50)
+def test_errors_of_a_forecast_are_those_that_a_loop_makes(seed, more, forecast):
+    features, steps = moving_features(seed), sorted({0, *more})
+    distances = squared_distances(features)
+    gains = schedule_gains(distances, steps, 4) if forecast == "fit" else [forecast] * 9
+    made = errors_of_a_loop(features, steps, gains)
+    # features near 100 are float32, and g is rounded to four digits
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    np.testing.assert_allclose(schedule_errors(distances, steps, gains), made, **close)
+    table = forecast_errors(distances, forecast, 4)
+    kept = [0]
+    for j in range(9):
+        if j in steps:
+            kept.append(j)
+        else:
+            np.testing.assert_allclose(table[kept[-2], kept[-1], j], made[j], **close)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 50))
+def test_the_fitted_gain_is_ridge_regression_towards_one(seed, images):
+    rng = np.random.default_rng(seed)
+    x, u = rng.normal(size=(2, 12))
+    ridge = np.linalg.lstsq(u[:, None], x, rcond=None)[1].item() / images
+    rows, right = np.append(u, np.sqrt(ridge)), np.append(x, np.sqrt(ridge))
+    expected = np.linalg.lstsq(rows[:, None], right, rcond=None)[0].item()
+    assert fitted_gain(np.array(x @ x), np.array(x @ u), np.array(u @ u), images) == pytest.approx(expected)
+
+
+def test_where_features_do_not_move_the_fitted_gain_is_one():
+    assert fitted_gain(np.array(2.0), np.array(0.0), np.array(0.0), 8) == 1
+    assert fitted_gain(np.array(0.0), np.array(0.0), np.array(0.0), 8) == 1
+    assert schedule_gains(np.zeros((5, 5)), [0, 2], 8) == [0, 0, 0, 1, 1]
+
+
+def test_sensitivity_is_the_factor_between_the_tables():
+    distances = squared_distances(moving_features(0))
+    distances[:, 4] = 0  # as where a timestep repeats
+    factors = np.array([0, 2, 3, 1, 0, 5, 2, 2, 7.0])
+    np.testing.assert_allclose(sensitivity(np.triu(distances * factors, 1), distances), factors)
 
 
 @given(st.integers(1, 300), st.data())
@@ -174,15 +299,18 @@ def model(tmp_path_factory):
         (generate, ["--num-images", "4", "--scheduler", "plms"], 1, [0, 2], 6),  # PLMS calls once more
         (generate, ["--num-images", "4", "--scheduler", "heun"], 3, [0, 1, 4], 9),
         (ddpm_sample, ["--steps", "3"], 2, [0, 2], 3),
+        (generate, ["--num-images", "4", "--scheduler", "plms", "--forecast", "1"], 1, [0, 2], 6),
+        (ddpm_sample, ["--steps", "4", "--forecast", "0.5"], 2, [0, 2], 4),
     ],
 )
 def test_a_schedule_on_a_run_without_a_cache_is_the_samplers_own(model, script, options, branch, steps, calls):
     options = [*model, *options] if script is generate else options
     cache = ["--cache-steps", ",".join(map(str, steps)), "--cache-branch-id", str(branch)]
+    forecast = float(options[-1]) if "--forecast" in options else 0.0
     plain = run_of(script, *options, "--cache-interval", "1")
     made = []
     assert len(calls_of(lambda: made.append(plain.make(batch(1))), plain.unet)) == calls
-    with torch.no_grad(), schedule(plain.unet, branch, steps, calls):
+    with torch.no_grad(), schedule(plain.unet, branch, steps, calls, forecast):
         again = [plain.make(batch(k)) for k in (1, 2)]  # a second run begins anew
     own = run_of(script, *options, *cache)
     assert torch.equal(again[0], own.make(batch(1)))
@@ -200,10 +328,12 @@ def test_errors_are_those_of_retrieving_at_one_step_alone(model):
     hook = run.unet.register_forward_pre_hook(lambda _, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
     expected_images = run.make(batch(0, 1))
     hook.remove()
-    error = noise_errors(lambda: images.append(run.make(batch(0, 1))), run.unet, 1, 2, guidance_scale=2.5)
+    kept = []
+    error = noise_errors(lambda: images.append(run.make(batch(0, 1))), run.unet, 1, 2, 2.5, kept)
     assert torch.equal(images[0], expected_images)
     asked = [(args, {**kwargs, "cache_branch_id": 1}) for args, kwargs in inputs]
     features = [run.unet(*args, **kwargs).cached_feature for args, kwargs in asked]
+    assert all(map(torch.equal, kept, features)) and len(kept) == 3
     for i, j in itertools.product(range(3), range(3)):
         args, kwargs = asked[j]
         full, off = (run.unet(*args, **{**kwargs, "cached_feature": f}).sample.double() for f in (None, features[i]))
@@ -246,6 +376,86 @@ def test_a_budget_out_of_reach_is_one_line_and_2(model, monkeypatch, capsys):
     assert calibrate.main([*FEW, *model, "--num-images", "1", "--budget", "3x"]) == 2
     printed = capsys.readouterr()  # 6 calls of 40, and 40 + 5 * 10
     assert printed.err.startswith("error: --budget 3x is out of reach") and "2.67x" in printed.err
+
+
+@pytest.fixture(scope="module", params=["fit", "1"])
+def carried(request, model, tmp_path_factory):
+    """Of a schedule for a forecast: the options, and what was found."""
+    out = tmp_path_factory.mktemp("forecast") / "found.json"
+    options = ["--forecast", request.param, "--budget", "1.6x", "--branches", "1", "--num-images", "2"]
+    assert calibrate.main([*FEW, *model, *options, "--out", str(out)]) == 0
+    return out, json.loads(out.read_text())
+
+
+def test_a_schedule_for_a_forecast_is_what_its_command_makes(model, carried):
+    _, found = carried
+    words = shlex.split(found["command"])
+    assert "--calibrated" in words and "--forecast" not in words
+    ours = run_of(generate, *words[3:], "--num-images", "4").make(batch(2, 3))
+    baseline = run_of(generate, *model, "--num-images", "4", "--cache-interval", "1").make(batch(2, 3))
+    grey = [((images.float() + 1) * 127.5).round().clamp(0, 255).double() for images in (ours, baseline)]
+    psnr = -10 * torch.log10((grey[0] - grey[1]).square().mean((1, 2, 3)) / 255**2)
+    assert psnr.mean() == pytest.approx(found["chosen"]["psnr"])
+    tried = {one["kind"]: one["forecast"] for one in found["tried"]}
+    if isinstance(tried["calibrated"], list):
+        assert len(tried["calibrated"]) == 6 and tried["uniform"] == 1.0  # PLMS calls once more than 5 times
+    else:
+        assert set(tried.values()) == {1.0}
+
+
+def test_a_set_says_what_the_calibration_named_and_is_that_of_the_options(model, carried):
+    out, found = carried
+    run = run_of(generate, *model, "--num-images", "4", "--calibrated", str(out))
+    said = {name: run.image_set.settings[name] for name in ("cache_branch_id", "cache_steps", "forecast")}
+    assert said == {name: found[name] for name in said}
+    assert run.image_set.out.name.split("-plms-5-")[1].startswith("calibrated-found-forecast")
+    if not isinstance(found["forecast"], list):
+        named = ["--cache-branch-id", "1", "--cache-steps", ",".join(map(str, found["cache_steps"])), "--forecast", "1"]
+        assert run_of(generate, *model, "--num-images", "4", *named).image_set.settings == run.image_set.settings
+
+
+def calibration(path, **others):
+    path.write_text(json.dumps({"steps": 5, "cache_branch_id": 1, "cache_steps": [0, 3], "forecast": 1.0} | others))
+    return path
+
+
+@pytest.mark.parametrize(
+    "script, others, options, words",
+    [
+        (generate, {"steps": 50}, [], "is for --steps 50, not 5; give --steps 50"),
+        (generate, {}, ["--cache-steps", "0,2"], "leave out --cache-steps"),
+        (generate, {}, ["--non-uniform", "--center", "2", "--pow", "1.4"], "leave out --cache-steps and --non-uniform"),
+        (generate, {}, ["--forecast", "0.5"], "leave out --forecast"),
+        (generate, {"forecast": [0.0, 0.0, 0.0, 0.0, 1.0]}, [], "the 6 calls of the U-Net"),
+        (ddpm_sample, {"forecast": [1.0] * 6}, [], "the 5 calls of the U-Net"),
+        (text2video_zero, {}, [], "is for a forecast"),
+        (ddpm_sample, {"forecast": [float("nan")] * 5}, [], "cannot be read as a calibration"),
+        (ddpm_sample, {"cache_steps": "0,3"}, [], "cannot be read as a calibration"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_one_line_and_2(script, others, options, words, tmp_path, capsys):
+    file = calibration(tmp_path / "other.json", **others)
+    call = ["--device", "cpu", "--quiet", "--steps", "5", "--calibrated", str(file), "--out", str(tmp_path / "out")]
+    assert script.main([*call, *options]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and words in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"steps": 5}', "\x00"])
+def test_a_file_that_is_no_calibration_is_one_line_and_2(text, tmp_path, capsys):
+    file = tmp_path / "none.json"
+    if text is not None:
+        file.write_text(text)
+    assert ddpm_sample.main(["--device", "cpu", "--quiet", "--calibrated", str(file)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and str(file) in printed and "make one with python -m eval.calibrate" in printed
+
+
+def test_a_calibration_and_an_interval_exclude_each_other(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        ddpm_sample.main(["--calibrated", str(calibration(tmp_path / "some.json")), "--cache-interval", "5"])
+    assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 class Known(calibrate.Calibration):
@@ -292,6 +502,13 @@ def test_a_quality_that_nothing_reaches_is_a_failed_run():
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--branches", "12"], "branch"),
         (["--cache-steps", "0,3"], "leave out --cache-steps"),
+        (["--calibrated", "some.json"], "leave out --calibrated"),
+        (["--reuse-guidance"], "leave out --reuse-guidance; it is not tried here"),
+        (["--guidance-stop", "0.9"], "leave out --guidance-stop; it is not tried here"),
+        (["--reuse-attention"], "leave out --reuse-attention; it is not tried here"),
+        (["--forecast", "nan"], "--forecast is nan"),
+        (["--forecast", "fit"], "--forecast fit needs --out"),
+        (["--forecast", "1", "--script", "ddpm.sample", "--steps", "500"], "up to 400 calls"),
         (["--script", "ddpm.sample", "--zero-cache"], "leave out --zero-cache"),
         (["--model", "nowhere/at/all", "--prompts", "shapes"], "nowhere"),
     ],
@@ -303,7 +520,9 @@ def test_a_wrong_call_is_one_line_and_2(options, words, capsys):
     assert words in printed.err
 
 
-@pytest.mark.parametrize("options", [["--budget", "fast"], ["--budget", "2", "--quality", "40"], ["--no-such-option"]])
+@pytest.mark.parametrize(
+    "options", [["--budget", "fast"], ["--forecast", "far"], ["--budget", "2", "--quality", "40"], ["--no-such-option"]]
+)
 def test_options_that_are_no_options_are_refused_by_the_parser(options, capsys):
     with pytest.raises(SystemExit) as ended:
         calibrate.main([*FEW, *options])

@@ -213,3 +213,12 @@ def test_a_configuration_that_is_no_unet_is_refused(tmp_path, capsys):
         (tmp_path / "config.json").write_text(content)
         assert main(["--model", str(tmp_path)]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("branch", "plain", "reused"), [(0, 31.6, 12.3), (1, 90.1, 32.0)])
+def test_a_retrieve_step_without_its_attention(branch, plain, reused):
+    with torch.device("meta"):
+        unet = fork_of(MODELS["sd15"].cls(**MODELS["sd15"].unet))
+        inputs = unet_inputs(unet, 64, 64)
+    found = [count_steps(unet, inputs, branch, keep_attention=keep)[1].with_attention / 1e9 for keep in (False, True)]
+    assert [round(g, 1) for g in found] == [plain, reused]
