@@ -157,7 +157,7 @@ def take_calibrated(args: argparse.Namespace) -> None:
     """Puts branch, full steps and forecast of the file `--calibrated` in the place of the options that name them.
 
     Raises:
-        ValueError: another file, or one for other steps or of a forecast that the script does not offer; or options that
+        ValueError: another file, or one for other steps or of a forecast that the script does not offer; options that
             it excludes.
     """
     file = f"--calibrated {args.calibrated}"

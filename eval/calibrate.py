@@ -53,7 +53,7 @@ from .schedule_search import all_forecast_schedules, all_schedules, total_error
 from .step_errors import calls_of, influence, noise_errors, schedule
 
 SCRIPTS = ("eval.generate", "ldm.sample", "ddpm.sample")
-MOST_CALLS = 400  # of a forecast, whose errors are a table of the third power: 0.5 GB here, and two more of that size
+MOST_STEPS = 300  # for a forecast, whose errors are a table of the third power
 
 
 @dataclass
@@ -103,14 +103,10 @@ class Calibration:
         noise = noise_schedule(args.script, getattr(options, "model", None))
         self.weights = influence([call.timestep for call in self.calls], *noise)
         self.forecast = args.forecast
-        if self.forecast and len(self.calls) > MOST_CALLS:
-            raise ValueError(
-                f"--forecast is for runs of up to {MOST_CALLS} calls of the U-Net, this one has {len(self.calls)}; "
-                "give fewer --steps"
-            )
         self.tables: dict[int, list[tuple[list[int], float]]] = {}
         self.errors: dict[int, np.ndarray] = {}  # of each two steps
         self.distances: dict[int, np.ndarray] = {}  # of each two steps' features, squared
+        self.by_feature: dict[int, np.ndarray] = {}  # how far the result moves with the feature, at each call
         self.operations: dict[int, tuple[int, int]] = {}
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -152,18 +148,14 @@ class Calibration:
             if not (np.isfinite(self.errors[branch]).all() and np.isfinite(distances).all()):
                 raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
             if self.forecast:
+                noise = total / len(self.known)
+                self.by_feature[branch] = np.sqrt(sensitivity(noise, self.distances[branch])) * self.weights
                 of_features = forecast_errors(self.distances[branch], self.forecast, len(self.known))
                 of_features = of_features[: self.positions, : self.positions]
-                self.tables[branch] = all_forecast_schedules(np.sqrt(of_features) * self.by_feature(branch))
+                self.tables[branch] = all_forecast_schedules(np.sqrt(of_features) * self.by_feature[branch])
             else:
                 self.tables[branch] = all_schedules(self.errors[branch])
         return self.tables[branch]
-
-    def by_feature(self, branch: int) -> np.ndarray:
-        """How far the result moves with the feature, at each call (T,)."""
-        noise = np.zeros_like(self.distances[branch])
-        noise[: self.positions] = (self.errors[branch] / self.weights) ** 2
-        return np.sqrt(sensitivity(noise, self.distances[branch])) * self.weights
 
     def calibrated(self, branch: int, k: int) -> Candidate:
         steps, predicted = self.schedules(branch)[k - 1]
@@ -177,7 +169,7 @@ class Calibration:
         forecast = 1.0 if self.forecast == "fit" else self.forecast
         if forecast:
             of_features = schedule_errors(self.distances[branch], steps, [forecast] * len(self.calls))
-            predicted = float((np.sqrt(of_features) * self.by_feature(branch)).sum())
+            predicted = float((np.sqrt(of_features) * self.by_feature[branch]).sum())
         else:
             predicted = total_error(self.errors[branch], steps)
         return Candidate(branch, "uniform", steps, like.speed_up, predicted, forecast=forecast)
@@ -341,6 +333,8 @@ def options_of(args: argparse.Namespace, passed: Sequence[str]) -> tuple[Any, ar
             )
             raise ValueError(f"leave out --{name.replace('_', '-')}; {reason}")
     at_least(options, steps=2, batch_size=1)
+    if args.forecast and options.steps > MOST_STEPS:
+        raise ValueError(f"--steps is {options.steps}; with --forecast, runs of up to {MOST_STEPS} can be calibrated")
     options.cache_interval, options.num_images = 1, 2 * args.num_images
     args.branches = args.branches or [given.cache_branch_id]
     return script, options
@@ -364,11 +358,9 @@ def work(args: argparse.Namespace, passed: Sequence[str]) -> None:
         cache += ["--forecast", str(chosen.forecast)] if chosen.forecast else []
     command = shlex.join(["python", "-m", args.script, *passed, *cache])
     print(report(tried, len(calibration.calls)))
-    carried = "" if not chosen.forecast else ", forecast "
-    carried += "fitted" if isinstance(chosen.forecast, list) else f"{chosen.forecast:g}"
-    print(
-        f"{chosen.kind}, m = {chosen.branch}: {chosen.speed_up:.2f} × fewer operations, {chosen.psnr:.2f} dB\n{command}"
-    )
+    g = "fitted" if isinstance(chosen.forecast, list) else f"{chosen.forecast:g}"
+    what = f"{chosen.kind}, m = {chosen.branch}" + (f", forecast {g}" if chosen.forecast else "")
+    print(f"{what}: {chosen.speed_up:.2f} × fewer operations, {chosen.psnr:.2f} dB\n{command}")
     if args.out:
         ignored = {"cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps"}
         found = {

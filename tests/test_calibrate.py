@@ -454,7 +454,7 @@ def test_a_file_that_is_no_calibration_is_one_line_and_2(text, tmp_path, capsys)
 
 def test_a_calibration_and_an_interval_exclude_each_other(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        ddpm_sample.main(["--calibrated", str(calibration(tmp_path / "some.json")), "--cache-interval", "5"])
+        ddpm_sample.main(["--calibrated", str(calibration(tmp_path / "some.json")), "--cache-interval", "3"])
     assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
@@ -508,7 +508,7 @@ def test_a_quality_that_nothing_reaches_is_a_failed_run():
         (["--reuse-attention"], "leave out --reuse-attention; it is not tried here"),
         (["--forecast", "nan"], "--forecast is nan"),
         (["--forecast", "fit"], "--forecast fit needs --out"),
-        (["--forecast", "1", "--script", "ddpm.sample", "--steps", "500"], "up to 400 calls"),
+        (["--forecast", "1", "--script", "ddpm.sample", "--steps", "500"], "up to 300"),
         (["--script", "ddpm.sample", "--zero-cache"], "leave out --zero-cache"),
         (["--model", "nowhere/at/all", "--prompts", "shapes"], "nowhere"),
     ],
