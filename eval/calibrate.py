@@ -1,6 +1,6 @@
 """Which steps should be full: found from a few images of a model, and tried on others.
 
-python -m eval.calibrate --budget 2.5x                                   the shipped model, 2.5 times fewer operations
+python -m eval.calibrate --budget 2x                                     the shipped model, half the operations
 python -m eval.calibrate --quality 35 --branches 0,1,2 --out calibrated.json
 python -m eval.calibrate --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompts parti --dtype float16
 python -m eval.calibrate --forecast fit --out calibrated.json            for features that are carried on
@@ -276,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--branches", type=whole_numbers, metavar="m,…", help="to be tried (default: the script's own)")
     goal = p.add_mutually_exclusive_group()
     goal.add_argument(
-        "--budget", type=_times, metavar="2.5x", help="by how much operations of the U-Net are to fall (default: 2.5x)"
+        "--budget", type=_times, metavar="2.5x", help="by how much operations of the U-Net are to fall (default: 2x)"
     )
     goal.add_argument("--quality", type=float, metavar="dB", help="the least PSNR to the images without a cache")
     p.add_argument(
@@ -347,7 +347,7 @@ def work(args: argparse.Namespace, passed: Sequence[str]) -> None:
         run.unet.check_branch(branch)
     calibration = Calibration(run, args, options)
     if args.quality is None:
-        tried, chosen = within_budget(calibration, args.branches, args.budget or 2.5)
+        tried, chosen = within_budget(calibration, args.branches, args.budget or 2)
     else:
         tried, chosen = of_quality(calibration, args.branches, args.quality)
     if args.out:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shlex
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -181,7 +182,7 @@ def test_errors_of_a_forecast_are_those_that_a_loop_makes(seed, more, forecast):
     gains = schedule_gains(distances, steps, 4) if forecast == "fit" else [forecast] * 9
     made = errors_of_a_loop(features, steps, gains)
     # features near 100 are float32, and g is rounded to four digits
-    close = {"rtol": 1e-3, "atol": 1e-4}
+    close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4}
     np.testing.assert_allclose(schedule_errors(distances, steps, gains), made, **close)
     table = forecast_errors(distances, forecast, 4)
     kept = [0]
@@ -328,7 +329,7 @@ def test_errors_are_those_of_retrieving_at_one_step_alone(model):
     hook = run.unet.register_forward_pre_hook(lambda _, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
     expected_images = run.make(batch(0, 1))
     hook.remove()
-    kept = []
+    kept: list[torch.Tensor] = []
     error = noise_errors(lambda: images.append(run.make(batch(0, 1))), run.unet, 1, 2, 2.5, kept)
     assert torch.equal(images[0], expected_images)
     asked = [(args, {**kwargs, "cache_branch_id": 1}) for args, kwargs in inputs]

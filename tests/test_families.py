@@ -181,17 +181,18 @@ def test_the_video_unet_is_the_stock_forward_bit_for_bit_and_shares_its_weights(
 @pytest.mark.parametrize("cls", [UNet2DConditionModel, UNetSpatioTemporalConditionModel])
 def test_a_fork_takes_what_its_parent_takes_and_the_cache(cls):
     ours, parents = (list(inspect.signature(c.forward).parameters) for c in (cls, cls.__mro__[2]))
-    assert ours == [*parents, "cache_branch_id", "cached_feature"]
+    assert ours == [*parents, "cache_branch_id", "cached_feature", "keep_branch_id", "keep_attention"]
 
 
-ECONOMY = ["forecast", "reuse_guidance", "guidance_stop"]
+DEPTHS = ["refresh_interval", "refresh_branch_id", "reuse_attention"]
+ECONOMY = ["forecast", "reuse_guidance", "guidance_stop", *DEPTHS]
 BEYOND = {
     "StableDiffusionXLPipeline": ECONOMY,
     "StableDiffusionXLImg2ImgPipeline": ECONOMY,
     "StableDiffusionXLInpaintPipeline": ECONOMY,
     "StableVideoDiffusionPipeline": ECONOMY,
     "TextToVideoZeroPipeline": [],
-    "StableDiffusionControlNetPipeline": ["forecast"],
+    "StableDiffusionControlNetPipeline": ["forecast", *DEPTHS],
 }
 
 

@@ -325,6 +325,7 @@ def test_call_accepts_every_argument_of_the_stock_call(kind):
         assert ours == (tuple(theirs) if isinstance(theirs, list) else theirs), parameter
     cache = ["cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps"]
     beyond = ["forecast", "reuse_guidance", "guidance_stop"]
+    beyond += ["refresh_interval", "refresh_branch_id", "reuse_attention"]
     assert list(fork)[len(expected) :] == ["callback", "callback_steps", *cache, *beyond]
 
 

@@ -86,7 +86,7 @@ def test_every_branch_is_a_cache_made_with_hooks_on_the_stock_model(layout):
 def test_signature_and_files_are_the_parents(tmp_path):
     ours = list(inspect.signature(UNet2DModel.forward).parameters)
     parents = list(inspect.signature(diffusers.UNet2DModel.forward).parameters)
-    assert ours == [*parents, "cache_branch_id", "cached_feature"]
+    assert ours == [*parents, "cache_branch_id", "cached_feature", "keep_branch_id"]
     fork = fork_of(stock_unet("cifar10"))
     fork.save_pretrained(tmp_path)
     again = UNet2DModel.from_pretrained(tmp_path)
