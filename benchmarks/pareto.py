@@ -5,8 +5,8 @@ python -m benchmarks.pareto --models text --count 64 --points "plain N=5" "forec
 
 Quality is the distance of each picture to the baseline's from the same noise (mean squared error, PSNR, SSIM, cosine
 distance of the judge's features), agreement with the prompt (the judge's CLIP Score) and FID to fresh renders. Time is
-the U-Net's and the whole call's, all points in turn in one process. What was measured of a point is kept in --work;
-results are a table, a CSV file and a plot for each model in --out.
+the U-Net's and the whole call's, all points in turn in one process. Pictures are kept in --work, and a larger --count
+adds to them; results are a table, a CSV file and a plot for each model in --out.
 """
 
 from __future__ import annotations
@@ -221,14 +221,25 @@ MODELS: dict[str, tuple[str, Callable[[], list[Point]]]] = {
 }
 
 
-def pictures(point: Point, count: int, batch_size: int, quiet: bool) -> np.ndarray:
-    """uint8 (count, H, W, 3)."""
-    parts = []
-    for start in tqdm(range(0, count, batch_size), desc=point.name, disable=quiet, leave=False):
+def pictures(point: Point, file: Path, count: int, batch_size: int, quiet: bool) -> np.ndarray:
+    """uint8 (count, H, W, 3): those of the file, which is given what it lacks, in whole batches from the first on."""
+    made = 0
+    parts: list[np.ndarray] = []
+    if file.is_file():
+        with np.load(file) as archive:
+            its = archive["arr_0"]
+        if len(its) >= count:
+            return its[:count]
+        made = len(its) // batch_size * batch_size
+        parts.append(its[:made])
+    for start in tqdm(range(made, count, batch_size), desc=point.name, disable=quiet, leave=False):
         indices = list(range(start, min(start + batch_size, count)))
         batch = Batch(indices, [image_generator(SEED, k) for k in indices])
         parts.append(to_uint8(point.make(batch), indices))
-    return np.concatenate(parts)
+    images = np.concatenate(parts)
+    with written_aside(file) as aside:
+        np.savez_compressed(aside, arr_0=images)
+    return images
 
 
 def distances(ours: np.ndarray, baseline: np.ndarray, judge: ShapesFeatures) -> dict[str, float]:
@@ -248,6 +259,11 @@ def distances(ours: np.ndarray, baseline: np.ndarray, judge: ShapesFeatures) -> 
     }
 
 
+def named(point: Point) -> str:
+    """Of the files in which it is kept."""
+    return re.sub(r"[^\w.+=]+", "-", point.name)
+
+
 def quality(
     model: str, points: list[Point], count: int, batch_size: int, work: Path, quiet: bool
 ) -> list[dict[str, Any]]:
@@ -261,22 +277,16 @@ def quality(
     rows: list[dict[str, Any]] = []
     baseline: np.ndarray | None = None
 
-    def file_of(point: Point) -> Path:
-        return work / f"{model}-{count}" / (re.sub(r"[^\w.+=]+", "-", point.name) + ".npz")
+    def images_of(point: Point) -> np.ndarray:
+        file = work / model / (named(point) + ".npz")
+        return pictures(point, file, count, batch_size, quiet)
 
     for point in tqdm(points, desc=f"{model}, quality", disable=quiet):
-        file = file_of(point)
-        if not file.is_file():
-            images = pictures(point, count, batch_size, quiet)
-            with written_aside(file) as aside:
-                np.savez_compressed(aside, arr_0=images)
-        summary = file.with_suffix(".json")
+        summary = work / model / f"{named(point)}-{count}.json"
         if not summary.is_file():
-            with np.load(file) as archive:
-                images = archive["arr_0"]
             if baseline is None:
-                with np.load(file_of(points[0])) as first:
-                    baseline = first["arr_0"]
+                baseline = images_of(points[0])
+            images = images_of(point)
             row = {} if point is points[0] else distances(images, baseline, judge)
             row["fid"] = fid.compute(images, reference, variant="shapes", extractor=judge, quiet=True)["fid"]
             if model == "text":
