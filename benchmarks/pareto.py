@@ -73,7 +73,7 @@ COLUMNS = {
 KINDS = {
     "baseline": "black", "plain": "#4c78a8", "forecast": "#e45756", "forecast, guidance reused": "#f58518",
     "two depths": "#7b3294", "two depths, guidance reused": "#d02090", "fewer steps": "#888888",
-    "fewer steps, cached": "#54a24b", "package": "#b279a2",
+    "fewer steps, cached": "#54a24b", "calibrated": "#17becf", "package": "#b279a2",
 }  # fmt: skip
 
 
@@ -135,6 +135,10 @@ def text_points() -> list[Point]:
         points.append(point(name, "two depths", **cache))
         cache["reuse_guidance"] = True
         points.append(point(f"{name}, guidance reused", "two depths, guidance reused", **cache))
+    for name, cache in calibrations(SHAPES):
+        points.append(point(name, "calibrated", **cache))
+        cache |= {"reuse_attention": True, "reuse_guidance": True}
+        points.append(point(f"{name}, attention and guidance reused", "calibrated", **cache))
     for scheduler, on in pipes.items():
         for steps in (30, 20, 15, 10):
             points.append(point(f"{scheduler}, {steps} steps", "fewer steps", on=on, steps=steps))
@@ -159,6 +163,16 @@ def text_points() -> list[Point]:
     return points
 
 
+def calibrations(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """What eval.calibrate found for a shipped model, by name."""
+    settings = []
+    for file in sorted(folder.glob("calibrated-*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        cache = {name: found[name] for name in ("cache_branch_id", "cache_steps", "forecast")}
+        settings.append((f"{file.stem}, {len(cache['cache_steps'])} full, m={cache['cache_branch_id']}", cache))
+    return settings
+
+
 def two_depths(n: int, m: int, refresh: int, deeper: int) -> str:
     """Part of a point's name."""
     return f"two depths N={n}, m={m}, every {refresh} m={deeper}"
@@ -180,6 +194,7 @@ def ddpm_points() -> list[Point]:
         cache = {"cache_interval": n, "cache_branch_id": 2, "forecast": 1.0}
         refreshed: Any = {"refresh_interval": refresh, "refresh_branch_id": deeper}
         points.append(point(two_depths(n, 2, refresh, deeper), "two depths", **cache, **refreshed))
+    points += [point(name, "calibrated", **cache) for name, cache in calibrations(DDPM)]
     return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (35, 25, 15, 10)]
 
 
@@ -211,6 +226,9 @@ def ldm_points() -> list[Point]:
         cache["refresh_branch_id"], name = deeper, two_depths(n, 0, refresh, deeper)
         points.append(point(name, "two depths", **cache))
         points.append(point(f"{name}, guidance reused", "two depths, guidance reused", reuse_guidance=True, **cache))
+    for name, cache in calibrations(LDM):
+        points.append(point(name, "calibrated", **cache))
+        points.append(point(f"{name}, guidance reused", "calibrated", reuse_guidance=True, **cache))
     return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (50, 25, 20, 10)]
 
 

@@ -17,7 +17,7 @@ was found is made, and measured, on as many other images.
 
 With --forecast it is the schedule for features that are carried on from the last two kept. What that costs follows from
 the distances of the features (eval.forecast_errors); `fit` finds a number for each step, which --out is needed for. The
-uniform schedule is then tried with the same forecast, with 1 instead of `fit`.
+uniform schedule is then tried with the same forecast, with 1 instead of `fit`, and so is the best one for copies.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from .files import written_aside
 from .forecast_errors import forecast_errors, schedule_errors, schedule_gains, sensitivity, squared_distances
 from .image_sets import Batch, Run, image_generator, to_uint8
 from .macs import count_steps, unet_inputs, whole_numbers
-from .schedule_search import all_forecast_schedules, all_schedules, total_error
+from .schedule_search import all_forecast_schedules, all_schedules, best_schedule, total_error
 from .step_errors import calls_of, influence, noise_errors, schedule
 
 SCRIPTS = ("eval.generate", "ldm.sample", "ddpm.sample")
@@ -61,7 +61,7 @@ class Candidate:
     """A schedule. PSNR is in dB to the images without a cache, the median of the images it was tried on."""
 
     branch: int
-    kind: str  # calibrated, or uniform with as many full steps
+    kind: str  # calibrated; or with as many full steps uniform, or, for a forecast, calibrated for copies
     cache_steps: list[int]
     speed_up: float  # in operations of the U-Net, matrix products of attention counted
     predicted: float
@@ -158,21 +158,29 @@ class Calibration:
         return self.tables[branch]
 
     def calibrated(self, branch: int, k: int) -> Candidate:
-        steps, predicted = self.schedules(branch)[k - 1]
-        one = Candidate(branch, "calibrated", steps, self.speed_up(branch, k), predicted, forecast=self.forecast)
-        if self.forecast == "fit":
-            one.forecast = schedule_gains(self.distances[branch], steps, len(self.known))
-        return one
+        return self._candidate(branch, "calibrated", self.schedules(branch)[k - 1][0], self.forecast)
 
-    def uniform(self, like: Candidate) -> Candidate:
-        branch, steps = like.branch, spread_evenly(self.positions, len(like.cache_steps))
-        forecast = 1.0 if self.forecast == "fit" else self.forecast
+    def others_like(self, candidate: Candidate) -> list[Candidate]:
+        """With as many full steps: the uniform schedule, and for a forecast the best one for copies."""
+        branch, k = candidate.branch, len(candidate.cache_steps)
+        steady = 1.0 if self.forecast == "fit" else self.forecast
+        others = [self._candidate(branch, "uniform", spread_evenly(self.positions, k), steady)]
+        if self.forecast:
+            steps, _ = best_schedule(self.errors[branch], k)
+            others.append(self._candidate(branch, "for copies", steps, self.forecast))
+        return [one for one in others if (one.cache_steps, one.forecast) != (candidate.cache_steps, candidate.forecast)]
+
+    def _candidate(self, branch: int, kind: str, steps: list[int], forecast: float | str) -> Candidate:
+        g: float | list[float] = forecast if isinstance(forecast, float) else []
+        if forecast == "fit":
+            g = schedule_gains(self.distances[branch], steps, len(self.known))
         if forecast:
-            of_features = schedule_errors(self.distances[branch], steps, [forecast] * len(self.calls))
+            gains = g if isinstance(g, list) else [g] * len(self.calls)
+            of_features = schedule_errors(self.distances[branch], steps, gains)
             predicted = float((np.sqrt(of_features) * self.by_feature[branch]).sum())
         else:
             predicted = total_error(self.errors[branch], steps)
-        return Candidate(branch, "uniform", steps, like.speed_up, predicted, forecast=forecast)
+        return Candidate(branch, kind, steps, self.speed_up(branch, len(steps)), predicted, forecast=g)
 
     def try_out(self, candidate: Candidate) -> float:
         """Measures the candidate's PSNR."""
@@ -184,13 +192,6 @@ class Calibration:
         squared = ((images.astype(np.float64) - self.baseline) ** 2).mean((1, 2, 3)).clip(1e-12)
         candidate.psnr = statistics.median((-10 * np.log10(squared / 255**2)).tolist())
         return candidate.psnr
-
-
-def with_uniform(calibration: Calibration, candidate: Candidate) -> list[Candidate]:
-    """The candidate, and the uniform schedule to hold it against, if it isn't that one."""
-    uniform = calibration.uniform(candidate)
-    same = (uniform.cache_steps, uniform.forecast) == (candidate.cache_steps, candidate.forecast)
-    return [candidate] if same else [candidate, uniform]
 
 
 def within_budget(
@@ -211,7 +212,8 @@ def within_budget(
         raise ValueError(f"--budget {budget:g}x is out of reach: with one full step these branches come to {most:.2f}x")
     tried = []
     for branch, k in numbers.items():
-        for one in with_uniform(calibration, calibration.calibrated(branch, k)):
+        calibrated = calibration.calibrated(branch, k)
+        for one in (calibrated, *calibration.others_like(calibrated)):
             calibration.try_out(one)
             tried.append(one)
     return tried, max(tried, key=lambda one: one.psnr or 0)
@@ -236,7 +238,7 @@ def of_quality(calibration: Calibration, branches: Sequence[int], quality: float
         best = max(one.psnr or 0 for one in tried)
         raise RunError(f"no schedule reaches --quality {quality:g}; the best that was tried has {best:.1f} dB")
     chosen = max(good, key=lambda one: one.speed_up)
-    for one in with_uniform(calibration, chosen)[1:]:
+    for one in calibration.others_like(chosen):
         calibration.try_out(one)
         tried.append(one)
     return tried, chosen

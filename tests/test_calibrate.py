@@ -471,8 +471,8 @@ class Known(calibrate.Calibration):
     def speed_up(self, branch, k):
         return 8 / (k + branch)
 
-    def uniform(self, like):
-        return calibrate.Candidate(like.branch, "uniform", like.cache_steps, like.speed_up, 0.0)
+    def others_like(self, like):
+        return [calibrate.Candidate(like.branch, "uniform", like.cache_steps, like.speed_up, 0.0)]
 
     def try_out(self, candidate):
         candidate.psnr = 10.0 * len(candidate.cache_steps) + 5 * candidate.branch
