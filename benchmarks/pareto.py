@@ -73,7 +73,7 @@ COLUMNS = {
 KINDS = {
     "baseline": "black", "plain": "#4c78a8", "forecast": "#e45756", "forecast, guidance reused": "#f58518",
     "two depths": "#7b3294", "two depths, guidance reused": "#d02090", "fewer steps": "#888888",
-    "fewer steps, cached": "#54a24b", "calibrated": "#17becf", "package": "#b279a2",
+    "fewer steps, cached": "#54a24b", "calibrated": "#17becf", "other packages": "#b279a2",
 }  # fmt: skip
 
 
@@ -155,10 +155,10 @@ def text_points() -> list[Point]:
         points.append(point(name, "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
     for n in (5, 10):
         package = partial(package_enabled, stock, n, 1)
-        points.append(point(f"package N={n}, m=1", "package", on=stock, around=package))
+        points.append(point(f"package N={n}, m=1", "other packages", on=stock, around=package))
     if importlib.util.find_spec("tomesd"):
         points.append(
-            point("tomesd, half of the tokens", "package", on=stock, around=partial(tokens_merged, stock, 0.5))
+            point("tomesd, half of the tokens", "other packages", on=stock, around=partial(tokens_merged, stock, 0.5))
         )
     return points
 
@@ -344,13 +344,13 @@ def times(model: str, points: list[Point], batch_size: int, repeats: int, quiet:
 def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """PSNR to the baseline against the speed-up of the whole call."""
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for kind, colour in KINDS.items():
         its = sorted((r["speed_up"], r["psnr"]) for r in rows if r["kind"] == kind and "psnr" in r)
         if its:
             axes.plot(*zip(*its, strict=True), "o", color=colour, label=kind, ms=4)
     axes.set(title=title, xlabel="speed-up of the whole call", ylabel="PSNR to the baseline (dB)")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=120)
