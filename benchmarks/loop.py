@@ -85,6 +85,7 @@ def work(args: argparse.Namespace) -> None:
     guided: dict[str, Any] = {"forecast": 1.0, "reuse_guidance": True}
     attention: dict[str, Any] = {"reuse_attention": True, **guided}
     depths: dict[str, Any] = {"refresh_interval": 4, "refresh_branch_id": 5, **attention}
+    shallower = {"cache_interval": 10, "refresh_interval": 5, "refresh_branch_id": 3}
     runs: dict[str, tuple[Any, Callable[[], Any]]] = {
         "package, m = 1": (stock, partial(package, 1)),
         "package, m = 0": (stock, partial(package, 0)),
@@ -97,6 +98,7 @@ def work(args: argparse.Namespace) -> None:
         "attention, guidance reused, m = 0": (pipe, partial(ours, **attention)),
         "the same, N = 8, every 4th m = 5": (pipe, partial(ours, **{**depths, "cache_interval": 8})),
         "the same, N = 12, every 4th m = 5": (pipe, partial(ours, **{**depths, "cache_interval": 12})),
+        "the same, N = 10, every 5th m = 3": (pipe, partial(ours, **{**depths, **shallower})),
     }
     if args.baseline:
         runs["stock, no cache"] = (stock, lambda: stock(**call, generator=torch.Generator().manual_seed(0)))

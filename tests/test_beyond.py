@@ -11,6 +11,7 @@ import ddpm.sample
 import ldm.sample
 import stable_diffusion
 from benchmarks import pareto
+from benchmarks.points import ldm_points
 from eval import generate
 from eval.arguments import BEYOND, add_cache_arguments, cache_settings, schedule_of
 from eval.image_sets import Batch, image_generator, to_uint8
@@ -150,8 +151,13 @@ def test_points_of_the_benchmark_have_names_of_their_own_and_start_with_the_base
         assert points[0].kind == "baseline" and {point.kind for point in points} <= pareto.KINDS.keys()
 
 
+def test_a_point_that_is_not_there_is_refused_by_name(capsys):
+    assert pareto.main(["--models", "ldm", "--points", "forecast N=5, m=0", "forecast N=6"]) == 2
+    assert "'forecast N=6' is not among those of ldm" in capsys.readouterr().err
+
+
 def test_a_point_of_the_benchmark_makes_the_baselines_pictures_where_its_cache_is_off():
-    points = {point.name: point for point in pareto.ldm_points()}
+    points = {point.name: point for point in ldm_points()}
     made = {}
     for name in ("DDIM, 100 steps", "forecast N=20, m=0"):
         batch = Batch([0], [image_generator(pareto.SEED, 0)])
