@@ -8,7 +8,7 @@ import torch
 
 from eval.macs import average, count_steps, unet_inputs
 from eval.report import Table, markdown_blocks
-from eval.speed import Variant, add_bounds, main, make_variants, measure, package_enabled, stock_pipeline
+from eval.speed import Variant, add_bounds, main, make_variants, measure, stock_pipeline
 from eval.timing import pairwise
 from pipelines import StableDiffusionPipeline
 from pipelines.loading import new_scheduler
@@ -66,21 +66,6 @@ def test_the_variants_make_the_images_they_should_and_leave_nothing_behind(pipe)
     generators = [torch.Generator().manual_seed(5 + k) for k in range(2)]
     assert torch.equal(stock(**CALL, generator=generators, output_type="pt").images, images["baseline"])
     assert not torch.equal(images["ddim 2 steps"], images["baseline"])
-
-
-@pytest.mark.parametrize("interval", [3, 5])
-def test_loops_of_plms_that_are_timed_against_each_other_do_the_same(interval):
-    """Bit for bit: the package counts PLMS, which repeats the second timestep, otherwise at N = 2 alone."""
-    pipe = StableDiffusionPipeline(**parts())
-    pipe.scheduler = new_scheduler("plms", pipe.scheduler.config)
-    stock = stock_pipeline(pipe)
-    for one in (pipe, stock):
-        one.set_progress_bar_config(disable=True)
-    call = {**CALL, "num_inference_steps": 10, "output_type": "pt"}
-    ours = pipe(**call, generator=torch.Generator().manual_seed(0), cache_interval=interval, cache_branch_id=1).images
-    with package_enabled(stock, interval, 1):
-        theirs = stock(**call, generator=torch.Generator().manual_seed(0)).images
-    assert torch.equal(ours, theirs)
 
 
 def test_image_k_has_its_prompt_and_its_noise_at_every_batch_size(pipe):
