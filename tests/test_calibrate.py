@@ -464,6 +464,7 @@ class Known(calibrate.Calibration):
 
     def __init__(self):
         self.positions, self.forecast = 8, 0.0
+        self.errors = {branch: np.zeros((8, 8)) for branch in (0, 1)}
 
     def schedules(self, branch):
         return [(list(range(k)), 0.0) for k in range(1, 9)]
