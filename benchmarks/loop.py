@@ -84,8 +84,6 @@ def work(args: argparse.Namespace) -> None:
 
     guided: dict[str, Any] = {"forecast": 1.0, "reuse_guidance": True}
     attention: dict[str, Any] = {"reuse_attention": True, **guided}
-    depths: dict[str, Any] = {"refresh_interval": 4, "refresh_branch_id": 5, **attention}
-    shallower = {"cache_interval": 10, "refresh_interval": 5, "refresh_branch_id": 3}
     runs: dict[str, tuple[Any, Callable[[], Any]]] = {
         "package, m = 1": (stock, partial(package, 1)),
         "package, m = 0": (stock, partial(package, 0)),
@@ -96,10 +94,10 @@ def work(args: argparse.Namespace) -> None:
         "guidance reused, m = 1": (pipe, partial(ours, cache_branch_id=1, **guided)),
         "guidance reused, m = 0": (pipe, partial(ours, **guided)),
         "attention, guidance reused, m = 0": (pipe, partial(ours, **attention)),
-        "the same, N = 8, every 4th m = 5": (pipe, partial(ours, **{**depths, "cache_interval": 8})),
-        "the same, N = 12, every 4th m = 5": (pipe, partial(ours, **{**depths, "cache_interval": 12})),
-        "the same, N = 10, every 5th m = 3": (pipe, partial(ours, **{**depths, **shallower})),
     }
+    for n, refresh, deeper in ((8, 4, 5), (12, 4, 5), (10, 5, 3)):
+        depths = {"cache_interval": n, "refresh_interval": refresh, "refresh_branch_id": deeper}
+        runs[f"the same, N = {n}, every {refresh}th m = {deeper}"] = (pipe, partial(ours, **attention, **depths))
     if args.baseline:
         runs["stock, no cache"] = (stock, lambda: stock(**call, generator=torch.Generator().manual_seed(0)))
 

@@ -34,9 +34,9 @@ from eval import clip_score, fid
 from eval.arguments import Formatter, at_least, exit_status
 from eval.compare import versions
 from eval.features import ShapesFeatures
-from eval.figures import pyplot
 from eval.files import written_aside
 from eval.image_sets import Batch, image_generator, to_uint8
+from eval.plotting import pyplot
 from eval.prompts import shapes_caption
 from eval.reference import make_reference
 from eval.timing import alternate, pairwise, time_call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ from ddpm.checkpoint import load_unet
 from ddpm.sample import SHAPES as DDPM
 from ddpm.sample import sample
 from ddpm.sampler import timesteps_of
+from eval.arguments import read_calibration
 from eval.generate import make_images
 from eval.image_sets import Batch
 from eval.prompts import shapes_caption
@@ -88,11 +88,7 @@ def text_points() -> list[Point]:
         cache = {"cache_interval": n, "cache_branch_id": 0, "forecast": 1.0, "reuse_attention": True}
         points.append(point(f"forecast N={n}, m=0, attention reused", "forecast", **cache))
     for n, refresh, deeper in DEPTHS:
-        cache = {
-            "cache_interval": n, "cache_branch_id": 0, "forecast": 1.0, "refresh_interval": refresh,
-            "refresh_branch_id": deeper,
-        }  # fmt: skip
-        name = two_depths(n, 0, refresh, deeper)
+        name, cache = two_depths(n, 0, refresh, deeper)
         if (n, deeper) in ((8, 5), (12, 5)):
             points.append(point(name, "two depths", **cache))
         cache["reuse_attention"], name = True, f"{name}, attention reused"
@@ -111,11 +107,9 @@ def text_points() -> list[Point]:
         name = f"dpm++, {steps} steps, forecast N={n}, m=1, guidance reused"
         points.append(point(name, "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
     for steps, n, refresh, deeper in ((50, 8, 4, 5), (30, 4, 2, 3), (20, 4, 2, 3)):
-        cache = {
-            "cache_interval": n, "cache_branch_id": 0, "forecast": 1.0, "refresh_interval": refresh,
-            "refresh_branch_id": deeper, "reuse_attention": True, "reuse_guidance": True,
-        }  # fmt: skip
-        name = f"dpm++, {steps} steps, {two_depths(n, 0, refresh, deeper)}, attention and guidance reused"
+        name, cache = two_depths(n, 0, refresh, deeper)
+        name = f"dpm++, {steps} steps, {name}, attention and guidance reused"
+        cache |= {"reuse_attention": True, "reuse_guidance": True}
         points.append(point(name, "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
     for n in (5, 10):
         package = partial(package_enabled, stock, n, 1)
@@ -131,15 +125,16 @@ def calibrations(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """What eval.calibrate found for a shipped model, by name."""
     settings = []
     for file in sorted(folder.glob("calibrated-*.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        cache = {name: found[name] for name in ("cache_branch_id", "cache_steps", "forecast")}
+        cache = read_calibration(file)
+        del cache["steps"]  # the baseline's
         settings.append((f"{file.stem}, {len(cache['cache_steps'])} full, m={cache['cache_branch_id']}", cache))
     return settings
 
 
-def two_depths(n: int, m: int, refresh: int, deeper: int) -> str:
-    """Part of a point's name."""
-    return f"two depths N={n}, m={m}, every {refresh} m={deeper}"
+def two_depths(n: int, m: int, refresh: int, deeper: int) -> tuple[str, dict[str, Any]]:
+    """Name and settings of a cache with two depths and the forecast."""
+    cache = {"cache_interval": n, "cache_branch_id": m, "refresh_interval": refresh, "refresh_branch_id": deeper}
+    return f"two depths N={n}, m={m}, every {refresh} m={deeper}", {**cache, "forecast": 1.0}
 
 
 def ddpm_points() -> list[Point]:
@@ -155,9 +150,8 @@ def ddpm_points() -> list[Point]:
             cache: Any = {"cache_interval": n, "cache_branch_id": 2, "forecast": forecast}
             points.append(point(f"{kind} N={n}, m=2", kind, **cache))
     for n, refresh, deeper in ((4, 2, 5), (6, 3, 5), (6, 3, 7), (10, 5, 5), (10, 2, 5)):
-        cache = {"cache_interval": n, "cache_branch_id": 2, "forecast": 1.0}
-        refreshed: Any = {"refresh_interval": refresh, "refresh_branch_id": deeper}
-        points.append(point(two_depths(n, 2, refresh, deeper), "two depths", **cache, **refreshed))
+        name, cache = two_depths(n, 2, refresh, deeper)
+        points.append(point(name, "two depths", **cache))
     points += [point(name, "calibrated", **cache) for name, cache in calibrations(DDPM)]
     return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (35, 25, 15, 10)]
 
@@ -186,8 +180,7 @@ def ldm_points() -> list[Point]:
             name = kind.replace(", ", f" N={n}, m=0, ") if more.get("reuse_guidance") else f"{kind} N={n}, m=0"
             points.append(point(name, kind, **cache))
     for n, refresh, deeper in ((6, 3, 3), (10, 5, 3), (10, 5, 5), (20, 5, 3), (20, 5, 5)):
-        cache = {"cache_interval": n, "cache_branch_id": 0, "forecast": 1.0, "refresh_interval": refresh}
-        cache["refresh_branch_id"], name = deeper, two_depths(n, 0, refresh, deeper)
+        name, cache = two_depths(n, 0, refresh, deeper)
         points.append(point(name, "two depths", **cache))
         points.append(point(f"{name}, guidance reused", "two depths, guidance reused", reuse_guidance=True, **cache))
     for name, cache in calibrations(LDM):

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from eval.arguments import DTYPES, Formatter, at_least, exit_status
 from eval.compare import versions
-from eval.macs import count_steps, unet_inputs
+from eval.count_macs import count_steps, unet_inputs
 from eval.models import SD15, SD21, SDXL
 from eval.timing import Clock, alternate, pairwise, spread
 from unets import UNet2DConditionModel

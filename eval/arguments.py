@@ -55,7 +55,9 @@ def add_cache_arguments(
     group.add_argument("--non-uniform", action="store_true", help="gather full steps around --center")
     group.add_argument("--center", type=int, metavar="STEP", help="of the non-uniform schedule, for example 15")
     group.add_argument("--pow", type=float, help="of the non-uniform schedule, above 1, for example 1.4")
-    group.add_argument("--cache-steps", type=_integers, metavar="0,3,…", help="the full steps, instead of an interval")
+    group.add_argument(
+        "--cache-steps", type=whole_numbers, metavar="0,3,…", help="the full steps, instead of an interval"
+    )
     one_of.add_argument(
         "--calibrated", type=Path, metavar="FILE",
         help="branch, full steps and forecast that eval.calibrate --out wrote, instead of all these options",
@@ -153,33 +155,47 @@ def cache_settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def read_calibration(path: Path) -> dict[str, Any]:
+    """`steps`, `cache_branch_id`, `cache_steps` and `forecast` of a file that eval.calibrate --out wrote.
+
+    Raises:
+        ValueError: another file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        calibration = {name: found[name] for name in ("steps", "cache_branch_id", "cache_steps")}
+        calibration["forecast"] = forecast = found.get("forecast", 0.0)
+        whole = (found["steps"], found["cache_branch_id"], *found["cache_steps"])
+        table = forecast if isinstance(forecast, list) else [forecast]
+        right = all(type(n) is int for n in whole) and all(map(math.isfinite, table))
+    except (OSError, ValueError, LookupError, TypeError):
+        right = False
+    if not right:
+        raise ValueError(
+            f"--calibrated {path} cannot be read as a calibration; make one with python -m eval.calibrate --out FILE"
+        )
+    return calibration
+
+
 def take_calibrated(args: argparse.Namespace) -> None:
     """Puts branch, full steps and forecast of the file `--calibrated` in the place of the options that name them.
 
     Raises:
-        ValueError: another file, or one for other steps or of a forecast that the script does not offer; options that
-            it excludes.
+        ValueError: what `read_calibration` raises; a file for other steps or of a forecast that the script does not
+            offer; options that it excludes.
     """
     file = f"--calibrated {args.calibrated}"
-    try:
-        found = json.loads(args.calibrated.read_text(encoding="utf-8"))
-        steps, branch, full = found["steps"], found["cache_branch_id"], found["cache_steps"]
-        forecast = found.get("forecast", 0.0)
-        table = forecast if isinstance(forecast, list) else [forecast]
-        right = all(type(n) is int for n in (steps, branch, *full)) and all(map(math.isfinite, table))
-    except (OSError, ValueError, LookupError, TypeError):
-        right = False
-    if not right:
-        raise ValueError(f"{file} cannot be read as a calibration; make one with python -m eval.calibrate --out FILE")
+    found = read_calibration(args.calibrated)
+    steps, full, forecast = found["steps"], found["cache_steps"], found["forecast"]
     if steps != args.steps:
         raise ValueError(f"{file} is for --steps {steps}, not {args.steps}; give --steps {steps}, or calibrate anew")
     if args.non_uniform or args.cache_steps not in (None, full):
         raise ValueError(f"{file} has the full steps; leave out --cache-steps and --non-uniform")
-    if not hasattr(args, "forecast") and any(table):
+    if not hasattr(args, "forecast") and torch.tensor(forecast).any():
         raise ValueError(f"{file} is for a forecast, which is not offered here; calibrate anew with --forecast 0")
     if getattr(args, "forecast", 0.0) not in (0.0, forecast):
         raise ValueError(f"{file} has a forecast of its own; leave out --forecast")
-    args.cache_branch_id, args.cache_steps = branch, full
+    args.cache_branch_id, args.cache_steps = found["cache_branch_id"], full
     if hasattr(args, "forecast"):
         args.forecast = forecast
 
@@ -244,7 +260,8 @@ def exit_status(work: Callable[[], None]) -> int:
     return status
 
 
-def _integers(text: str) -> list[int]:
+def whole_numbers(text: str) -> list[int]:
+    """Comma-separated whole numbers of the command line."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

@@ -44,11 +44,11 @@ from tqdm import tqdm
 
 from pipelines.loading import MIRRORS, SHAPES
 
-from .arguments import BEYOND, Formatter, RunError, at_least, exit_status
+from .arguments import BEYOND, Formatter, RunError, at_least, exit_status, whole_numbers
+from .count_macs import count_steps, unet_inputs
 from .files import written_aside
 from .forecast_errors import forecast_errors, schedule_errors, schedule_gains, sensitivity, squared_distances
 from .image_sets import Batch, Run, image_generator, to_uint8
-from .macs import count_steps, unet_inputs, whole_numbers
 from .schedule_search import all_forecast_schedules, all_schedules, best_schedule, total_error
 from .step_errors import calls_of, influence, noise_errors, schedule
 

@@ -20,8 +20,8 @@ from PIL import Image
 from unets.compiled import compile_forward
 
 from .arguments import RunError
+from .count_macs import count_steps, unet_inputs
 from .images import distance
-from .macs import count_steps, unet_inputs
 from .timing import CallTimes, alternate, pairwise, spread, time_call
 
 RUNS = ("baseline", "deepcache")

@@ -11,8 +11,8 @@ import torch
 from unets import fork_of
 
 from .arguments import DTYPES
-from .macs import count, open_model, unet_inputs
-from .models import MODELS
+from .count_macs import count, unet_inputs
+from .models import MODELS, open_model
 from .plan import ROOT, cost, num_full
 from .row_results import is_made
 from .timing import Clock

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .count_macs import unet_inputs
 from .files import written_aside
 from .image_sets import Batch, image_generator
-from .macs import measure, open_model, unet_inputs
+from .macs import measure
 from .macs import plot as plot_macs
+from .models import open_model
 from .plan import Job
+from .plotting import pyplot
 from .read_images import image_batches
 from .row_results import open_run
 from .similarity import THRESHOLD, features_of_run, share_above, similarity
@@ -22,16 +25,6 @@ from .similarity import plot as plot_similarity
 
 FIGURE_2_BRANCH, FIGURE_2_IMAGES = 1, 4
 FIGURE_7_IMAGES = 6
-
-
-def pyplot() -> Any:
-    """matplotlib without a screen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def figure2(jobs: dict[str, Job], out: Path, quiet: bool) -> None:

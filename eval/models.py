@@ -5,8 +5,11 @@ Layouts are those of the published configuration files; `tests/test_macs.py` cou
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -16,7 +19,7 @@ from ddpm.configs import CIFAR10, LSUN_BEDROOM
 from ldm.checkpoint import CIN256
 from unets import fork_of
 
-from .macs import NONE, Exceptions
+from .count_macs import NONE, Exceptions
 
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 SD21: dict[str, Any] = {
@@ -85,3 +88,41 @@ MODELS: dict[str, Model] = {
     "ddpm-lsun": Model(LSUN_BEDROOM.unet, (256, 256), diffusers.UNet2DModel, exceptions=DDPM_ATTENTION),
     "ldm4": Model(CIN256.unet, (64, 64), tokens=1, exceptions=GROUP_NORM_32),
 }
+
+
+def open_model(name: str) -> Any:
+    """A `Model` by its name, or from the configuration of a U-Net: a path, or a hub id.
+
+    Raises:
+        ValueError: no such model, or a U-Net without a fork.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    path = Path(name)
+    candidates = [path, path / "config.json", path / "unet" / "config.json"]
+    if file := next((c for c in candidates if c.is_file()), None):
+        try:
+            config = json.loads(file.read_text())
+        except ValueError:
+            raise ValueError(f"{file} is not JSON; give a U-Net's config.json") from None
+    elif path.exists() or name.count("/") != 1:
+        raise ValueError(f"there is no U-Net {name}; give a path, a hub id (owner/name) or one of {', '.join(MODELS)}")
+    else:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # huggingface_hub's of an argument that diffusers gives it
+                config = diffusers.UNet2DConditionModel.load_config(name, subfolder="unet")
+        except OSError:
+            raise ValueError(
+                f"cannot get the configuration of {name} from the hub; check the name, or give a path"
+            ) from None
+    cls = getattr(diffusers, str(config.get("_class_name") if isinstance(config, dict) else None), None)
+    if cls is None or not hasattr(cls, "load_config"):
+        raise ValueError(f"{name} does not name the class of its U-Net in _class_name; give a U-Net's config.json")
+    size = config.get("sample_size") or 64
+    return Model(
+        {k: v for k, v in config.items() if not k.startswith("_")},
+        tuple(size) if isinstance(size, list) else (size, size),
+        cls,
+        frames=config.get("num_frames", 25),
+        exceptions=DDPM_ATTENTION if cls is diffusers.UNet2DModel else NONE,
+    )

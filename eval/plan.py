@@ -16,7 +16,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from pipelines.cache_schedule import equation_7, full_steps
 
-from .macs import Macs, count_steps, open_model, unet_inputs
+from .count_macs import Macs, count_steps, unet_inputs
+from .models import open_model
 
 PAPER = Path(__file__).parent / "paper"
 ROOT = Path(__file__).parent.parent

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .arguments import DTYPES, Formatter, RunError, at_least, device_and_dtype, exit_status
 from .files import written_aside
+from .plotting import pyplot
 
 THRESHOLD = 0.95  # Figure 2's
 
@@ -90,12 +91,8 @@ def share_above(matrix: Tensor, threshold: float = THRESHOLD) -> Tensor:
 
 def plot(matrix: np.ndarray, share: np.ndarray, title: str, path: Path) -> None:
     """Figure 2: the heat map, and below it the share of similar steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (heat, curve) = pyplot.subplots(
+    plt = pyplot()
+    figure, (heat, curve) = plt.subplots(
         2, 1, figsize=(5, 6.4), height_ratios=(3, 1), layout="constrained", sharex=True
     )
     image = heat.imshow(matrix, vmin=min(0.0, float(matrix.min())), vmax=1, aspect="auto", cmap="viridis")
@@ -106,7 +103,7 @@ def plot(matrix: np.ndarray, share: np.ndarray, title: str, path: Path) -> None:
     curve.spines[["top", "right"]].set_visible(False)
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=150)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def save(out: Path, matrix: Tensor, about: dict[str, Any], title: str) -> None:

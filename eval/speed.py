@@ -31,10 +31,10 @@ from pipelines.loading import SCHEDULERS, SHAPES, load_pipeline, new_scheduler
 from unets import UNet2DConditionModel
 from unets.skip_pairs import twin
 
-from .arguments import DTYPES, Formatter, at_least, device_and_dtype, exit_status
+from .arguments import DTYPES, Formatter, at_least, device_and_dtype, exit_status, whole_numbers
 from .compare import versions
+from .count_macs import count_steps, unet_inputs
 from .files import written_aside
-from .macs import count_steps, unet_inputs, whole_numbers
 from .timing import CallTimes, alternate, pairwise, spread, time_call
 
 INSTALL = {"DeepCache": "pip install DeepCache==0.1.1", "tomesd": "pip install tomesd==0.1.3"}

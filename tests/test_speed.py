@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from eval.macs import average, count_steps, unet_inputs
+from eval.count_macs import average, count_steps, unet_inputs
 from eval.report import Table, markdown_blocks
 from eval.speed import Variant, add_bounds, main, make_variants, measure, stock_pipeline
 from eval.timing import pairwise

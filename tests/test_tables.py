@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from eval import row_results, tables
-from eval.macs import average
+from eval.count_macs import average
 from eval.plan import (
     PAPER,
     SCALES,
