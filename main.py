@@ -14,21 +14,23 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import unets  # noqa: F401  # isort: skip  # first, since it quiets what diffusers says at its import
+import common  # noqa: F401  # isort: skip  # first: silences a warning that diffusers triggers at import
 import diffusers
 import numpy as np
 import torch
 from diffusers.pipelines.text_to_video_synthesis.pipeline_text_to_video_zero import CrossFrameAttnProcessor2_0
 from PIL import Image, ImageDraw, ImageFilter
 
-from assets import tiny
-from assets.draw_example import EXAMPLE
-from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, at_least, exit_status, read_image
-from eval.pictures import check_arguments, check_steps, compare_and_save, open_pipeline, result_folder
-from pipelines.cache_schedule import full_steps
-from pipelines.helper import DeepCacheSDHelper
-from pipelines.loading import SHAPES
+from common.command_line import Formatter, at_least, run_cli
+from common.images import read_image
+from common.shipped import EXAMPLE_IMAGE, GUIDANCE, SHAPES_SD
+from comparison.arguments import add_run_arguments, check_arguments, result_folder
+from comparison.run import compare_and_save, open_pipeline
+from pipelines import tiny
+from pipelines.cache_options import add_cache_arguments
+from pipelines.loading import check_steps
 from pipelines.text_to_video_zero import default_moments
+from unets import CacheConfig, DeepCacheSDHelper
 
 
 class TextToVideoZeroPipeline(diffusers.TextToVideoZeroPipeline):
@@ -94,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", metavar="ID_OR_PATH", help="(default: the published weights of the type)")
     p.add_argument("--tiny", action="store_true", help="the shipped shapes model where it fits, else random weights")
     p.add_argument("--prompt", help="(default: an example)")
-    p.add_argument("--image", metavar="FILE", default=str(EXAMPLE), help="of the types that take one")
+    p.add_argument("--image", metavar="FILE", default=str(EXAMPLE_IMAGE), help="of the types that take one")
     p.add_argument("--steps", type=int, help="denoising steps (default: 50; 25 for svd; 10 with --tiny)")
     p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="of sdxl-refine")
     p.add_argument("--controlnet-model", metavar="ID_OR_PATH", default=CONTROLNET, help="of controlnet")
@@ -106,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
 
 def open_stages(args: argparse.Namespace, kind: Kind, dtype: torch.dtype) -> dict[str, Any]:
     """The pipelines of a type, unmodified."""
-    model = args.model or (SHAPES if args.tiny and kind.tiny_parts is None else kind.model)
+    model = args.model or (SHAPES_SD if args.tiny and kind.tiny_parts is None else kind.model)
     tiny_parts = kind.tiny_parts if args.tiny and not args.model else None
     components: dict[str, Any] = {}
     if args.model_type == "controlnet":
@@ -122,7 +124,7 @@ def open_stages(args: argparse.Namespace, kind: Kind, dtype: torch.dtype) -> dic
 def open_controlnet(args: argparse.Namespace, dtype: torch.dtype) -> Any:
     """The ControlNet; with --tiny, one of random weights for the shapes model."""
     if args.tiny:
-        return tiny.controlnet(diffusers.UNet2DConditionModel.from_pretrained(SHAPES / "unet")).to(dtype)
+        return tiny.controlnet(diffusers.UNet2DConditionModel.from_pretrained(SHAPES_SD / "unet")).to(dtype)
     try:
         return diffusers.ControlNetModel.from_pretrained(args.controlnet_model, torch_dtype=dtype)
     except OSError:
@@ -150,7 +152,7 @@ def pictures(args: argparse.Namespace, kind: Kind) -> dict[str, Any]:
     return {"image": image, "mask_image": mask, **sizes}
 
 
-def check_schedule(args: argparse.Namespace, cache: dict[str, Any]) -> None:
+def check_schedule(args: argparse.Namespace, cache: CacheConfig) -> None:
     """Raises ValueError if the schedule does not fit the shortest loop that it is for."""
     steps = args.steps
     if args.model_type in ("sdxl-refine", "sd-img2img"):  # of which this share is run with it
@@ -159,14 +161,15 @@ def check_schedule(args: argparse.Namespace, cache: dict[str, Any]) -> None:
         at_least(args, steps=2)
         t0, t1 = default_moments(steps)
         steps = max(1, min(steps - t1, t1 - t0, t1 + 1))
-    full_steps(steps, **{name: value for name, value in cache.items() if name != "cache_branch_id"})
+    cache.full_steps(steps)
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
     kind = KINDS[args.model_type]
     args.steps = (TINY_STEPS if args.tiny else kind.steps) if args.steps is None else args.steps
-    cache, device, dtype = check_arguments(args)
+    settings = check_arguments(args)
+    cache, dtype = settings.cache, settings.dtype
     at_least(args, decode_chunk_size=1)
     check_schedule(args, cache)
     if args.model_type == "svd" and dtype is torch.bfloat16:
@@ -174,15 +177,15 @@ def work(args: argparse.Namespace) -> None:
             "diffusers' own SVD pipeline can't run in bfloat16; take float16, or stable_video_diffusion.py"
         )
     images = pictures(args, kind)
-    out = result_folder(args, args.model_type + ("-tiny" if args.tiny else ""))
+    out = result_folder(args, settings, args.model_type + ("-tiny" if args.tiny else ""))
 
     # 2. Load, and put a helper on each pipeline. Its interval is 1, which changes nothing, while the baseline runs.
     stages = open_stages(args, kind, dtype)
-    schedule = {name: cache[name] for name in ("pow", "center", "cache_steps")}
+    schedule = {name: getattr(cache, name) for name in ("pow", "center", "cache_steps")}
     helpers = [DeepCacheSDHelper(pipe) for pipe in stages.values()]
     for helper in helpers:
         check_steps(helper.pipe, args.steps)
-        helper.set_params(cache_branch_id=cache["cache_branch_id"])
+        helper.set_params(cache_branch_id=cache.cache_branch_id)
         helper.enable()
     shapes = args.tiny and kind.tiny_parts is None
     if args.tiny:
@@ -195,23 +198,23 @@ def work(args: argparse.Namespace) -> None:
     if args.model_type != "svd":
         arguments["prompt"] = args.prompt or PROMPTS[args.tiny]
     if shapes:
-        arguments["guidance_scale"] = 2.5
+        arguments["guidance_scale"] = GUIDANCE[True]
     if args.model_type == "t2v-zero":
         arguments |= dict(zip(("t0", "t1"), default_moments(args.steps), strict=True))
 
     # 3. Run both ways in turn, show and save.
-    def call(run: str, generators: list[torch.Generator]) -> Any:
+    def call(way: str, generators: list[torch.Generator]) -> Any:
         for k, helper in enumerate(helpers):
-            if run == "baseline":
-                helper.set_params(cache_branch_id=cache["cache_branch_id"])
+            if way == "baseline":
+                helper.set_params(cache_branch_id=cache.cache_branch_id)
             else:  # the refiner's few steps are no place for a schedule that is made for the whole run
                 shaped = schedule if k == 0 else {}
-                mode = "uniform" if cache["uniform"] or k > 0 else "non_uniform"
-                helper.set_params(cache["cache_interval"], cache["cache_branch_id"], mode, **shaped)
+                mode = "uniform" if cache.uniform or k > 0 else "non_uniform"
+                helper.set_params(cache.cache_interval, cache.cache_branch_id, mode, **shaped)
         return make(args.model_type, list(stages.values()), arguments, generators[0])
 
     compare_and_save(
-        args, stages, call, settled=arguments, out=out, num_images=1, device=device, fps=VIDEOS.get(args.model_type)
+        args, settings, stages, call, resolved=arguments, out=out, num_images=1, fps=VIDEOS.get(args.model_type)
     )
 
 
@@ -233,7 +236,7 @@ def make(model_type: str, pipes: list[Any], arguments: dict[str, Any], generator
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -12,49 +12,33 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval.arguments import BEYOND, Formatter, add_cache_arguments, add_run_arguments, exit_status
-from eval.pictures import (
-    add_picture_arguments,
-    check_arguments,
-    check_run,
-    compare_and_save,
-    open_pipeline,
-    read_images,
-    result_folder,
-)
+from common.command_line import Formatter, run_cli
+from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
+from comparison.arguments import add_picture_arguments, add_run_arguments, check_arguments, read_images, result_folder
+from comparison.run import check_run, compare_and_save, open_pipeline
 from pipelines import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
-from pipelines.loading import SHAPES
-
-PROMPTS = {  # by whether the model is the shipped one
-    True: [
-        "a large red circle above a small blue square on a green background",
-        "a small yellow triangle left of a large purple ring on a striped gray background",
-        "a large white cross right of a small black circle on a checkered brown background",
-        "a small orange square below a large green triangle on a beige background",
-    ],
-    False: ["a photo of an astronaut on a moon"],
-}
-GUIDANCE = {True: 2.5, False: 7.5}  # on so small a model 7.5 is too much: PLMS with few steps falls apart
+from pipelines.cache_options import EXTENSIONS, add_cache_arguments
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     p.add_argument("--model", metavar="ID_OR_PATH", help="diffusers directory or hub id (default: the shipped model)")
     add_picture_arguments(p, steps=50, guidance="7.5; 2.5 for the shipped model")
-    add_cache_arguments(p, interval=5, branch=1, beyond=list(BEYOND))
+    add_cache_arguments(p, interval=5, branch=1, extensions=EXTENSIONS)
     add_run_arguments(p)
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
-    cache, device, dtype = check_arguments(args)
+    settings = check_arguments(args)
+    cache, dtype = settings.cache, settings.dtype
     shipped = args.model is None
     prompts = args.prompt or PROMPTS[shipped]
     num_images = len(prompts) * args.num_images
     images = read_images(args, num_images)
-    model = SHAPES if shipped else args.model
-    out = result_folder(args, Path(model).name)
+    model = SHAPES_SD if shipped else args.model
+    out = result_folder(args, settings, Path(model).name)
 
     # 2. Load, and check what the model decides.
     cls = StableDiffusionInpaintPipeline if args.mask else StableDiffusionImg2ImgPipeline
@@ -74,20 +58,20 @@ def work(args: argparse.Namespace) -> None:
     # 3. Run both ways in turn, show and save.
     compare_and_save(
         args,
+        settings,
         {"pipeline": pipe},
-        lambda run, generators: pipe(
-            **arguments, **(cache if run == "deepcache" else {}), generator=generators, output_type="pt"
+        lambda way, generators: pipe(
+            **arguments, **(cache.arguments if way == "deepcache" else {}), generator=generators, output_type="pt"
         ),
-        settled=arguments,
+        resolved=arguments,
         out=out,
         num_images=num_images,
-        device=device,
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

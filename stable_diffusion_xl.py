@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from assets.tiny import xl_parts, xl_refiner_parts
-from eval.arguments import BEYOND, Formatter, add_cache_arguments, add_run_arguments, exit_status, schedule_of
-from eval.pictures import (
-    add_picture_arguments,
-    check_arguments,
-    check_run,
-    check_steps,
-    compare_and_save,
-    open_pipeline,
-    read_images,
-    result_folder,
-)
+from common.command_line import Formatter, run_cli
+from comparison.arguments import add_picture_arguments, add_run_arguments, check_arguments, read_images, result_folder
+from comparison.run import check_run, compare_and_save, open_pipeline
 from pipelines import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
-from pipelines.run_cache import check_cache_arguments
+from pipelines.cache_options import EXTENSIONS, add_cache_arguments
+from pipelines.loading import check_steps
+from pipelines.tiny import xl_parts, xl_refiner_parts
+from unets.cache.config import CacheConfig
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
@@ -41,12 +36,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     p.add_argument("--model", metavar="ID_OR_PATH", default=BASE, help="diffusers directory or hub id")
     p.add_argument(
-        "--refine", action="store_true", help=f"remove the last {1 - BASE_SHARE:.0%} of the noise by a refiner"
+        "--refine", action="store_true", help=f"remove the last {1 - BASE_SHARE:.0%}% of the noise by a refiner"
     )
     p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="of --refine")
     p.add_argument("--tiny", action="store_true", help="small models of this layout with random weights instead")
     add_picture_arguments(p, steps=50, guidance="5")
-    add_cache_arguments(p, interval=5, branch=1, beyond=list(BEYOND))
+    add_cache_arguments(p, interval=5, branch=1, extensions=EXTENSIONS)
     add_run_arguments(p)
     return p
 
@@ -62,7 +57,7 @@ def open_refiner(args: argparse.Namespace, dtype: torch.dtype) -> Any:
     return refiner
 
 
-def check_two_stages(base: Any, refiner: Any, steps: int, cache: dict[str, Any], refiner_cache: dict[str, Any]) -> None:
+def check_two_stages(base: Any, refiner: Any, steps: int, cache: CacheConfig, refiner_cache: CacheConfig) -> None:
     """Raises ValueError for what would otherwise fail after minutes of work."""
     check_steps(base, steps)
     for pipe in (base, refiner):
@@ -70,24 +65,24 @@ def check_two_stages(base: Any, refiner: Any, steps: int, cache: dict[str, Any],
     cutoff = (1 - BASE_SHARE) * base.scheduler.config.num_train_timesteps
     of_base = int((base.scheduler.timesteps >= cutoff).sum())
     if not 0 < of_base < len(base.scheduler.timesteps):
-        raise ValueError(f"--steps is {steps}, which leaves one of the two models none; give at least 5")
+        raise ValueError(f"--steps is {steps}: too few steps to split between base and refiner; give at least 5")
     timesteps, part = base.until(base.scheduler.timesteps, steps, BASE_SHARE)
-    base.plan_cache(part, len(timesteps), **schedule_of(cache))
-    check_cache_arguments(base.unet, len(timesteps), **cache)
+    base.start_cache(cache, part, len(timesteps))
     timesteps, part = refiner.get_timesteps(steps, 1.0, "cpu", denoising_start=BASE_SHARE)
-    refiner.plan_cache(part, len(timesteps), **schedule_of(refiner_cache))
-    check_cache_arguments(refiner.unet, len(timesteps), **refiner_cache)
+    refiner.start_cache(refiner_cache, part, len(timesteps))
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
-    cache, device, dtype = check_arguments(args)
+    settings = check_arguments(args)
+    cache, dtype = settings.cache, settings.dtype
     if args.refine and args.image:
         raise ValueError("--refine goes on from the base model's picture; leave --image and --mask out")
     prompts = args.prompt or PROMPTS[args.tiny]
     num_images = len(prompts) * args.num_images
     images = read_images(args, num_images)
-    out = result_folder(args, "tiny-sdxl" if args.tiny else Path(args.model).name + ("-refined" if args.refine else ""))
+    name = "tiny-sdxl" if args.tiny else Path(args.model).name + ("-refined" if args.refine else "")
+    out = result_folder(args, settings, name)
 
     # 2. Load, and check what the models decide.
     cls = StableDiffusionXLInpaintPipeline if args.mask else StableDiffusionXLImg2ImgPipeline
@@ -98,7 +93,7 @@ def work(args: argparse.Namespace) -> None:
     stages = {"base": base}
     refiner: Any = None
     # The refiner's few steps are no place for a schedule that is made for the whole run.
-    refiner_cache = {n: v for n, v in cache.items() if n in ("cache_interval", "cache_branch_id", *BEYOND)}
+    refiner_cache = replace(cache, uniform=True, pow=None, center=None, cache_steps=None)
     if args.refine:
         refiner = open_refiner(args, dtype)
         stages["refiner"] = refiner
@@ -114,27 +109,27 @@ def work(args: argparse.Namespace) -> None:
     }
 
     # 3. Run both ways in turn, show and save.
-    def call(run: str, generators: list[torch.Generator]) -> Any:
-        on = run == "deepcache"
+    def call(way: str, generators: list[torch.Generator]) -> Any:
+        on = way == "deepcache"
         settings = {**arguments, "generator": generators}
         if refiner is None:
-            return base(**settings, **images, **(cache if on else {}), output_type="pt")
+            return base(**settings, **images, **(cache.arguments if on else {}), output_type="pt")
         part = {**settings, "denoising_end": BASE_SHARE, "output_type": "latent"}
-        latents = base(**part, **images, **(cache if on else {})).images
+        latents = base(**part, **images, **(cache.arguments if on else {})).images
         # The refiner takes each picture with its own prompt.
         texts = {
             name: arguments[name] and [text for text in arguments[name] for _ in range(args.num_images)]
             for name in ("prompt", "negative_prompt")
         }
         rest = {**settings, **texts, "num_images_per_prompt": 1, "denoising_start": BASE_SHARE, "output_type": "pt"}
-        return refiner(**rest, image=latents, **(refiner_cache if on else {}))
+        return refiner(**rest, image=latents, **(refiner_cache.arguments if on else {}))
 
-    compare_and_save(args, stages, call, settled={**arguments, **images}, out=out, num_images=num_images, device=device)
+    compare_and_save(args, settings, stages, call, resolved={**arguments, **images}, out=out, num_images=num_images)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

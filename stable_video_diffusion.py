@@ -16,21 +16,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from assets.draw_example import EXAMPLE
-from assets.tiny import svd_parts
-from eval.arguments import (
-    BEYOND,
-    Formatter,
-    add_cache_arguments,
-    add_run_arguments,
-    at_least,
-    exit_status,
-    read_image,
-    schedule_of,
-)
-from eval.pictures import check_arguments, check_steps, compare_and_save, open_pipeline, result_folder
+from common.command_line import Formatter, at_least, run_cli
+from common.images import read_image
+from common.shipped import EXAMPLE_IMAGE
+from comparison.arguments import add_run_arguments, check_arguments, result_folder
+from comparison.run import compare_and_save, open_pipeline
 from pipelines import StableVideoDiffusionPipeline
-from pipelines.run_cache import check_cache_arguments
+from pipelines.cache_options import EXTENSIONS, add_cache_arguments
+from pipelines.loading import check_steps
+from pipelines.tiny import svd_parts
 
 SVD_XT = "stabilityai/stable-video-diffusion-img2vid-xt"
 SIZES = {False: (1024, 576), True: (64, 64)}  # width and height, by whether the model is tiny
@@ -40,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     p.add_argument("--model", metavar="ID_OR_PATH", default=SVD_XT, help="diffusers directory or hub id")
     p.add_argument("--tiny", action="store_true", help="a small model of this layout with random weights instead")
-    p.add_argument("--image", metavar="FILE", default=str(EXAMPLE), help="the first frame")
+    p.add_argument("--image", metavar="FILE", default=str(EXAMPLE_IMAGE), help="the first frame")
     p.add_argument("--num-frames", type=int, help="(default: what the model was trained on)")
     p.add_argument("--steps", type=int, default=25, help="denoising steps")
     p.add_argument("--min-guidance-scale", type=float, default=1.0, help="of the first frame")
@@ -55,26 +49,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--decode-chunk-size", type=int, help="frames decoded at once; fewer need less memory (default: all)"
     )
-    add_cache_arguments(p, interval=5, branch=0, beyond=list(BEYOND))
+    add_cache_arguments(p, interval=5, branch=0, extensions=EXTENSIONS)
     add_run_arguments(p)
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
-    cache, device, dtype = check_arguments(args)
+    settings = check_arguments(args)
+    cache, dtype = settings.cache, settings.dtype
     at_least(args, num_frames=1, fps=1, decode_chunk_size=1)
     width, height = (given or side for given, side in zip((args.width, args.height), SIZES[args.tiny], strict=True))
     image = read_image(args.image).resize((width, height), Image.Resampling.LANCZOS)
-    out = result_folder(args, "tiny-svd" if args.tiny else Path(args.model).name)
+    out = result_folder(args, settings, "tiny-svd" if args.tiny else Path(args.model).name)
 
     # 2. Load, and check what the model decides.
     pipe = open_pipeline(
         StableVideoDiffusionPipeline, args, args.model, dtype, tiny_parts=svd_parts if args.tiny else None
     )
     check_steps(pipe, args.steps)
-    pipe.plan_cache(args.steps, args.steps, **schedule_of(cache))
-    check_cache_arguments(pipe.unet, args.steps, **cache)
+    pipe.start_cache(cache, args.steps, args.steps)
     arguments = {
         "num_frames": args.num_frames or pipe.unet.config.num_frames,
         "num_inference_steps": args.steps,
@@ -89,19 +83,17 @@ def work(args: argparse.Namespace) -> None:
     }
 
     # 3. Run both ways in turn, show and save.
-    def call(run: str, generators: list[torch.Generator]) -> Any:
-        settings = cache if run == "deepcache" else {}
-        (video,) = pipe(image, **arguments, **settings, generator=generators, output_type="pt").frames
+    def call(way: str, generators: list[torch.Generator]) -> Any:
+        cached = cache.arguments if way == "deepcache" else {}
+        (video,) = pipe(image, **arguments, **cached, generator=generators, output_type="pt").frames
         return SimpleNamespace(images=video)  # (F, 3, H, W)
 
-    compare_and_save(
-        args, {"pipeline": pipe}, call, settled=arguments, out=out, num_images=1, device=device, fps=args.fps
-    )
+    compare_and_save(args, settings, {"pipeline": pipe}, call, resolved=arguments, out=out, num_images=1, fps=args.fps)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

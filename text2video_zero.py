@@ -10,17 +10,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval.arguments import Formatter, add_cache_arguments, add_run_arguments, at_least, exit_status
-from eval.pictures import check_arguments, check_steps, compare_and_save, open_pipeline, result_folder
+from common.command_line import Formatter, at_least, run_cli
+from common.shipped import GUIDANCE, SHAPES_SD
+from comparison.arguments import add_run_arguments, check_arguments, result_folder
+from comparison.run import compare_and_save, open_pipeline
 from pipelines import TextToVideoZeroPipeline
-from pipelines.loading import SCHEDULERS, SHAPES
+from pipelines.cache_options import add_cache_arguments
+from pipelines.loading import SCHEDULERS, check_steps
 from pipelines.text_to_video_zero import default_moments
 
 PROMPTS = {  # by whether the model is the shipped one
     True: "a large red circle left of a small blue square on a striped gray background",
     False: "a panda is playing guitar on times square",
 }
-GUIDANCE = {True: 2.5, False: 7.5}
 MOTION = {True: 64.0, False: 12.0}  # latents move by whole cells, and the shipped model's are 64 of these pixels wide
 
 
@@ -50,9 +52,10 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
-    cache, device, dtype = check_arguments(args)
+    settings = check_arguments(args)
+    cache, dtype = settings.cache, settings.dtype
     at_least(args, steps=2, video_length=1, fps=1)
     t0, t1 = (
         given if given is not None else usual
@@ -61,16 +64,16 @@ def work(args: argparse.Namespace) -> None:
     if not 0 <= t0 < t1 < args.steps:
         raise ValueError(f"--t0 is {t0} and --t1 {t1}; 0 ≤ t0 < t1 < {args.steps} (the steps) is needed")
     shipped = args.model is None
-    model = SHAPES if shipped else args.model
-    out = result_folder(args, f"{Path(model).name}-video")
+    model = SHAPES_SD if shipped else args.model
+    out = result_folder(args, settings, f"{Path(model).name}-video")
 
     # 2. Load, and check what the model decides.
     pipe = open_pipeline(TextToVideoZeroPipeline, args, model, dtype)
     check_steps(pipe, args.steps)
     loops = (args.steps - t1, t1 - t0, t1 + 1)
-    if min(loops) <= max(args.center or 0, *(args.cache_steps or ()), 0):
+    if min(loops) <= max(cache.center or 0, *(cache.cache_steps or ()), 0):
         raise ValueError(f"--center and --cache-steps hold in each of the three loops, which have {loops} steps")
-    pipe.plan_cache(min(loops), min(loops), **cache)
+    pipe.start_cache(cache, min(loops), min(loops))
     if shipped:
         print("No --model given: using the small model of coloured shapes that ships with this repository.")
     arguments = {
@@ -90,21 +93,21 @@ def work(args: argparse.Namespace) -> None:
     # 3. Run both ways in turn, show and save.
     compare_and_save(
         args,
+        settings,
         {"pipeline": pipe},
-        lambda run, generators: pipe(
-            **arguments, **(cache if run == "deepcache" else {}), generator=generators[0], output_type="pt"
+        lambda way, generators: pipe(
+            **arguments, **(cache.arguments if way == "deepcache" else {}), generator=generators[0], output_type="pt"
         ),
-        settled=arguments,
+        resolved=arguments,
         out=out,
         num_images=1,
-        device=device,
         fps=args.fps,
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,14 @@ import torch
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from assets.shapes import Scene, random_scene, render
-from eval.arguments import Formatter, at_least, exit_status
-from eval.compare import versions
-from eval.images import distance, side_by_side
+from common.command_line import Formatter, at_least, run_cli
+from common.environment import versions
+from common.images import side_by_side
+from common.shipped import SHAPES_SD
+from eval.metrics.distances import distance
 from pipelines import StableDiffusionControlNetPipeline, StableDiffusionPipeline
-from pipelines.loading import SHAPES, new_scheduler
+from pipelines.loading import new_scheduler
+from shapes.scenes import Scene, random_scene, render
 
 
 class ReusingPipeline(StableDiffusionControlNetPipeline):
@@ -91,9 +93,9 @@ def train_controlnet(pipe: Any, steps: int, batch: int, quiet: bool) -> diffuser
     return net.eval()
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     at_least(args, steps=1, count=1, train_steps=0)
-    pipe = StableDiffusionPipeline.from_pretrained(SHAPES)
+    pipe = StableDiffusionPipeline.from_pretrained(SHAPES_SD)
     net = train_controlnet(pipe, args.train_steps, 16, args.quiet)
     parts = {**pipe.components, "controlnet": net, "requires_safety_checker": False}
     parts["scheduler"] = new_scheduler("ddim", pipe.scheduler.config)
@@ -156,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

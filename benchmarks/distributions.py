@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eval.arguments import Formatter, at_least, exit_status
-from eval.distributions import RunningGaussian, frechet_distance, precision_recall
+from common.command_line import Formatter, at_least, run_cli
+from eval.metrics.distributions import RunningGaussian, frechet_distance, precision_recall
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +53,7 @@ def _measured(work: Callable, *args: int) -> str:
     return f"{time.perf_counter() - started:.0f} s, at most {peak:.2f} GiB"
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     at_least(args, images=2, neighbours=4, features=1, batch_size=1)
     context = multiprocessing.get_context("spawn")  # a peak belongs to a process
     for title, call in (
@@ -66,7 +66,7 @@ def work(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ import diffusers
 import torch
 from diffusers import PNDMScheduler
 
-from eval.arguments import DTYPES, Formatter, at_least, exit_status
-from eval.models import MODELS
-from eval.speed import package_enabled, stock_pipeline
-from eval.timing import alternate, pairwise, spread, time_call
+from common.command_line import Formatter, at_least, run_cli
+from common.device import DTYPES
+from common.timing import alternate, pairwise, spread, time_call
+from eval.counting.layouts import MODELS
 from pipelines import StableDiffusionPipeline
+from pipelines.competitors import package_enabled, stock_pipeline
 from unets import fork_of
 
 
@@ -62,7 +63,7 @@ def random_pipeline(dtype: torch.dtype, device: str, channels_last: bool) -> Any
     )  # fmt: skip
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     at_least(args, steps=1, interval=1, size=64, repeats=1)
     dtype, device = DTYPES[args.dtype], torch.device(args.device)
     pipe = random_pipeline(dtype, args.device, args.channels_last)
@@ -123,7 +124,7 @@ def work(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -28,18 +28,19 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm import tqdm
 
-from assets.draw import draw
-from benchmarks.points import MODELS, Point
+from common.command_line import Formatter, at_least, run_cli
+from common.environment import versions
+from common.files import atomic_write, write_text
+from common.plotting import pyplot
+from common.timing import alternate, pairwise, time_call
 from eval import clip_score, fid
-from eval.arguments import Formatter, at_least, exit_status
-from eval.compare import versions
-from eval.features import ShapesFeatures
-from eval.files import written_aside
-from eval.image_sets import Batch, image_generator, to_uint8
-from eval.plotting import pyplot
-from eval.prompts import shapes_caption
-from eval.reference import make_reference
-from eval.timing import alternate, pairwise, time_call
+from eval.generation.prompts import shapes_caption
+from eval.metrics.features import ShapesFeatures
+from eval.metrics.fid import make_reference
+from image_sets.batches import Batch, to_uint8
+from shapes.draw import draw
+
+from .points import MODELS, Point
 
 SEED = 3
 COLUMNS = {
@@ -66,11 +67,11 @@ def pictures(point: Point, file: Path, count: int, batch_size: int, quiet: bool)
         parts.append(its[:made])
     for start in tqdm(range(made, count, batch_size), desc=point.name, disable=quiet, leave=False):
         indices = list(range(start, min(start + batch_size, count)))
-        batch = Batch(indices, [image_generator(SEED, k) for k in indices])
+        batch = Batch.of(SEED, indices)
         parts.append(to_uint8(point.make(batch), indices))
     images = np.concatenate(parts)
-    with written_aside(file) as aside:
-        np.savez_compressed(aside, arr_0=images)
+    with atomic_write(file) as tmp_path:
+        np.savez_compressed(tmp_path, arr_0=images)
     return images
 
 
@@ -124,8 +125,8 @@ def quality(
             if model == "text":
                 captions = [shapes_caption(k) for k in range(count)]
                 row["clip_score"] = clip_score.compute(images, captions, model="shapes", quiet=True)["mean"]
-            with written_aside(summary) as aside:
-                aside.write_text(json.dumps(row) + "\n")
+            with atomic_write(summary) as tmp_path:
+                tmp_path.write_text(json.dumps(row) + "\n")
         rows.append({"name": point.name, "kind": point.kind, **json.loads(summary.read_text())})
     return rows
 
@@ -136,7 +137,7 @@ def times(model: str, points: list[Point], batch_size: int, repeats: int, quiet:
 
     def seconds(point: Point) -> tuple[float, float]:
         indices = list(range(batch_size))
-        batch = Batch(indices, [image_generator(SEED, k) for k in indices])
+        batch = Batch.of(SEED, indices)
         timed = SimpleNamespace(unet=point.unet, vae=SimpleNamespace(encoder=None, decoder=None))
         _, whole, (parts,) = time_call([timed], lambda: point.make(batch), torch.device("cpu"))
         bar.update()
@@ -166,8 +167,8 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     axes.set(title=title, xlabel="speed-up of the whole call", ylabel="PSNR to the baseline (dB)")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=120)
+    with atomic_write(path) as tmp_path:
+        figure.savefig(tmp_path, dpi=120)
     plt.close(figure)
 
 
@@ -220,7 +221,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     at_least(args, count=2, batch_size=1, time_batch=1, repeats=1)
     points_of = {model: MODELS[model][1]() for model in args.models}
     if unknown := set(args.points or ()) - {point.name for points in points_of.values() for point in points}:
@@ -233,9 +234,11 @@ def work(args: argparse.Namespace) -> None:
             continue
         for row, timed in zip(rows, times(model, points, args.time_batch, args.repeats, args.quiet), strict=True):
             row.update(timed)
-        with written_aside(args.out / f"{model}.md") as aside:
-            aside.write_text(document(model, rows, args), encoding="utf-8")
-        with written_aside(args.out / f"{model}.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        write_text(args.out / f"{model}.md", document(model, rows, args))
+        with (
+            atomic_write(args.out / f"{model}.csv") as tmp_path,
+            tmp_path.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, ["name", "kind", "seconds", *COLUMNS], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -245,7 +248,7 @@ def work(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

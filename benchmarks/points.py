@@ -12,20 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.shipped import GUIDANCE, SHAPES_DDPM, SHAPES_LDM, SHAPES_SD
 from ddpm.checkpoint import load_unet
-from ddpm.sample import SHAPES as DDPM
 from ddpm.sample import sample
 from ddpm.sampler import timesteps_of
-from eval.arguments import read_calibration
-from eval.generate import make_images
-from eval.image_sets import Batch
-from eval.prompts import shapes_caption
-from eval.speed import package_enabled, stock_pipeline, tokens_merged
+from eval.generation.prompts import shapes_caption
+from eval.generation.text import make_images
+from image_sets.batches import Batch
 from ldm.checkpoint import load_pipeline as load_ldm
-from ldm.sample import SHAPES as LDM
 from pipelines import StableDiffusionPipeline
-from pipelines.loading import SHAPES, load_pipeline, new_scheduler
-from stable_diffusion import GUIDANCE
+from pipelines.cache_options import read_calibration
+from pipelines.competitors import package_enabled, stock_pipeline, tokens_merged
+from pipelines.loading import load_pipeline, new_scheduler
 
 DEPTHS = (
     (4, 2, 3),
@@ -52,7 +50,7 @@ class Point(NamedTuple):
 
 def text_points() -> list[Point]:
     """Text to image, 50 steps of PLMS, guidance scale 2.5."""
-    pipe = load_pipeline(StableDiffusionPipeline, SHAPES, dtype=torch.float32, scheduler="plms", quiet=True)
+    pipe = load_pipeline(StableDiffusionPipeline, SHAPES_SD, dtype=torch.float32, scheduler="plms", quiet=True)
     stock = stock_pipeline(pipe)
     pipes: dict[str, Any] = {"plms": pipe}
     for name in ("ddim", "dpm++", "unipc"):
@@ -95,7 +93,7 @@ def text_points() -> list[Point]:
         points.append(point(name, "two depths", **cache))
         cache["reuse_guidance"] = True
         points.append(point(f"{name}, guidance reused", "two depths, guidance reused", **cache))
-    for name, cache in calibrations(SHAPES):
+    for name, cache in calibrations(SHAPES_SD):
         points.append(point(name, "calibrated", **cache))
         cache |= {"reuse_attention": True, "reuse_guidance": True}
         points.append(point(f"{name}, attention and guidance reused", "calibrated", **cache))
@@ -139,7 +137,7 @@ def two_depths(n: int, m: int, refresh: int, deeper: int) -> tuple[str, dict[str
 
 def ddpm_points() -> list[Point]:
     """Pixels without condition, 50 steps of DDIM."""
-    unet = load_unet(DDPM).eval()
+    unet = load_unet(SHAPES_DDPM).eval()
 
     def point(name: str, kind: str, steps: int = 50, **cache: Any) -> Point:
         return Point(name, kind, unet, lambda batch: sample(unet, batch, timesteps_of(steps, "quad"), **cache))
@@ -152,13 +150,13 @@ def ddpm_points() -> list[Point]:
     for n, refresh, deeper in ((4, 2, 5), (6, 3, 5), (6, 3, 7), (10, 5, 5), (10, 2, 5)):
         name, cache = two_depths(n, 2, refresh, deeper)
         points.append(point(name, "two depths", **cache))
-    points += [point(name, "calibrated", **cache) for name, cache in calibrations(DDPM)]
+    points += [point(name, "calibrated", **cache) for name, cache in calibrations(SHAPES_DDPM)]
     return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (35, 25, 15, 10)]
 
 
 def ldm_points() -> list[Point]:
     """Latents of a class, 100 steps of DDIM, guidance scale 1.5."""
-    pipe = load_ldm(LDM)
+    pipe = load_ldm(SHAPES_LDM)
     pipe.set_progress_bar_config(disable=True)
 
     def make(batch: Batch, steps: int, **cache: Any) -> Tensor:
@@ -183,7 +181,7 @@ def ldm_points() -> list[Point]:
         name, cache = two_depths(n, 0, refresh, deeper)
         points.append(point(name, "two depths", **cache))
         points.append(point(f"{name}, guidance reused", "two depths, guidance reused", reuse_guidance=True, **cache))
-    for name, cache in calibrations(LDM):
+    for name, cache in calibrations(SHAPES_LDM):
         points.append(point(name, "calibrated", **cache))
         points.append(point(f"{name}, guidance reused", "calibrated", reuse_guidance=True, **cache))
     return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (50, 25, 20, 10)]

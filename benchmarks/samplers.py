@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 
+from common.command_line import Formatter, at_least, run_cli
+from common.shipped import SHAPES_DDPM, SHAPES_LDM
+from common.timing import alternate, pairwise, time_call
 from ddpm.checkpoint import load_unet
-from ddpm.sample import SHAPES as DDPM
 from ddpm.sample import sample
 from ddpm.sampler import timesteps_of
-from eval.arguments import Formatter, at_least, exit_status
-from eval.image_sets import Batch, image_generator
-from eval.timing import alternate, pairwise, time_call
+from image_sets.batches import Batch, image_generator
 from ldm.checkpoint import load_pipeline
-from ldm.sample import SHAPES as LDM
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,16 +33,16 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     at_least(args, batch_size=1, steps=1, repeats=1)
     device = torch.device(args.device)
-    unet, pipe = load_unet(DDPM).eval().to(device), load_pipeline(LDM).to(device)
+    unet, pipe = load_unet(SHAPES_DDPM).eval().to(device), load_pipeline(SHAPES_LDM).to(device)
     pipe.set_progress_bar_config(disable=True)
     indices = list(range(args.batch_size))
     timesteps = timesteps_of(args.steps, "uniform")
 
     def ddpm(**cache: Any) -> Any:
-        return sample(unet, Batch(indices, [image_generator(0, k) for k in indices]), timesteps, device=device, **cache)
+        return sample(unet, Batch.of(0, indices), timesteps, device=device, **cache)
 
     def ldm(**cache: Any) -> Any:
         return pipe(
@@ -72,7 +71,7 @@ def work(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

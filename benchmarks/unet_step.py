@@ -27,11 +27,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from eval.arguments import DTYPES, Formatter, at_least, exit_status
-from eval.compare import versions
-from eval.count_macs import count_steps, unet_inputs
-from eval.models import SD15, SD21, SDXL
-from eval.timing import Clock, alternate, pairwise, spread
+from common.command_line import Formatter, at_least, run_cli
+from common.device import DTYPES
+from common.environment import versions
+from common.timing import Clock, alternate, pairwise, spread
+from eval.counting.layouts import SD15, SD21, SDXL
+from eval.counting.macs import count_steps, unet_inputs
 from unets import UNet2DConditionModel
 
 MODELS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
@@ -206,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     at_least(args, repeats=1, warm_up=0, size=8)
     if args.size % 8:
         raise ValueError(f"--size is {args.size}; it must be divisible by 8")
@@ -242,4 +243,4 @@ def save(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
-    sys.exit(exit_status(lambda: work(arguments)))
+    sys.exit(run_cli(lambda: run(arguments)))

@@ -1,3 +1,3 @@
 """Unconditional pixel-space models: CIFAR-10 and LSUN (Ho et al. 2020), sampled with DDIM."""
 
-import unets  # noqa: F401  # first, since it quiets what diffusers says at its import
+import common  # noqa: F401  # silences a warning that diffusers triggers at import

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unets.safe_load import build, check_shapes, is_state_dict, read_checkpoint, refuse_differences, shapes_of
+from common.safe_load import build, check_shapes, is_state_dict, read_checkpoint, refuse_differences, shapes_of
 from unets.unet_2d import UNet2DModel
 
 from .configs import CONFIGS, Config

@@ -4,42 +4,68 @@ python -m ddpm.sample                                                    the shi
 python -m ddpm.sample --config cifar10 --checkpoint ema_cifar10.ckpt --num-images 50000 --batch-size 500
 accelerate launch -m ddpm.sample --config bedroom --checkpoint DIR …              on several GPUs
 
-A run that was killed is continued by the same command. The result is samples.npz and grid.png.
+Runs are resumable: rerun the same command. The result is samples.npz and grid.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eval.arguments import (
-    Formatter,
-    add_cache_arguments,
-    add_set_arguments,
-    at_least,
-    cache_settings,
-    device_and_dtype,
-    exit_status,
-)
-from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, make_set
-from eval.pictures import schedule_name
-from eval.zero_cache import zero_cached_features
-from pipelines.run_cache import check_cache_arguments
+from common.command_line import Formatter, at_least, run_cli
+from common.device import DTYPES, resolve_device
+from common.shipped import SHAPES_DDPM
+from image_sets.batches import Batch, digest
+from image_sets.generate import Run, add_set_arguments, device_of_process, make_set
+from image_sets.sets import ImageSet
+from pipelines.cache_options import add_cache_arguments, cache_config, cache_name
+from unets.cache.config import CacheConfig
+from unets.cache.run import CacheRun
+from unets.cache.zeroed import zero_cached_features
 
 from .checkpoint import load_unet
 from .configs import CONFIGS
 from .sampler import ddim_sample, ddpm_sample, noise_like, timesteps_of
 
-SHAPES = Path(__file__).parent.parent / "assets" / "shapes-ddpm"
+
+@dataclass(frozen=True)
+class Settings:
+    """What the images of a set are made with."""
+
+    config: str = "shapes"  # which model, of CONFIGS or the shipped one
+    checkpoint: str | None = None
+    steps: int = 100
+    skip_type: str | None = None  # None: the model's own
+    sampler: str = "ddim"
+    eta: float = 0.0
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache_label: str | None = None  # of the folder's name, where the cache's own name will not do
+    zero_cache: bool = False
+    seed: int = 0
+    dtype: str = "float32"
+
+    @property
+    def timestep_spacing(self) -> str:
+        """`skip_type`, or the model's own."""
+        config = CONFIGS.get(self.config)
+        return self.skip_type or (config.skip_type if config else "quad")
+
+    @property
+    def folder(self) -> str:
+        """Where the set goes if nobody says."""
+        name = f"{self.config}-{self.sampler}-{self.steps}-{self.timestep_spacing}-"
+        name += (self.cache_label or self.cache.name()) + ("-zero" if self.zero_cache else "")
+        return f"{name}-eta{self.eta:g}-seed{self.seed}-{self.dtype}"
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p = argparse.ArgumentParser(prog="python -m ddpm.sample", description=__doc__, formatter_class=Formatter)
     p.add_argument("--config", choices=["shapes", *CONFIGS], default="shapes", help="which model")
     p.add_argument(
         "--checkpoint", metavar="FILE_OR_DIR", help="state dict of ermongroup/ddim, or diffusers directory"
@@ -48,10 +74,56 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--skip-type", choices=["uniform", "quad"], help="(default: uniform for LSUN, else quad)")
     p.add_argument("--sampler", choices=["ddim", "ddpm"], default="ddim", help="ddpm is ancestral sampling")
     p.add_argument("--eta", type=float, default=0.0, help="of ddim; 0 is deterministic")
-    add_cache_arguments(p, interval=5, branch=2, beyond=["forecast", "refresh_interval"])
-    p.add_argument("--zero-cache", action="store_true", help="zeros for the kept feature: the paper's Table 5")
+    add_cache_arguments(p, interval=5, branch=2, extensions=("forecast", "refresh_interval"))
+    p.add_argument("--zero-cache", action="store_true", help="zeros for the cached feature: the paper's Table 5")
     add_set_arguments(p)
     return p
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What the arguments ask for. Raises ValueError naming the one that is wrong."""
+    at_least(args, num_images=1, batch_size=1, seed=0, steps=1)
+    cache = cache_config(args)
+    return Settings(
+        config=args.config, checkpoint=args.checkpoint, steps=args.steps, skip_type=args.skip_type,
+        sampler=args.sampler, eta=args.eta, cache=cache, cache_label=cache_name(args, cache),
+        zero_cache=args.zero_cache, seed=args.seed, dtype=args.dtype,
+    )  # fmt: skip
+
+
+def prepare(settings: Settings, *, device: torch.device, out: Path | None = None, quiet: bool = False) -> Run:
+    """Loads the model; what is made with it goes to `out`, or to a folder under outputs/.
+
+    Raises:
+        ValueError: naming the setting that is wrong.
+    """
+    # 1. Check what can be checked before a model is loaded.
+    if (settings.checkpoint is None) != (settings.config == "shapes"):
+        raise ValueError("--config and --checkpoint belong together, for example --config cifar10 --checkpoint FILE")
+    timesteps = timesteps_of(settings.steps, settings.timestep_spacing)
+    if settings.eta < 0 or (settings.eta and settings.sampler == "ddpm"):
+        raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is ddim's alone")
+
+    # 2. Load.
+    unet = load_unet(settings.checkpoint or SHAPES_DDPM, CONFIGS.get(settings.config), DTYPES[settings.dtype]).eval()
+    CacheRun(settings.cache, unet, len(timesteps), len(timesteps))
+    device = device_of_process(device)
+    recorded = {
+        "model": settings.config, "weights": digest(unet), "timesteps": timesteps, "seed": settings.seed,
+        "dtype": settings.dtype, "sampler": settings.sampler, "eta": settings.eta, **settings.cache.to_json(),
+        **({"zero_cache": True} if settings.zero_cache else {}),
+    }  # fmt: skip
+    unet.to(device)
+    if settings.zero_cache:
+        zero_cached_features(unet)
+
+    def make(batch: Batch, cache: CacheConfig) -> Tensor:
+        return sample(
+            unet, batch, timesteps, sampler=settings.sampler, eta=settings.eta, device=device, **cache.arguments
+        )
+
+    image_set = ImageSet(out or Path("outputs") / settings.folder, recorded)
+    return Run(image_set, unet, settings.cache, make, settings.seed)
 
 
 def sample(
@@ -62,68 +134,29 @@ def sample(
     sampler: str = "ddim",
     eta: float = 0.0,
     device: torch.device | str = "cpu",
-    **settings: Any,
+    **cache: Any,
 ) -> Tensor:
-    """Images (B, 3, H, W) in [−1, 1] of a batch. `settings` are those of `denoise`."""
+    """Images (B, 3, H, W) in [−1, 1] of a batch. `cache` are arguments of `denoise`."""
     side = unet.config.sample_size
     x = noise_like(
         torch.empty(len(batch.indices), unet.config.in_channels, side, side, device=device), batch.generators
     )
     with torch.no_grad():
         if sampler == "ddpm":
-            return ddpm_sample(unet, x, timesteps, generators=batch.generators, **settings)
-        return ddim_sample(unet, x, timesteps, eta=eta, generators=batch.generators, **settings)
+            return ddpm_sample(unet, x, timesteps, generators=batch.generators, **cache)
+        return ddim_sample(unet, x, timesteps, eta=eta, generators=batch.generators, **cache)
 
 
-def prepare(args: argparse.Namespace) -> Run:
-    """What the arguments ask for, ready to be made.
-
-    Raises:
-        ValueError: naming the argument that is wrong.
-    """
-    # 1. Check what can be checked before a model is loaded.
-    at_least(args, num_images=1, batch_size=1, seed=0, steps=1)
-    cache = cache_settings(args)
-    device, dtype = device_and_dtype(args)
-    if (args.checkpoint is None) != (args.config == "shapes"):
-        raise ValueError("--config and --checkpoint belong together, for example --config cifar10 --checkpoint FILE")
-    config = CONFIGS.get(args.config)
-    skip_type = args.skip_type or (config.skip_type if config else "quad")
-    timesteps = timesteps_of(args.steps, skip_type)
-    if args.eta < 0 or (args.eta and args.sampler == "ddpm"):
-        raise ValueError(f"--eta is {args.eta}; it must be at least 0, and is ddim's alone")
-
-    # 2. Load.
-    unet = load_unet(args.checkpoint or SHAPES, config, dtype).eval()
-    sampling: dict[str, Any] = {"sampler": args.sampler, "eta": args.eta, **cache}
-    name = f"{args.config}-{args.sampler}-{args.steps}-{skip_type}-{schedule_name(args)}-m{args.cache_branch_id}"
-    name += "-zero" if args.zero_cache else ""
-    out = args.out or Path("outputs") / f"{name}-eta{args.eta:g}-seed{args.seed}-{args.dtype}"
-    settings = {"model": args.config, "weights": digest(unet), "timesteps": timesteps, "seed": args.seed,
-                "dtype": args.dtype, **sampling}  # fmt: skip
-    check_cache_arguments(unet, len(timesteps), **cache)
-    device = device_of_process(device)
-    unet.to(device)
-
-    if args.zero_cache:
-        zero_cached_features(unet)
-        settings["zero_cache"] = True
-
-    def make(batch: Batch) -> Tensor:
-        return sample(unet, batch, timesteps, device=device, **sampling)
-
-    return Run(ImageSet(out, settings), make, unet)
-
-
-def work(args: argparse.Namespace) -> None:
-    run = prepare(args)
-    made = make_set(run, args, args.num_images)
-    print(f"{made}; {args.num_images} and their overview in {run.image_set.out}")
+def run(args: argparse.Namespace) -> None:
+    settings, device = settings_of(args), resolve_device(args.device)
+    prepared = prepare(settings, device=device, out=args.out, quiet=args.quiet)
+    made = make_set(prepared, args.num_images, args.batch_size, png=args.png, quiet=args.quiet)
+    print(f"{made}; {args.num_images} and their overview in {prepared.image_set.out}")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.cache_schedule import full_steps
-from pipelines.kept_features import Forecast
-from pipelines.run_cache import RunCache
+from unets.cache.config import CacheConfig, FeatureExtensions
+from unets.cache.run import CacheRun
 
 NUM_TRAIN_TIMESTEPS = 1000
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -56,17 +55,15 @@ def denoise(
     pow: float | None = None,
     center: int | None = None,
     cache_steps: Sequence[int] | None = None,
-    forecast: Forecast = 0.0,
-    refresh_interval: int | None = None,
-    refresh_branch_id: int | None = None,
+    **extensions: Unpack[FeatureExtensions],
 ) -> Tensor:
-    """Runs `timesteps`, given ascending, from the last to the first. The cache's arguments, and those from `forecast`
-    on, are the pipelines'.
+    """Runs `timesteps`, given ascending, from the last to the first.
 
     Args:
         unet: a forked `UNet2DModel`.
         noise: (B, C, H, W) standard normal.
         step: from x_t, the predicted noise, ᾱ_t and ᾱ of the next timestep to x at the next timestep.
+        cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
 
     Returns:
         (B, C, H, W) float32, in [−1, 1] but for what the model oversteps.
@@ -74,28 +71,21 @@ def denoise(
     Raises:
         ValueError: an argument of the cache out of range, by name.
     """
-    # 1. Which steps are full.
-    unet.check_branch(cache_branch_id)
-    if refresh_branch_id is not None:
-        unet.check_branch(refresh_branch_id, "refresh_branch_id")
-    full = set(full_steps(
-        len(timesteps), cache_interval, uniform=uniform, pow=pow, center=center, cache_steps=cache_steps
-    ))  # fmt: skip
-    m = None if len(full) == len(timesteps) else cache_branch_id
+    # 1. Check, and which steps are full.
+    config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
+    config.refuse("reuse_guidance", "guidance_stop", "reuse_attention")
+    cache = CacheRun(config, unet, len(timesteps), len(timesteps))
 
     # 2. Denoise.
     alphas = alphas_cumprod().to(noise.device)
     x = noise.float()
     pairs = list(zip(timesteps, [-1, *timesteps[:-1]], strict=True))[::-1]
-    cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
     for i, (t, t_next) in enumerate(tqdm(pairs, disable=quiet, leave=False, mininterval=1)):
-        # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-        at = cache.step(i, len(x))
-        output = unet(
-            x.to(unet.dtype), t, cache_branch_id=at.branch, cached_feature=at.feature, keep_branch_id=at.keep_branch
-        )
-        eps = output.sample.float()
-        cache.keep(i, at, output)  # cache (2): the loop owns the feature
+        # cache (1): equation 6, is this step full or does it retrieve?
+        planned = cache.plan(i, len(x))
+        output = unet(x.to(unet.dtype), t, **planned.unet_arguments)  # cache (2): equations 4 and 5
+        eps = cache.take(planned, output).float()  # cache (3): keeps the feature for the steps to come
+        del output  # or its feature would stay in memory through the next full step
         x = step(x, eps, alphas[t + 1], alphas[t_next + 1])
     return x
 

@@ -1,3 +1,3 @@
 """Measuring: time, operations, distance between images."""
 
-import unets  # noqa: F401  # first, since it quiets what diffusers says at its import
+import common  # noqa: F401  # silences a warning that diffusers triggers at import

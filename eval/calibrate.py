@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import math
 import re
 import shlex
@@ -42,15 +41,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.loading import MIRRORS, SHAPES
+from common.command_line import Formatter, RunError, at_least, run_cli, whole_numbers
+from common.files import write_json
+from common.shipped import SHAPES_SD
+from image_sets.batches import Batch, to_uint8
+from image_sets.generate import Run
+from pipelines.cache_options import BEYOND
+from pipelines.loading import MIRRORS
 
-from .arguments import BEYOND, Formatter, RunError, at_least, exit_status, whole_numbers
-from .count_macs import count_steps, unet_inputs
-from .files import written_aside
-from .forecast_errors import forecast_errors, schedule_errors, schedule_gains, sensitivity, squared_distances
-from .image_sets import Batch, Run, image_generator, to_uint8
-from .schedule_search import all_forecast_schedules, all_schedules, best_schedule, total_error
-from .step_errors import calls_of, influence, noise_errors, schedule
+from .calibration.forecast_errors import (
+    forecast_errors,
+    schedule_errors,
+    schedule_gains,
+    sensitivity,
+    squared_distances,
+)
+from .calibration.search import all_forecast_schedules, all_schedules, best_schedule, total_error
+from .calibration.step_errors import calls_of, influence, noise_errors, schedule
+from .counting.macs import count_steps, unet_inputs
 
 SCRIPTS = ("eval.generate", "ldm.sample", "ddpm.sample")
 MOST_STEPS = 300  # for a forecast, whose errors are a table of the third power
@@ -110,7 +118,7 @@ class Calibration:
         self.operations: dict[int, tuple[int, int]] = {}
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        return Batch(list(indices), [image_generator(self.seed, k) for k in indices])
+        return Batch.of(self.seed, list(indices))
 
     def batches(self, indices: Sequence[int]) -> list[Batch]:
         starts = range(0, len(indices), self.batch_size)
@@ -254,7 +262,7 @@ def noise_schedule(script: str, model: str | None) -> tuple[Tensor, str]:
         from ldm.checkpoint import new_scheduler
 
         return new_scheduler().alphas_cumprod, "epsilon"
-    name = SHAPES if model is None else MIRRORS.get(model, model)
+    name = SHAPES_SD if model is None else MIRRORS.get(model, model)
     scheduler = diffusers.DDPMScheduler.from_pretrained(name, subfolder="scheduler")
     return scheduler.alphas_cumprod, scheduler.config.prediction_type
 
@@ -342,7 +350,7 @@ def options_of(args: argparse.Namespace, passed: Sequence[str]) -> tuple[Any, ar
     return script, options
 
 
-def work(args: argparse.Namespace, passed: Sequence[str]) -> None:
+def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
     script, options = options_of(args, passed)
     run = script.prepare(options)
     for branch in args.branches:
@@ -378,14 +386,13 @@ def work(args: argparse.Namespace, passed: Sequence[str]) -> None:
             "tried": [asdict(one) for one in tried],
             "command": command,
         }
-        with written_aside(args.out) as aside:
-            aside.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(args.out, found)
         print(f"Written {args.out}")
 
 
 def main(argv: list[str] | None = None) -> int:
     args, passed = parser().parse_known_args(argv)
-    return exit_status(lambda: work(args, passed))
+    return run_cli(lambda: run(args, passed))
 
 
 if __name__ == "__main__":

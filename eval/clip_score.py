@@ -11,145 +11,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import logging
-import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import open_clip
-import torch
-from PIL import Image
-from tqdm import tqdm
+from common.command_line import Formatter, at_least, run_cli
+from common.device import resolve_device
+from common.files import atomic_write, write_json
 
-from .arguments import Formatter, RunError, at_least, device_and_dtype, exit_status
-from .features import SHAPES_CLIP
-from .files import written_aside
-from .read_images import Source, count_images, image_batches, pt_prompts
-
-MODEL, PRETRAINED = "ViT-g-14", "laion2b_s34b_b88k"  # section 5 of the paper
-
-
-def compute(
-    images: Source,
-    prompts: Sequence[str] | Path | None = None,
-    *,
-    model: str = MODEL,
-    pretrained: str = PRETRAINED,
-    device: str | torch.device = "cpu",
-    batch_size: int = 16,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """CLIP Score of image k with prompt k. The model's own transform and context length are used, in float32.
-
-    Args:
-        prompts: the prompts, or a file of them (see `read_prompts`); None: those in the `.pt` that `images` is.
-        model: of open_clip; or a folder in its format, with or without `local-dir:` before it; or `shapes`, the judge
-            of the shipped models.
-        pretrained: open_clip's name of the weights, or a file. Of no account for a folder.
-
-    Returns:
-        model, pretrained, num_images, mean, standard_error (None of one image), per_image.
-
-    Raises:
-        ValueError: another number of prompts than of images, unknown names, unusable files.
-        RunError: weights that can't be had.
-    """
-    texts = _prompts(images, prompts)
-    if (number := count_images(images)) != len(texts):
-        raise ValueError(f"{number} images and {len(texts)} prompts; there must be one for each")
-    name, weights = _resolve(model, pretrained)
-    network, transform, tokenizer = _load(name, weights, device)
-    scores: list[float] = []
-    with torch.inference_mode(), tqdm(total=number, desc="CLIP Score", unit="image", disable=quiet) as bar:
-        for batch in image_batches(images, batch_size):
-            pictures = torch.stack([transform(Image.fromarray(image)) for image in batch]).to(device)
-            tokens = tokenizer(texts[len(scores) : len(scores) + len(batch)]).to(device)
-            cosines = (
-                network.encode_image(pictures, normalize=True) * network.encode_text(tokens, normalize=True)
-            ).sum(1)
-            scores += (100 * cosines).clamp(min=0).tolist()
-            bar.update(len(batch))
-    if not np.isfinite(scores).all():
-        raise ValueError(f"the score of image {int(np.argmin(np.isfinite(scores)))} is not finite; check the weights")
-    return {
-        "model": model,
-        "pretrained": weights,
-        "num_images": number,
-        "mean": statistics.fmean(scores),
-        "standard_error": statistics.stdev(scores) / number**0.5 if number > 1 else None,
-        "per_image": scores,
-    }
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts in a text file, one a line, or in a JSON file, a list of strings.
-
-    Raises:
-        ValueError: no such file, or something else in it.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the prompts {path}: {error}") from None
-    if path.suffix != ".json":
-        prompts = text.removesuffix("\n").split("\n")
-        if "" in (stripped := [prompt.strip() for prompt in prompts]):
-            raise ValueError(f"line {stripped.index('') + 1} of {path} is empty; there is one prompt a line")
-        return stripped
-    try:
-        prompts = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"cannot read the prompts {path}: {error}") from None
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"{path} is not a list of strings")
-    return prompts
-
-
-def _prompts(images: Source, prompts: Sequence[str] | Path | None) -> list[str]:
-    if isinstance(prompts, Path):
-        return read_prompts(prompts)
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is the text {prompts!r}; give a list of texts, or a pathlib.Path of a file")
-    if prompts is not None:
-        return list(prompts)
-    if isinstance(images, np.ndarray) or Path(images).suffix != ".pt":
-        raise ValueError("there are no prompts; pass --prompts FILE, one prompt a line")
-    return pt_prompts(images)
-
-
-def _resolve(model: str, pretrained: str) -> tuple[str, str | None]:
-    """open_clip's names of model and weights."""
-    if model == "shapes":
-        return f"local-dir:{SHAPES_CLIP}", None
-    folder = Path(model.removeprefix("local-dir:"))
-    if model.startswith("local-dir:") or folder.is_dir():
-        if not (folder / "open_clip_config.json").is_file():
-            raise ValueError(f"{folder} is no model of open_clip: it has no open_clip_config.json")
-        return f"local-dir:{folder}", None
-    if model not in open_clip.list_models():
-        raise ValueError(f"unknown model {model!r}; open_clip.list_models() names those there are")
-    if pretrained not in (tags := open_clip.list_pretrained_tags_by_model(model)) and not Path(pretrained).is_file():
-        raise ValueError(f"no weights {pretrained!r} of {model}; there are {', '.join(tags)}, or give a file")
-    return model, pretrained
-
-
-def _load(name: str, weights: str | None, device: str | torch.device) -> tuple[Any, Any, Any]:
-    """The network in evaluation mode, its transform and its tokenizer."""
-    logging.disable(logging.ERROR)  # open_clip logs what it raises, besides raising it
-    try:
-        network, transform = open_clip.create_model_from_pretrained(name, pretrained=weights, device=device)
-        return network.eval(), transform, open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError) as error:
-        if "out of memory" in str(error):
-            raise
-        what = name if weights is None else f"{weights} of {name}"
-        raise RunError(f"cannot load {what}: {str(error)[:300]}; without a network, pass --pretrained FILE") from None
-    finally:
-        logging.disable(logging.NOTSET)
+from .metrics.clip_score import MODEL, PRETRAINED, _prompts, compute
 
 
 def parser() -> argparse.ArgumentParser:
@@ -159,16 +28,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", default=MODEL, help="of open_clip, a folder in its format, or shapes")
     p.add_argument("--pretrained", default=PRETRAINED, metavar="NAME_OR_FILE", help="weights of a model of open_clip")
     p.add_argument("--batch-size", type=int, default=16)
-    p.add_argument("--device", help="cuda, mps or cpu (default: the first of them that is there)")
+    p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--csv", type=Path, metavar="FILE", help="write prompt and score of each image to this file")
     p.add_argument("--out", type=Path, metavar="FILE", help="write the result to this JSON file")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     at_least(args, batch_size=1)
-    device, _ = device_and_dtype(argparse.Namespace(device=args.device, dtype="float32", cpu_offload=False))
+    device = resolve_device(args.device)
     prompts = _prompts(args.images, args.prompts)
     result = compute(
         args.images, prompts, model=args.model, pretrained=args.pretrained, device=device,
@@ -178,18 +47,17 @@ def work(args: argparse.Namespace) -> None:
     print(f"CLIP Score {result['mean']:.3f}" + ("" if error is None else f" ± {error:.3f} (standard error)"))
     print(f"{result['num_images']} images, {args.model}")
     if args.csv:
-        with written_aside(args.csv) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(args.csv) as tmp_path, tmp_path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "prompt", "clip_score"])
             writer.writerows(zip(range(len(prompts)), prompts, result["per_image"], strict=True))
     if args.out:
-        with written_aside(args.out) as aside:
-            aside.write_text(json.dumps({"images": str(args.images), **result}, indent=1) + "\n")
+        write_json(args.out, {"images": str(args.images), **result})
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

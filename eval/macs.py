@@ -10,58 +10,16 @@ The paper's "skip branch" is m + 1 here.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from common.command_line import Formatter, at_least, run_cli, whole_numbers
+from common.files import write_json
 
-from .arguments import Formatter, at_least, exit_status, whole_numbers
-from .count_macs import NONE, Exceptions, average, branches_of, count_modules, count_retrieve, unet_inputs
-from .files import written_aside
-from .models import open_model
-from .plotting import pyplot
-
-CONVENTIONS = {"paper": "the paper's convention", "with_attention": "with attention"}
-
-
-def measure(
-    fork: Any,
-    inputs: dict[str, Any],
-    branches: Sequence[int],
-    intervals: Sequence[int],
-    steps: int,
-    exceptions: Exceptions = NONE,
-    quiet: bool = True,
-) -> dict[str, Any]:
-    """Operations of the full step, and of each branch: its retrieve step, its two layers, averages by interval."""
-    for branch in branches:
-        fork.check_branch(branch)
-    macs = count_modules(fork, inputs, exceptions)
-    full, layers = macs[""], branches_of(fork, macs)
-    rows = []
-    for branch in tqdm(branches, desc="branches", leave=False, disable=quiet):
-        retrieve = count_retrieve(fork, inputs, branch, exceptions)
-        averages = {
-            str(n): {c: average(getattr(full, c), getattr(retrieve, c), steps, n) for c in CONVENTIONS}
-            for n in intervals
-        }
-        rows.append(
-            {
-                "cache_branch_id": branch,
-                "layers": layers[branch]._asdict(),
-                "retrieve": retrieve._asdict(),
-                "average": averages,
-            }
-        )
-    return {
-        "steps": steps,
-        "parameters": sum(p.numel() for p in fork.parameters()),
-        "full": full._asdict(),
-        "branches": rows,
-    }
+from .counting.branches import CONVENTIONS, measure, plot
+from .counting.layouts import open_model
+from .counting.macs import unet_inputs
 
 
 def report(result: dict[str, Any]) -> str:
@@ -87,19 +45,6 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def plot(result: dict[str, Any], title: str, path: Path) -> None:
-    """Figure 4: a bar for each skip branch that was counted."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    names = [str(row["cache_branch_id"]) for row in result["branches"]]
-    axes.bar(names, [row["layers"]["paper"] / 1e9 for row in result["branches"]], color="#4c78a8")
-    axes.set(title=title, xlabel="skip branch m", ylabel="G multiply-accumulates of $d_m$ and $u_m$")
-    axes.spines[["top", "right"]].set_visible(False)
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=150)
-    plt.close(figure)
-
-
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m eval.macs", description=__doc__, formatter_class=Formatter)
     p.add_argument(
@@ -120,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     at_least(args, steps=1, height=1, width=1, tokens=1, frames=1)
     if min(args.intervals) < 1:
         raise ValueError(f"--intervals has {min(args.intervals)}; intervals are at least 1")
@@ -139,8 +84,7 @@ def work(args: argparse.Namespace) -> None:
     if args.plot:
         plot(result, args.model, args.plot)
     if args.out:
-        with written_aside(args.out) as aside:
-            aside.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.out, result)
 
 
 def _branches(text: str) -> list[int]:
@@ -152,7 +96,7 @@ def _branches(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -13,52 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
+from common.command_line import Formatter, at_least, run_cli
 
-from .arguments import Formatter, at_least, exit_status
-from .features import Extractor
-from .fid import REFERENCE_FEATURES, add_extractor_arguments, extractor_of, measure
-from .files import written_aside
-from .read_images import Source
-
-
-def make_reference(
-    source: Source,
-    out: Path,
-    extractor: Extractor,
-    *,
-    size: int | None = None,
-    batch_size: int = 64,
-    limit: int | None = None,
-    quiet: bool = False,
-) -> int:
-    """Writes the statistics of the images to `out`, an `.npz`, and returns how many images they are of.
-
-    Args:
-        size: resize the shorter side to `size` (bicubic) and cut out the centre, size × size.
-
-    Raises:
-        ValueError: images that can't be used, or a file that can't be written.
-    """
-    if out.suffix != ".npz":
-        raise ValueError(f"--out {out} must end in .npz")
-    with written_aside(out) as aside:
-        made = measure(
-            source, extractor, batch_size=batch_size, limit=limit, size=size, keep=REFERENCE_FEATURES, quiet=quiet
-        )
-        assert made.spatial is not None and made.features is not None and made.count is not None
-        np.savez(
-            aside,
-            mu=made.pooled.mean,
-            sigma=made.pooled.covariance,
-            mu_s=made.spatial.mean,
-            sigma_s=made.spatial.covariance,
-            features=made.features,
-            count=np.array(made.count),
-            variant=np.array(extractor.variant),
-            weights=np.array(extractor.weights),
-        )
-    return made.count
+from .fid import add_extractor_arguments, extractor_of
+from .metrics.fid import make_reference
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     at_least(args, size=1)
     extractor, _ = extractor_of(args)
     count = make_reference(
@@ -83,7 +41,7 @@ def work(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .arguments import Formatter, exit_status
-from .files import written_aside
-from .images import RESULT
+from common.command_line import Formatter, run_cli
+from common.files import write_text
 
+RESULT = "result.json"  # what `comparison` writes beside the pictures of two runs
 PAGE = Path(__file__).with_name("report.html")
 PAIRS_SHOWN = 4  # of one run, the others are folded away
 
@@ -332,17 +332,16 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     found = sections(args.results)
     out = args.out or args.results / "index.html"
-    with written_aside(out) as aside:
-        aside.write_text(page(found, args.title), encoding="utf-8")
+    write_text(out, page(found, args.title))
     print(f"Written {out}: {len(found)} sections, {out.stat().st_size / 2**20:.1f} MiB")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -12,32 +12,29 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from tqdm import tqdm
 
+from common.command_line import Formatter, at_least, run_cli, whole_numbers
+from common.device import add_device_arguments, resolve_device, resolve_dtype
+from common.environment import versions
+from common.files import atomic_write, write_json
+from common.shipped import SHAPES_SD
+from common.timing import CallTimes, alternate, pairwise, spread, time_call
 from pipelines import StableDiffusionPipeline
-from pipelines.loading import SCHEDULERS, SHAPES, load_pipeline, new_scheduler
+from pipelines.competitors import INSTALL, package_enabled, stock_pipeline, tokens_merged
+from pipelines.loading import SCHEDULERS, load_pipeline, new_scheduler
 from unets import UNet2DConditionModel
-from unets.skip_pairs import twin
 
-from .arguments import DTYPES, Formatter, at_least, device_and_dtype, exit_status, whole_numbers
-from .compare import versions
-from .count_macs import count_steps, unet_inputs
-from .files import written_aside
-from .timing import CallTimes, alternate, pairwise, spread, time_call
-
-INSTALL = {"DeepCache": "pip install DeepCache==0.1.1", "tomesd": "pip install tomesd==0.1.3"}
+from .counting.macs import count_steps, unet_inputs
 
 
 @dataclass
@@ -86,38 +83,6 @@ def measure(
         row["full_steps"], row["retrieve_steps"] = len(times.full_steps), len(times.retrieve_steps)
         rows.append(row)
     return rows
-
-
-def stock_pipeline(pipe: Any) -> Any:
-    """diffusers' own pipeline over the same weights, with a U-Net of diffusers' own class."""
-    unet = twin(pipe.unet)
-    unet.__class__ = diffusers.UNet2DConditionModel
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    parts = {**pipe.components, "unet": unet, "scheduler": scheduler}
-    return diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
-
-
-@contextmanager
-def package_enabled(pipe: Any, interval: int, branch: int) -> Iterator[None]:
-    """The authors' package on a pipeline of diffusers. It wraps modules that others share, so only while it is used."""
-    helper = importlib.import_module("DeepCache").DeepCacheSDHelper(pipe)
-    helper.set_params(cache_interval=interval, cache_branch_id=branch)
-    helper.enable()
-    try:
-        yield
-    finally:
-        helper.disable()
-
-
-@contextmanager
-def tokens_merged(pipe: Any, ratio: float) -> Iterator[None]:
-    """tomesd on a pipeline, likewise."""
-    tomesd = importlib.import_module("tomesd")
-    tomesd.apply_patch(pipe, ratio=ratio)
-    try:
-        yield
-    finally:
-        tomesd.remove_patch(pipe)
 
 
 def make_variants(
@@ -232,20 +197,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--repeats", type=int, default=3, help="timed rounds")
     p.add_argument("--warm-up", type=int, default=1, metavar="ROUNDS", help="rounds before that, not timed")
     p.add_argument("--seed", type=int, default=42, help="image k starts from the noise of seed + k")
-    p.add_argument("--device", help="cuda, mps or cpu (default: the first of them that is there)")
-    p.add_argument("--dtype", choices=DTYPES, help="(default: float16 on CUDA, else float32)")
+    add_device_arguments(p)
     p.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
     p.add_argument("--out", type=Path, metavar="FILE", help="write this JSON file, and the table beside it as .md")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
-    p.set_defaults(cpu_offload=False)
     return p
 
 
-def work(args: argparse.Namespace) -> None:
-    from stable_diffusion import GUIDANCE, PROMPTS
-
-    from .compare import prepare
-    from .pictures import check_steps
+def run(args: argparse.Namespace) -> None:
+    from common.shipped import GUIDANCE, PROMPTS
+    from pipelines.loading import check_steps, prepare
 
     # 1. Check what can be checked before a model is loaded.
     at_least(args, steps=1, repeats=1, warm_up=0, seed=0, height=8, width=8)
@@ -255,11 +216,12 @@ def work(args: argparse.Namespace) -> None:
     for side in ("height", "width"):
         if (getattr(args, side) or 8) % 8:
             raise ValueError(f"--{side} is {getattr(args, side)}; it must be divisible by 8")
-    device, dtype = device_and_dtype(args)
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
 
     # 2. Load.
     shipped = args.model is None
-    model = SHAPES if shipped else args.model
+    model = SHAPES_SD if shipped else args.model
     pipe = load_pipeline(StableDiffusionPipeline, model, dtype=dtype, scheduler=args.scheduler, quiet=args.quiet)
     assert isinstance(pipe.unet, UNet2DConditionModel)
     pipe.unet.check_branch(args.branch)
@@ -299,15 +261,14 @@ def work(args: argparse.Namespace) -> None:
     result = {"settings": settings, "notes": notes, "rows": rows, "versions": versions(device)}
     print(document(result), end="")
     if args.out:
-        with written_aside(args.out.with_suffix(".md")) as aside:
-            aside.write_text(document(result))
-        with written_aside(args.out) as aside:
-            aside.write_text(json.dumps(result, indent=1) + "\n")
+        with atomic_write(args.out.with_suffix(".md")) as tmp_path:
+            tmp_path.write_text(document(result))
+        write_json(args.out, result)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,28 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from . import figures, report
-from .arguments import DTYPES, Formatter, RunError, at_least, device_and_dtype, exit_status
-from .compare import versions
-from .estimate import print_plan
-from .files import written_aside
-from .plan import SCALES, TABLES, Job, Options, baseline_of, job_of, load_scale, load_table, macs_of, schedule_row
-from .row_results import is_made, make_images, psnr, scores, speed
-from .table_output import as_csv, markdown
+from common.command_line import Formatter, RunError, at_least, run_cli
+from common.device import DTYPES, resolve_device
+from common.environment import versions
+from common.files import write_text
+
+from . import report
+from .paper import figures
+from .paper.estimate import print_plan
+from .paper.output import as_csv, markdown
+from .paper.results import is_made, make_images, psnr, scores, speed
+from .paper.rows import (
+    SCALES,
+    TABLES,
+    Job,
+    Options,
+    baseline_of,
+    job_of,
+    load_scale,
+    load_table,
+    macs_of,
+    schedule_row,
+)
 
 FIGURES = {"figure2": [], "figure4": [], "figure6": ["table13", "table14"], "figure7": ["table13"]}
 Result = list[dict[str, Any]]
@@ -47,13 +61,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-speed", action="store_true", help="don't time anything")
     p.add_argument("--speed-batch", type=int, default=4, metavar="B", help="images of a timed call")
     p.add_argument("--repeats", type=int, default=2, help="timed calls of each row, in turn with the baseline")
-    p.add_argument("--device", help="cuda, mps or cpu (default: the first of them that is there)")
+    p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--dtype", choices=DTYPES, help="of the networks (default: float32)")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     # 1. Check.
     at_least(args, num_images=2, batch_size=1, speed_batch=1, repeats=1)
     known = [*TABLES, *FIGURES]
@@ -61,7 +75,7 @@ def work(args: argparse.Namespace) -> None:
         raise ValueError(f"there is no {unknown[0]}; there are {', '.join(known)}, and all")
     names = known if "all" in args.names else list(dict.fromkeys(args.names))
     dtype = args.dtype or "float32"
-    device, _ = device_and_dtype(argparse.Namespace(device=args.device, dtype=dtype))
+    device = resolve_device(args.device)
     options = Options(
         args.scale, args.work, args.inputs, args.num_images, args.device, args.dtype
     )  # fmt: skip
@@ -229,13 +243,12 @@ def _numbers(text: str) -> list[int]:
 
 
 def _write(path: Path, text: str) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import torch
 from diffusers import DDIMScheduler, VQModel
 from torch import Tensor
 
+from common.safe_load import build, check_shapes, is_state_dict, read_checkpoint, shapes_of
 from ddpm.checkpoint import original_name, original_shape
 from pipelines.ldm_class import LDMClassPipeline
 from pipelines.loading import load_pipeline as load_directory
 from unets import UNet2DConditionModel
 from unets.class_embedder import ClassEmbedder
-from unets.safe_load import build, check_shapes, is_state_dict, read_checkpoint, shapes_of
 
 URL = "https://ommer-lab.com/files/latent-diffusion/nitro/cin/model.ckpt"
 SIZE = 1_827_378_153  # bytes

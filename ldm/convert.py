@@ -11,7 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from eval.arguments import DTYPES, Formatter, exit_status
+from common.command_line import Formatter, run_cli
+from common.device import DTYPES
 
 from .checkpoint import URL, load_pipeline
 
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def work(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     if not args.quiet:
         print(f"converting {args.checkpoint}; takes as long as reading and writing it", flush=True)
     convert(args.checkpoint, args.out, args.dtype)
@@ -52,7 +53,7 @@ def work(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ python -m ldm.sample                                                     the shi
 python -m ldm.sample --model cin256-v2/model.ckpt --num-images 50000 --batch-size 50 --cache-interval 5
 accelerate launch -m ldm.sample --model …                                on several GPUs
 
-A run that was killed is continued by the same command. The result is samples.npz (with labels) and grid.png.
+Runs are resumable: rerun the same command. The result is samples.npz (with labels) and grid.png.
 """
 
 from __future__ import annotations
@@ -12,36 +12,56 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from diffusers import PNDMScheduler
 from diffusers.utils.logging import disable_progress_bar
+from torch import Tensor
 
-from eval.arguments import (
-    BEYOND,
-    Formatter,
-    add_cache_arguments,
-    add_set_arguments,
-    at_least,
-    cache_settings,
-    device_and_dtype,
-    exit_status,
-)
-from eval.image_sets import Batch, ImageSet, Run, device_of_process, digest, make_set
-from eval.pictures import schedule_name
-from eval.zero_cache import zero_cached_features
-from pipelines.run_cache import check_cache_arguments
+from common.command_line import Formatter, at_least, run_cli
+from common.device import DTYPES, resolve_device
+from common.shipped import SHAPES_LDM
+from image_sets.batches import Batch, digest
+from image_sets.generate import Run, add_set_arguments, device_of_process, make_set
+from image_sets.sets import ImageSet
+from pipelines.cache_options import EXTENSIONS, add_cache_arguments, cache_config, cache_name
+from unets.cache.config import CacheConfig
+from unets.cache.zeroed import zero_cached_features
 
 from .checkpoint import load_pipeline
 
-SHAPES = Path(__file__).parent.parent / "assets" / "shapes-ldm"
+
+@dataclass(frozen=True)
+class Settings:
+    """What the images of a set are made with."""
+
+    model: str | None = None  # file or directory; None: the shipped model
+    steps: int = 250
+    sampler: str = "ddim"
+    eta: float = 0.0
+    guidance_scale: float = 1.5
+    labels: str = "random"
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache_label: str | None = None  # of the folder's name, where the cache's own name will not do
+    zero_cache: bool = False
+    seed: int = 0
+    dtype: str = "float32"
+
+    @property
+    def folder(self) -> str:
+        """Where the set goes if nobody says."""
+        cache = self.cache_label or self.cache.name()
+        name = f"{Path(self.model or SHAPES_LDM).stem}-{self.sampler}-{self.steps}-{cache}"
+        name += f"-g{self.guidance_scale:g}-eta{self.eta:g}-{self.labels}-seed{self.seed}-{self.dtype}"
+        return name + ("-zero" if self.zero_cache else "")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p = argparse.ArgumentParser(prog="python -m ldm.sample", description=__doc__, formatter_class=Formatter)
     p.add_argument(
         "--model", metavar="FILE_OR_DIR",
         help="CompVis's model.ckpt, or a directory that ldm.convert made of it (default: the shipped model)",
@@ -54,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
         "--labels", default="random",
         help="random; balanced, which goes through the classes in turn; or a list such as 207,88, taken in turn",
     )  # fmt: skip
-    add_cache_arguments(p, interval=5, branch=0, beyond=list(BEYOND))
-    p.add_argument("--zero-cache", action="store_true", help="zeros for the kept feature: the paper's Table 5")
+    add_cache_arguments(p, interval=5, branch=0, extensions=EXTENSIONS)
+    p.add_argument("--zero-cache", action="store_true", help="zeros for the cached feature: the paper's Table 5")
     add_set_arguments(p)
     return p
 
@@ -79,68 +99,72 @@ def labels_of(indices: Sequence[int], choice: str, num_classes: int, seed: int) 
     return np.array([given[k % len(given)] for k in indices])
 
 
-def prepare(args: argparse.Namespace) -> Run:
-    """What the arguments ask for, ready to be made.
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What the arguments ask for. Raises ValueError naming the one that is wrong."""
+    at_least(args, num_images=1, batch_size=1, seed=0, steps=1)
+    cache = cache_config(args)
+    return Settings(
+        model=args.model, steps=args.steps, sampler=args.sampler, eta=args.eta, guidance_scale=args.guidance_scale,
+        labels=args.labels, cache=cache, cache_label=cache_name(args, cache), zero_cache=args.zero_cache,
+        seed=args.seed, dtype=args.dtype,
+    )  # fmt: skip
+
+
+def prepare(settings: Settings, *, device: torch.device, out: Path | None = None, quiet: bool = False) -> Run:
+    """Loads the model; what is made with it goes to `out`, or to a folder under outputs/.
 
     Raises:
-        ValueError: naming the argument that is wrong.
+        ValueError: naming the setting that is wrong.
     """
     # 1. Check what can be checked before a model is loaded.
-    at_least(args, num_images=1, batch_size=1, seed=0, steps=1)
-    cache = cache_settings(args)
-    device, dtype = device_and_dtype(args)
-    if args.eta < 0 or (args.eta and args.sampler == "plms"):
-        raise ValueError(f"--eta is {args.eta}; it must be at least 0, and is ddim's alone")
+    if settings.eta < 0 or (settings.eta and settings.sampler == "plms"):
+        raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is ddim's alone")
 
     # 2. Load.
-    if args.quiet:
+    if quiet:
         disable_progress_bar()
-    pipe = load_pipeline(args.model or SHAPES, dtype)
-    if args.sampler == "plms":
+    pipe = load_pipeline(settings.model or SHAPES_LDM, DTYPES[settings.dtype])
+    if settings.sampler == "plms":
         pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
-    labels_of([0], args.labels, pipe.num_classes, args.seed)
-    timesteps = pipe.set_timesteps(args.steps, "cpu")
-    check_cache_arguments(pipe.unet, len(timesteps), **cache)
-    call: dict[str, Any] = {
-        "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "eta": args.eta, **cache
+    labels_of([0], settings.labels, pipe.num_classes, settings.seed)
+    num_calls = len(pipe.set_timesteps(settings.steps, "cpu"))
+    pipe.start_cache(settings.cache, pipe.schedule_length(settings.steps, num_calls), num_calls)
+    call = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale, "eta": settings.eta}
+    recorded = {
+        "weights": {part: digest(getattr(pipe, part)) for part in ("unet", "vqvae", "class_embedder")},
+        "sampler": settings.sampler, "labels": settings.labels, "seed": settings.seed, "dtype": settings.dtype,
+        **call, **settings.cache.to_json(), **({"zero_cache": True} if settings.zero_cache else {}),
     }  # fmt: skip
-    model = Path(args.model or SHAPES).stem
-    name = f"{model}-{args.sampler}-{args.steps}-{schedule_name(args)}-m{args.cache_branch_id}"
-    extras = f"g{args.guidance_scale:g}-eta{args.eta:g}-{args.labels}-seed{args.seed}-{args.dtype}"
-    extras += "-zero" if args.zero_cache else ""
-    out = args.out or Path("outputs") / f"{name}-{extras}"
-    weights = {part: digest(getattr(pipe, part)) for part in ("unet", "vqvae", "class_embedder")}
-    settings = {"weights": weights, "sampler": args.sampler, "labels": args.labels, "seed": args.seed,
-                "dtype": args.dtype, **call}  # fmt: skip
     device = device_of_process(device)
     pipe.to(device)
-    pipe.set_progress_bar_config(disable=args.quiet or not PartialState().is_main_process, leave=False)
-
-    if args.zero_cache:
+    pipe.set_progress_bar_config(disable=quiet or not PartialState().is_main_process, leave=False)
+    if settings.zero_cache:
         zero_cached_features(pipe.unet)
-        settings["zero_cache"] = True
 
     def labels(indices: Sequence[int]) -> np.ndarray:
-        return labels_of(indices, args.labels, pipe.num_classes, args.seed)
+        return labels_of(indices, settings.labels, pipe.num_classes, settings.seed)
 
-    def make(batch: Batch) -> Any:
+    def make(batch: Batch, cache: CacheConfig) -> Tensor:
         (images,) = pipe(
-            labels(batch.indices).tolist(), generator=batch.generators, output_type="pt", return_dict=False, **call
-        )  # (B, 3, H, W) in [0, 1]
+            labels(batch.indices).tolist(), generator=batch.generators, output_type="pt", return_dict=False,
+            **call, **cache.arguments,
+        )  # (B, 3, H, W) in [0, 1]  # fmt: skip
         return images * 2 - 1
 
-    return Run(ImageSet(out, settings), make, pipe.unet, labels)
+    image_set = ImageSet(out or Path("outputs") / settings.folder, recorded)
+    return Run(image_set, pipe.unet, settings.cache, make, settings.seed, labels)
 
 
-def work(args: argparse.Namespace) -> None:
-    run = prepare(args)
-    made = make_set(run, args, args.num_images)
-    print(f"{made}; {args.num_images} and their overview in {run.image_set.out}")
+def run(args: argparse.Namespace) -> None:
+    settings, device = settings_of(args), resolve_device(args.device)
+    prepared = prepare(settings, device=device, out=args.out, quiet=args.quiet)
+    made = make_set(prepared, args.num_images, args.batch_size, png=args.png, quiet=args.quiet)
+    print(f"{made}; {args.num_images} and their overview in {prepared.image_set.out}")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return exit_status(lambda: work(args))
+    return run_cli(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, VQModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from unets.cache.config import CacheConfig, Extensions
 from unets.class_embedder import ClassEmbedder
 
-from .guidance_economy import GuidanceEconomy, half_if
-from .kept_features import Forecast
-from .run_cache import RunCache
-from .shared_steps import CachedPipeline, call_back, on_device
+from .base import CachedPipeline, call_back, timesteps_to_device
 
 
 class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
@@ -26,6 +24,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
     def __init__(self, vqvae: VQModel, class_embedder: ClassEmbedder, unet: Any, scheduler: Any) -> None:
         super().__init__()
         self.register_modules(vqvae=vqvae, class_embedder=class_embedder, unet=unet, scheduler=scheduler)
+        self.fork_unet()  # the fork takes the stock U-Net's place
 
     @property
     def num_classes(self) -> int:
@@ -50,12 +49,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
-        forecast: Forecast = 0.0,
-        reuse_guidance: bool = False,
-        guidance_stop: float = 1.0,
-        refresh_interval: int | None = None,
-        refresh_branch_id: int | None = None,
-        reuse_attention: bool = False,
+        **extensions: Unpack[Extensions],
     ) -> ImagePipelineOutput | tuple:
         """Makes an image of each class. Shapes in the comments are those of the model for ImageNet.
 
@@ -68,12 +62,13 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
             generator: one for each image, or one for all.
             latents: (B, 3, 64, 64) noise to start from, instead of the generators'.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
-            cache_interval, … reuse_attention: as of `StableDiffusionPipeline`.
+            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
 
         Raises:
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         labels = torch.as_tensor(class_labels, device=self._execution_device)  # (B,)
         if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(f"class_labels must be a list of labels from 0 to {self.num_classes - 1}")
@@ -84,14 +79,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
 
         # 1. Timesteps, and which steps are full.
         timesteps = self.set_timesteps(num_inference_steps, "cpu")
-        num_steps = len(timesteps) if isinstance(self.scheduler, DDIMScheduler) else num_inference_steps
-        full, m = self.plan_cache(
-            num_steps, len(timesteps), cache_interval, cache_branch_id,
-            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
-            refresh_branch_id=refresh_branch_id,
-        )  # fmt: skip
-        cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
-        economy = GuidanceEconomy(cache.renewed, len(timesteps), reuse_guidance, guidance_stop, forecast)
+        cache = self.start_cache(config, self.schedule_length(num_inference_steps, len(timesteps)), len(timesteps))
 
         # 2. Classes to context.
         if guided:
@@ -109,33 +97,24 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         extra = {"eta": eta, "generator": generator} if isinstance(self.scheduler, DDIMScheduler) else {}
 
         # 4. Denoise.
-        unet_timesteps = on_device(timesteps, device)
+        unet_timesteps = timesteps_to_device(timesteps, device)
         with self.progress_bar(total=len(timesteps)) as bar:
             for i, t in enumerate(timesteps):
-                # economy (1): with a difference, the conditional half of the batch is run alone
-                difference = economy.difference(i, len(latents)) if guided else None
-                alone = difference is not None
-                latent_input = torch.cat([latents] * 2) if guided and not alone else latents
-                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 3, 64, 64)
+                # cache (1): equation 6, is this step full or does it retrieve? And which halves of guidance does it run?
+                step = cache.plan(i, len(latents), guided=guided)
+                latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 3, 64, 64)
 
-                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-                step = cache.step(i, len(latent_input), alone)
                 output = self.unet(
                     latent_input,
                     unet_timesteps[i],
-                    half_if(alone, context),
-                    cache_branch_id=step.branch,
-                    cached_feature=step.feature,
-                    keep_branch_id=step.keep_branch,
-                    keep_attention=reuse_attention,
+                    step.select(context),
+                    **step.unet_arguments,  # cache (2): equations 4 and 5
                 )
-                noise = output.sample
-                cache.keep(i, step, output)  # cache (2): the loop owns the feature
-                del output  # else the last feature would live through the next full step
+                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                del output  # or its feature would stay in memory through the next full step
 
                 if guided:
-                    # economy (3): (B, 3, 64, 64) each
-                    unconditional, conditional = economy.halves(i, noise, difference)
+                    unconditional, conditional = noise.chunk(2)  # (B, 3, 64, 64) each
                     noise = unconditional + guidance_scale * (conditional - unconditional)
                 latents = self.scheduler.step(noise, t, latents, **extra, return_dict=False)[0]
                 (latents,) = call_back(callback_on_step_end, self, i, t, ("latents",), {"latents": latents})
@@ -176,3 +155,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         # The scheduler steps by 1000 // steps from whatever timestep it is given, so only their list is to be set.
         self.scheduler.timesteps = timesteps
         return timesteps
+
+    def schedule_length(self, num_inference_steps: int, num_calls: int) -> int:
+        """The steps that a schedule is made for: CompVis's DDIM can make more than were asked for, PLMS one call more."""
+        return num_calls if isinstance(self.scheduler, DDIMScheduler) else num_inference_steps

@@ -13,12 +13,13 @@ from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub.utils import RepositoryNotFoundError
 from safetensors import SafetensorError
 
-SHAPES = Path(__file__).parent.parent / "assets" / "shapes-sd"
+from unets.compiled import compile_forward
 
 MIRRORS = {  # taken off the hub in 2024, and where the same files are now
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
 }
+
 
 # In the order of their names on the command line: class, and what to change in the model's own configuration.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -116,3 +117,33 @@ def check_directory(name: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def place_pipeline(pipe: Any, device: torch.device, *, channels_last: bool, compiled: bool, cpu_offload: bool) -> None:
+    """Moves the pipeline to the device, in the memory format and with the forward that are asked for."""
+    if channels_last:
+        for weight in (*pipe.unet.parameters(), *pipe.vae.parameters()):
+            if weight.dim() == 4:  # a video's convolutions over time have five
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    if compiled:
+        options = {"mode": "reduce-overhead"} if device.type == "cuda" and not cpu_offload else {}  # CUDA graphs
+        compile_forward(pipe.unet, **options)
+    if cpu_offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+
+
+def build_pipeline(cls: Any, parts: dict[str, Any], *, dtype: torch.dtype, scheduler: str | None = None) -> Any:
+    """A pipeline of `cls` made of its parts, on the CPU."""
+    pipe = cls(**parts)
+    if scheduler is not None:
+        pipe.scheduler = new_scheduler(scheduler, pipe.scheduler.config)
+    return pipe.to(dtype)
+
+
+def check_steps(pipe: Any, steps: int) -> None:
+    """Raises ValueError if the model's scheduler has fewer steps than that."""
+    trained = pipe.scheduler.config.num_train_timesteps
+    if steps >= trained:
+        raise ValueError(f"--steps is {steps}; it must be below the {trained} steps that the model was trained on")

@@ -6,8 +6,9 @@ than that: the residuals are of this very step, at a fraction of the ControlNet'
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import diffusers
 import torch
@@ -16,28 +17,29 @@ from diffusers.pipelines.controlnet.pipeline_controlnet import retrieve_timestep
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
+from unets.cache.config import CacheConfig, FeatureExtensions
 from unets.controlnet import ControlNetModel, MultiControlNetModel
 
-from .kept_features import Forecast
-from .run_cache import RunCache
-from .shared_steps import CachedSDPipeline, batch_size_of, call_back, on_device
+from .base import CachedSDPipeline, batch_size_of, call_back, timesteps_to_device
 
 
 class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffusionControlNetPipeline):
     """diffusers' `StableDiffusionControlNetPipeline` with forked U-Net and ControlNets; one ControlNet or several."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As the parent's, but stock ControlNets are replaced by forks over the same weights."""
-        stock = None
-        if name == "controlnet" and isinstance(value, StockMultiControlNetModel):
-            stock = ("controlnet", "MultiControlNetModel")
-            value = MultiControlNetModel([ControlNetModel.sharing(net) for net in value.nets])
-        elif name == "controlnet" and isinstance(value, diffusers.ControlNetModel):
-            stock = ("diffusers", "ControlNetModel")
-            value = ControlNetModel.sharing(value)
-        super().__setattr__(name, value)
-        if stock is not None:
-            self.register_to_config(controlnet=stock)
+    @functools.wraps(diffusers.StableDiffusionControlNetPipeline.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fork_unet()  # the fork takes the stock U-Net's place
+        self.fork_controlnet()  # likewise
+
+    def fork_controlnet(self) -> None:
+        """Forks over the same weights take the places of stock ControlNets; the configuration keeps their names."""
+        if isinstance(self.controlnet, StockMultiControlNetModel):
+            self.controlnet = MultiControlNetModel([ControlNetModel.sharing(net) for net in self.controlnet.nets])
+            self.register_to_config(controlnet=("controlnet", "MultiControlNetModel"))
+        elif isinstance(self.controlnet, diffusers.ControlNetModel):
+            self.controlnet = ControlNetModel.sharing(self.controlnet)
+            self.register_to_config(controlnet=("diffusers", "ControlNetModel"))
 
     @torch.no_grad()
     def __call__(
@@ -75,30 +77,21 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
-        forecast: Forecast = 0.0,
-        refresh_interval: int | None = None,
-        refresh_branch_id: int | None = None,
-        reuse_attention: bool = False,
+        **extensions: Unpack[FeatureExtensions],
     ) -> StableDiffusionPipelineOutput | tuple:
         """Makes images that follow `image`, such as edges. Shapes in the comments are Stable Diffusion 1.5's.
 
         Args:
             image: what to follow; with several ControlNets a list of one for each.
-            cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
-            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
-            uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
-            cache_steps: the full steps themselves, instead of interval and schedule.
-            forecast: g, how far a retrieve step's feature is carried on from the last two kept (`KeptFeatures`): 0
-                copies as in the paper, 1 is the straight line; or a table of g.
-            refresh_interval, refresh_branch_id: every so many steps from a full one, retrieve at this deeper branch
-                instead, and keep anew at `cache_branch_id` (`RunCache`).
-            reuse_attention: retrieve steps take what attention adds from earlier steps too (`ShallowAttention`).
+            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
             others: as diffusers 0.24.0's.
 
         Raises:
             ValueError: an argument out of range, by name.
         """
         # 0. Check. What is for each ControlNet becomes a list.
+        config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
+        config.refuse("reuse_guidance", "guidance_stop")
         nets = self.controlnet.nets if isinstance(self.controlnet, MultiControlNetModel) else [self.controlnet]
         starts, ends, scales = (
             value if isinstance(value, list) else [value] * len(nets)
@@ -117,12 +110,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
 
         # 1. Which steps are full.
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
-        full, m = self.plan_cache(
-            num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
-            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
-            refresh_branch_id=refresh_branch_id,
-        )  # fmt: skip
-        cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
+        cache = self.start_cache(config, num_inference_steps, len(timesteps))
 
         # 2. Prompt to text embeddings.
         prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
@@ -152,21 +140,18 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         # 5. Denoise.
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
-        unet_timesteps = on_device(timesteps, device)
+        unet_timesteps = timesteps_to_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
-                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
-                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
-
-                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-                step = cache.step(i, len(latent_input))
+                # cache (1): equation 6, is this step full or does it retrieve?
+                step = cache.plan(i, len(latents), guided=self.do_classifier_free_guidance)
+                latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 4, H/8, W/8)
 
                 now, later = i / len(timesteps), (i + 1) / len(timesteps)
                 strengths = [s * (a <= now and later <= b) for s, a, b in zip(scales, starts, ends, strict=True)]
                 # cache (2): a retrieve step uses the residuals of skips 0 … m
-                depth = None if step.feature is None else step.branch
                 residuals, middle = self.follow(
-                    hints, strengths, latent_input, unet_timesteps[i], prompt_embeds, guess_mode, depth
+                    hints, strengths, latent_input, unet_timesteps[i], prompt_embeds, guess_mode, step.retrieve_branch
                 )
                 output = self.unet(
                     latent_input,
@@ -177,14 +162,10 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                     added_cond_kwargs=added_cond_kwargs,
                     down_block_additional_residuals=residuals,
                     mid_block_additional_residual=middle,
-                    cache_branch_id=step.branch,
-                    cached_feature=step.feature,
-                    keep_branch_id=step.keep_branch,
-                    keep_attention=reuse_attention,
+                    **step.unet_arguments,  # cache (3): equations 4 and 5
                 )
-                noise = output.sample
-                cache.keep(i, step, output)  # cache (3): the loop owns the feature
-                del output  # else the last feature would live through the next full step
+                noise = cache.take(step, output)  # cache (4): keeps the feature for the steps to come
+                del output  # or its feature would stay in memory through the next full step
 
                 if self.do_classifier_free_guidance:
                     unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import diffusers
 import torch
@@ -11,14 +12,18 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_timesteps
 from torch import Tensor
 
-from .guidance_economy import GuidanceEconomy, half_if
-from .kept_features import Forecast
-from .run_cache import RunCache
-from .shared_steps import CachedSDPipeline, batch_size_of, call_back, on_device
+from unets.cache.config import CacheConfig, Extensions
+
+from .base import CachedSDPipeline, batch_size_of, call_back, timesteps_to_device
 
 
 class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusionImg2ImgPipeline):
     """diffusers' `StableDiffusionImg2ImgPipeline`; loads the same directories and gives them the forked U-Net."""
+
+    @functools.wraps(diffusers.StableDiffusionImg2ImgPipeline.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fork_unet()  # the fork takes the stock U-Net's place
 
     @torch.no_grad()
     def __call__(
@@ -50,35 +55,21 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
-        forecast: Forecast = 0.0,
-        reuse_guidance: bool = False,
-        guidance_stop: float = 1.0,
-        refresh_interval: int | None = None,
-        refresh_branch_id: int | None = None,
-        reuse_attention: bool = False,
+        **extensions: Unpack[Extensions],
     ) -> StableDiffusionPipelineOutput | tuple:
         """Redraws `image` to each prompt. Shapes in the comments are Stable Diffusion 1.5's.
 
         The loop runs the last `strength` of the steps; the cache counts them from 0.
 
         Args:
-            cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
-            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
-            uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
-            cache_steps: the full steps themselves, instead of interval and schedule.
-            forecast: g, how far a retrieve step's feature is carried on from the last two kept (`KeptFeatures`): 0
-                copies as in the paper, 1 is the straight line; or a table of g.
-            reuse_guidance: retrieve steps run the conditional half alone (`GuidanceEconomy`).
-            guidance_stop: and so does every step after this share of them.
-            refresh_interval, refresh_branch_id: every so many steps from a full one, retrieve at this deeper branch
-                instead, and keep anew at `cache_branch_id` (`RunCache`).
-            reuse_attention: retrieve steps take what attention adds from earlier steps too (`ShallowAttention`).
+            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
             others: as diffusers 0.24.0's.
 
         Raises:
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         self.check_inputs(
             prompt, strength, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds,
             callback_on_step_end_tensor_inputs,
@@ -95,13 +86,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         timesteps, num_inference_steps = self.get_timesteps(num_inference_steps, strength, device)
         if num_inference_steps < 1:
             raise ValueError(f"strength {strength} leaves no step to run; raise it or num_inference_steps")
-        full, m = self.plan_cache(
-            num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
-            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
-            refresh_branch_id=refresh_branch_id,
-        )  # fmt: skip
-        cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
-        economy = GuidanceEconomy(cache.renewed, len(timesteps), reuse_guidance, guidance_stop, forecast)
+        cache = self.start_cache(config, num_inference_steps, len(timesteps))
 
         # 2. Prompt to text embeddings.
         prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
@@ -121,36 +106,27 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         # 4. Denoise.
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
-        unet_timesteps = on_device(timesteps, device)
+        unet_timesteps = timesteps_to_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
-                # economy (1): with a difference, the conditional half of the batch is run alone
-                difference = economy.difference(i, len(latents)) if self.do_classifier_free_guidance else None
-                alone = difference is not None
-                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance and not alone else latents
-                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
+                # cache (1): equation 6, is this step full or does it retrieve? And which halves of guidance does it run?
+                step = cache.plan(i, len(latents), guided=self.do_classifier_free_guidance)
+                latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 4, H/8, W/8)
 
-                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-                step = cache.step(i, len(latent_input), alone)
                 output = self.unet(
                     latent_input,
                     unet_timesteps[i],
-                    encoder_hidden_states=half_if(alone, prompt_embeds),  # economy (2)
+                    encoder_hidden_states=step.select(prompt_embeds),
                     timestep_cond=timestep_cond,
                     cross_attention_kwargs=self.cross_attention_kwargs,
-                    added_cond_kwargs=half_if(alone, added_cond_kwargs),
-                    cache_branch_id=step.branch,
-                    cached_feature=step.feature,
-                    keep_branch_id=step.keep_branch,
-                    keep_attention=reuse_attention,
+                    added_cond_kwargs=step.select(added_cond_kwargs),
+                    **step.unet_arguments,  # cache (2): equations 4 and 5
                 )
-                noise = output.sample
-                cache.keep(i, step, output)  # cache (2): the loop owns the feature
-                del output  # else the last feature would live through the next full step
+                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                del output  # or its feature would stay in memory through the next full step
 
                 if self.do_classifier_free_guidance:
-                    # economy (3): (B, 4, H/8, W/8) each
-                    unconditional, conditional = economy.halves(i, noise, difference)
+                    unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each
                     noise = unconditional + self.guidance_scale * (conditional - unconditional)
                 latents = self.scheduler.step(noise, t, latents, **extra_step_kwargs, return_dict=False)[0]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import diffusers
 import torch
@@ -14,15 +15,19 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpain
 )
 from torch import Tensor
 
-from .guidance_economy import GuidanceEconomy, half_if
-from .kept_features import Forecast
-from .run_cache import RunCache
-from .shared_steps import batch_size_of, call_back, on_device
-from .shared_steps_xl import CachedXLPipeline
+from unets.cache.config import CacheConfig, Extensions
+
+from .base import batch_size_of, call_back, timesteps_to_device
+from .base_xl import CachedXLPipeline
 
 
 class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusionXLInpaintPipeline):
     """diffusers' `StableDiffusionXLInpaintPipeline`, for U-Nets that see the mask (9 channels) or do not (4)."""
+
+    @functools.wraps(diffusers.StableDiffusionXLInpaintPipeline.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fork_unet()  # the fork takes the stock U-Net's place
 
     @torch.no_grad()
     def __call__(
@@ -74,33 +79,19 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
-        forecast: Forecast = 0.0,
-        reuse_guidance: bool = False,
-        guidance_stop: float = 1.0,
-        refresh_interval: int | None = None,
-        refresh_branch_id: int | None = None,
-        reuse_attention: bool = False,
+        **extensions: Unpack[Extensions],
     ) -> StableDiffusionXLPipelineOutput | tuple:
         """Redraws what the mask covers. Shapes in the comments are SDXL's.
 
         Args:
-            cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
-            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
-            uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
-            cache_steps: the full steps themselves, instead of interval and schedule.
-            forecast: g, how far a retrieve step's feature is carried on from the last two kept (`KeptFeatures`): 0
-                copies as in the paper, 1 is the straight line; or a table of g.
-            reuse_guidance: retrieve steps run the conditional half alone (`GuidanceEconomy`).
-            guidance_stop: and so does every step after this share of them.
-            refresh_interval, refresh_branch_id: every so many steps from a full one, retrieve at this deeper branch
-                instead, and keep anew at `cache_branch_id` (`RunCache`).
-            reuse_attention: retrieve steps take what attention adds from earlier steps too (`ShallowAttention`).
+            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
             others: as diffusers 0.24.0's.
 
         Raises:
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         self.check_inputs(
@@ -131,13 +122,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         noised_to = timesteps[:1]
         num_warmup_steps = max(0, len(timesteps) - num_inference_steps * self.scheduler.order)
         timesteps, num_inference_steps = self.until(timesteps, num_inference_steps, denoising_end)
-        full, m = self.plan_cache(
-            num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
-            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
-            refresh_branch_id=refresh_branch_id,
-        )  # fmt: skip
-        cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
-        economy = GuidanceEconomy(cache.renewed, len(timesteps), reuse_guidance, guidance_stop, forecast)
+        cache = self.start_cache(config, num_inference_steps, len(timesteps))
 
         # 2. Prompt to text embeddings.
         texts = {
@@ -183,40 +168,35 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
 
         # 5. Denoise.
         self._num_timesteps = len(timesteps)
-        unet_timesteps = on_device(timesteps, device)
+        unet_timesteps = timesteps_to_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
-                # economy (1): with a difference, the conditional half of the batch is run alone
-                difference = economy.difference(i, len(latents)) if self.do_classifier_free_guidance else None
-                alone = difference is not None
-                latent_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance and not alone else latents
-                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2B, 4, H/8, W/8)
+                # cache (1): equation 6, is this step full or does it retrieve? And which halves of guidance does it run?
+                step = cache.plan(i, len(latents), guided=self.do_classifier_free_guidance)
+                latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 4, H/8, W/8)
                 if sees_mask:
-                    seen = (half_if(alone, part) for part in (mask, masked_image_latents))
+                    seen = (step.select(part) for part in (mask, masked_image_latents))
                     latent_input = torch.cat([latent_input, *seen], dim=1)  # (2B, 9, H/8, W/8)
 
-                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-                step = cache.step(i, len(latent_input), alone)
-                told = {"text_embeds": conditions["add_text_embeds"], "time_ids": conditions["add_time_ids"], **added}
+                added_cond_kwargs = {
+                    "text_embeds": conditions["add_text_embeds"],
+                    "time_ids": conditions["add_time_ids"],
+                    **added,
+                }
                 output = self.unet(
                     latent_input,
                     unet_timesteps[i],
-                    encoder_hidden_states=half_if(alone, conditions["prompt_embeds"]),  # economy (2)
+                    encoder_hidden_states=step.select(conditions["prompt_embeds"]),
                     timestep_cond=timestep_cond,
                     cross_attention_kwargs=self.cross_attention_kwargs,
-                    added_cond_kwargs=half_if(alone, told),
-                    cache_branch_id=step.branch,
-                    cached_feature=step.feature,
-                    keep_branch_id=step.keep_branch,
-                    keep_attention=reuse_attention,
+                    added_cond_kwargs=step.select(added_cond_kwargs),
+                    **step.unet_arguments,  # cache (2): equations 4 and 5
                 )
-                noise = output.sample
-                cache.keep(i, step, output)  # cache (2): the loop owns the feature
-                del output  # else the last feature would live through the next full step
+                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                del output  # or its feature would stay in memory through the next full step
 
                 if self.do_classifier_free_guidance:
-                    # economy (3): (B, 4, H/8, W/8) each
-                    unconditional, conditional = economy.halves(i, noise, difference)
+                    unconditional, conditional = noise.chunk(2)  # (B, 4, H/8, W/8) each
                     noise = unconditional + self.guidance_scale * (conditional - unconditional)
                     if self.guidance_rescale > 0:
                         noise = rescale_noise_cfg(noise, conditional, guidance_rescale=self.guidance_rescale)

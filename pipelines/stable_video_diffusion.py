@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import diffusers
 import torch
@@ -11,14 +12,18 @@ from diffusers.pipelines.stable_video_diffusion import StableVideoDiffusionPipel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .guidance_economy import GuidanceEconomy, half_if
-from .kept_features import Forecast
-from .run_cache import RunCache
-from .shared_steps import CachedPipeline, call_back, on_device
+from unets.cache.config import CacheConfig, Extensions
+
+from .base import CachedPipeline, call_back, timesteps_to_device
 
 
 class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusionPipeline):
     """diffusers' `StableVideoDiffusionPipeline`; loads the same directories and gives them the forked U-Net."""
+
+    @functools.wraps(diffusers.StableVideoDiffusionPipeline.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fork_unet()  # the fork takes the stock U-Net's place
 
     @torch.no_grad()
     def __call__(
@@ -47,29 +52,14 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
-        forecast: Forecast = 0.0,
-        reuse_guidance: bool = False,
-        guidance_stop: float = 1.0,
-        refresh_interval: int | None = None,
-        refresh_branch_id: int | None = None,
-        reuse_attention: bool = False,
+        **extensions: Unpack[Extensions],
     ) -> StableVideoDiffusionPipelineOutput | list:
         """Makes a video of `num_frames` frames from each image. Shapes in the comments are Stable Video Diffusion's.
 
         Args:
             min_guidance_scale, max_guidance_scale: of the first and the last frame; in between it rises evenly.
             decode_chunk_size: frames decoded at once; fewer need less memory, and flicker more. All, if not given.
-            cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
-            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
-            uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
-            cache_steps: the full steps themselves, instead of interval and schedule.
-            forecast: g, how far a retrieve step's feature is carried on from the last two kept (`KeptFeatures`): 0
-                copies as in the paper, 1 is the straight line; or a table of g.
-            reuse_guidance: retrieve steps run the conditional half alone (`GuidanceEconomy`).
-            guidance_stop: and so does every step after this share of them.
-            refresh_interval, refresh_branch_id: every so many steps from a full one, retrieve at this deeper branch
-                instead, and keep anew at `cache_branch_id` (`RunCache`).
-            reuse_attention: retrieve steps take what attention adds from earlier steps too (`ShallowAttention`).
+            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
             others: as diffusers 0.24.0's.
 
         Returns:
@@ -79,6 +69,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         num_frames = self.unet.config.num_frames if num_frames is None else num_frames
@@ -93,13 +84,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         # 1. Which steps are full.
         self.scheduler.set_timesteps(num_inference_steps, device="cpu")
         timesteps = self.scheduler.timesteps
-        full, m = self.plan_cache(
-            num_inference_steps, len(timesteps), cache_interval, cache_branch_id,
-            uniform=uniform, pow=pow, center=center, cache_steps=cache_steps,
-            refresh_branch_id=refresh_branch_id,
-        )  # fmt: skip
-        cache = RunCache(full, len(timesteps), m, forecast, refresh_interval, refresh_branch_id)
-        economy = GuidanceEconomy(cache.renewed, len(timesteps), reuse_guidance, guidance_stop, forecast)
+        cache = self.start_cache(config, num_inference_steps, len(timesteps), frames=num_frames)
 
         # 2. What the video is to show: the image's embedding, and its latents, slightly noised, for every frame.
         image_embeds = self._encode_image(image, device, num_videos_per_prompt, guided)  # (2B, 1, 1024)
@@ -133,35 +118,26 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         # 5. Denoise.
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
-        unet_timesteps = on_device(timesteps, device)
+        unet_timesteps = timesteps_to_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
-                # economy (1): with a difference, the conditional half of the batch is run alone
-                difference = economy.difference(i, len(latents)) if guided else None
-                alone = difference is not None
-                latent_input = torch.cat([latents] * 2) if guided and not alone else latents
-                latent_input = self.scheduler.scale_model_input(latent_input, t)
-                latent_input = torch.cat([latent_input, half_if(alone, image_latents)], dim=2)  # (2B, F, 8, H/8, W/8)
+                # cache (1): equation 6, is this step full or does it retrieve? And which halves of guidance does it run?
+                step = cache.plan(i, len(latents), guided=guided)
+                latent_input = self.scheduler.scale_model_input(step.expand(latents), t)
+                latent_input = torch.cat([latent_input, step.select(image_latents)], dim=2)  # (2B, F, 8, H/8, W/8)
 
-                # cache (1): equation 6, a full step keeps anew and gets None; all others retrieve
-                step = cache.step(i, len(latent_input) * num_frames, alone)
                 output = self.unet(
                     latent_input,
                     unet_timesteps[i],
-                    encoder_hidden_states=half_if(alone, image_embeds),  # economy (2)
-                    added_time_ids=half_if(alone, added_time_ids),
-                    cache_branch_id=step.branch,
-                    cached_feature=step.feature,
-                    keep_branch_id=step.keep_branch,
-                    keep_attention=reuse_attention,
+                    encoder_hidden_states=step.select(image_embeds),
+                    added_time_ids=step.select(added_time_ids),
+                    **step.unet_arguments,  # cache (2): equations 4 and 5
                 )
-                noise = output.sample
-                cache.keep(i, step, output)  # cache (2): the loop owns the feature
-                del output  # else the last feature would live through the next full step
+                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                del output  # or its feature would stay in memory through the next full step
 
                 if guided:
-                    # economy (3): (B, F, 4, H/8, W/8) each
-                    unconditional, conditional = economy.halves(i, noise, difference)
+                    unconditional, conditional = noise.chunk(2)  # (B, F, 4, H/8, W/8) each
                     noise = unconditional + self.guidance_scale * (conditional - unconditional)
                 latents = self.scheduler.step(noise, t, latents).prev_sample
 

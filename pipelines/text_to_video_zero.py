@@ -20,7 +20,9 @@ from diffusers.pipelines.text_to_video_synthesis.pipeline_text_to_video_zero imp
 )
 from torch import Tensor
 
-from .shared_steps import CachedSDPipeline
+from unets.cache.config import CacheConfig
+
+from .base import CachedSDPipeline
 
 
 def default_moments(num_inference_steps: int) -> tuple[int, int]:
@@ -52,6 +54,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
             vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
             requires_safety_checker,
         )  # fmt: skip
+        self.fork_unet()  # the fork takes the stock U-Net's place
 
     @torch.no_grad()
     def __call__(
@@ -91,9 +94,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
             motion_field_strength_x, motion_field_strength_y: how far a frame moves from the one before, in pixels of
                 a picture of 512 × 512.
             output_type: "latent", "pil", "pt", or else an array.
-            cache_interval: N. In each loop every N-th step is full; 1, the default, is the stock pipeline bit for bit.
-            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
-            uniform, pow, center, cache_steps: another schedule, for each of the loops on its own.
+            cache_interval, … cache_steps: as of `CacheConfig`, for each of the three loops on its own.
             others: as diffusers 0.24.0's.
 
         Returns:
@@ -103,6 +104,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps)
         frame_ids = list(range(video_length)) if frame_ids is None else frame_ids
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if video_length < 1 or len(frame_ids) != video_length:
@@ -135,12 +137,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
             "callback": callback,
             "callback_steps": callback_steps,
             "extra_step_kwargs": self.prepare_extra_step_kwargs(generator, eta),
-            "cache_interval": cache_interval,
-            "cache_branch_id": cache_branch_id,
-            "uniform": uniform,
-            "pow": pow,
-            "center": center,
-            "cache_steps": cache_steps,
+            "config": config,
         }
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
 
@@ -196,29 +193,27 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         callback: Callable[[int, Tensor, Tensor], None] | None,
         callback_steps: int,
         extra_step_kwargs: dict[str, Any],
-        cache_interval: int,
-        cache_branch_id: int,
-        **schedule: Any,
+        config: CacheConfig,
     ) -> Tensor:
         """Denoises latents (F, 4, H/8, W/8) along the timesteps, whose full steps are counted from their own first."""
         num_steps = (len(timesteps) - num_warmup_steps) // self.scheduler.order
-        full, m = set[int](), None
-        if len(timesteps) > 0:
-            full, m = self.plan_cache(num_steps, len(timesteps), cache_interval, cache_branch_id, **schedule)
-        kept: Any = None
+        if not len(timesteps):
+            return latents
+        cache = self.start_cache(config, num_steps, len(timesteps))
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=num_steps) as bar:
             for i, t in enumerate(timesteps):
-                latent_input = torch.cat([latents] * 2) if guidance_scale > 1 else latents
-                latent_input = self.scheduler.scale_model_input(latent_input, t)  # (2F, 4, H/8, W/8)
-
-                if i in full:
-                    kept = None  # cache (1): equation 6, a full step keeps anew; all others retrieve
+                # cache (1): equation 6, is this step full or does it retrieve?
+                step = cache.plan(i, len(latents), guided=guidance_scale > 1)
+                latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2F, 4, H/8, W/8)
                 output = self.unet(
-                    latent_input, t, encoder_hidden_states=prompt_embeds, cache_branch_id=m, cached_feature=kept
+                    latent_input,
+                    t,
+                    encoder_hidden_states=prompt_embeds,
+                    **step.unet_arguments,  # cache (2): equations 4 and 5
                 )
-                noise, kept = output.sample, output.cached_feature  # cache (2): the loop owns the feature
-                del output  # else the last feature would live through the next full step
+                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                del output  # or its feature would stay in memory through the next full step
 
                 if guidance_scale > 1:
                     unconditional, conditional = noise.chunk(2)  # (F, 4, H/8, W/8) each

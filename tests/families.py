@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import pipelines
-from assets import tiny
 from main import TextToVideoZeroPipeline
+from pipelines import tiny
 from pipelines.loading import new_scheduler
 
 SIDE = 64  # pixels

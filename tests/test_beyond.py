@@ -13,10 +13,9 @@ import stable_diffusion
 from benchmarks import pareto
 from benchmarks.points import ldm_points
 from eval import generate
-from eval.arguments import BEYOND, add_cache_arguments, cache_settings, schedule_of
-from eval.image_sets import Batch, image_generator, to_uint8
-from eval.pictures import schedule_name
+from image_sets.batches import Batch, image_generator, to_uint8
 from ldm.checkpoint import load_pipeline
+from pipelines.cache_options import BEYOND, add_cache_arguments, cache_settings, schedule_name, schedule_of
 
 FEW = ["--num-images", "2", "--device", "cpu", "--quiet"]
 
@@ -133,7 +132,7 @@ def test_the_bound_counts_refresh_steps_and_attention_that_is_not_run(tmp_path):
 
 
 def test_distances_of_equal_pictures_and_of_others():
-    from eval.features import ShapesFeatures
+    from eval.metrics.features import ShapesFeatures
 
     judge = ShapesFeatures()
     images = (np.random.default_rng(0).random((3, 64, 64, 3)) * 255).astype(np.uint8)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.cache_schedule import equation_7, full_steps, non_uniform
+from unets.cache.schedule import equation_7, full_steps, non_uniform
 
 RELEASED = json.loads((Path(__file__).parent / "data" / "nonuniform.json").read_text())["cases"]
 

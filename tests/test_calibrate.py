@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import text2video_zero
+from common.command_line import RunError
 from ddpm import sample as ddpm_sample
 from eval import calibrate, generate
-from eval.arguments import RunError
 from eval.calibrate import least_k, spread_evenly
-from eval.count_macs import Macs
-from eval.image_sets import Batch, image_generator
-from eval.step_errors import calls_of, influence, noise_errors, schedule
-from pipelines.cache_schedule import full_steps
+from eval.calibration.step_errors import calls_of, influence, noise_errors, schedule
+from eval.counting.macs import Macs
+from image_sets.batches import Batch, image_generator
 from pipelines.loading import new_scheduler
+from unets.cache.schedule import full_steps
 
 from .tiny import parts
 

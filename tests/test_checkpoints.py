@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 
 import ddpm.checkpoint
 import ldm.checkpoint
+from common.safe_load import read_checkpoint, shapes_of
 from ddpm.checkpoint import from_diffusers, load_unet, original_name, original_shape
 from ddpm.configs import CIFAR10, CONFIGS, LSUN_BEDROOM
 from ldm import convert
 from ldm.checkpoint import CIN256, SCHEDULE, Layout, load_pipeline, original_names
-from unets.safe_load import read_checkpoint, shapes_of
 from unets.unet_2d import UNet2DModel
 
 from .original_models import Weights, ddpm_unet, ldm_unet, vq_decode, vq_encode

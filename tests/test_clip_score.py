@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from assets.shapes import random_scene, render
+from common.command_line import RunError
 from eval import clip_score
-from eval.arguments import RunError
+from shapes.scenes import random_scene, render
 
 JUDGE = Path("assets/shapes-clip")
 RNG = np.random.default_rng(5)

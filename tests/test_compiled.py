@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from eval.compare import prepare
-from pipelines.helper import DeepCacheSDHelper
+from pipelines.loading import prepare
 from tests.families import FAMILIES
 from unets.compiled import compile_forward
+from unets.helper import DeepCacheSDHelper
 
 CACHE: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
 GRAPHS = {"sd": 2, "xl-base": 2, "svd": 2, "controlnet": 2, "t2v-zero": 4}  # one frame and all frames are two batches

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ddpm.checkpoint import load_unet
 from ddpm.sampler import alphas_cumprod, ddim_sample, ddpm_sample, noise_like, timesteps_of
-from pipelines.cache_schedule import full_steps
 from tests.test_unet_2d import sample, stock_unet
 from unets import fork_of
+from unets.cache.schedule import full_steps
 
 SHAPES = Path(__file__).parent.parent / "assets" / "shapes-ddpm"
 

@@ -8,7 +8,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.distributions import (
+from eval.metrics.distributions import (
     Gaussian,
     RunningGaussian,
     RunningInceptionScore,

@@ -11,7 +11,7 @@ from DeepCache import DeepCacheSDHelper
 from diffusers.models.embeddings import ImageProjection
 
 import pipelines
-from assets import tiny
+from pipelines import tiny
 from tests.families import FAMILIES, NEW, PROMPT, image
 from unets import UNet2DConditionModel, UNetSpatioTemporalConditionModel
 

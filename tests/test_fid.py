@@ -11,16 +11,13 @@ import torch
 import torchvision
 from torchvision.transforms.functional import to_tensor
 
-from assets.shapes import COLOURS, SHAPES, random_scene, render
-from eval import fid, inception, reference
-from eval.arguments import RunError
-from eval.distributions import (
-    RunningInceptionScore,
-    frechet_distance,
-    precision_recall,
-)
-from eval.features import open_extractor
-from eval.inception import Features, InceptionFeatures, resize_tf1
+from common.command_line import RunError
+from eval import fid, reference
+from eval.metrics import inception
+from eval.metrics.distributions import RunningInceptionScore, frechet_distance, precision_recall
+from eval.metrics.features import open_extractor
+from eval.metrics.inception import Features, InceptionFeatures, resize_tf1
+from shapes.scenes import COLOURS, SHAPES, random_scene, render
 from tests.test_distributions import gaussian, normal
 
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm.sampler import ddim_sample, timesteps_of
-from pipelines.cache_schedule import full_steps
-from pipelines.kept_features import KeptFeatures
 from tests.families import FAMILIES
 from tests.test_ldm import pipeline as ldm_pipeline
 from tests.test_ldm import run as run_ldm
 from tests.test_unet_2d import sample, stock_unet
 from unets import fork_of
+from unets.cache.features import KeptFeatures
+from unets.cache.schedule import full_steps
 
 T = 40
 

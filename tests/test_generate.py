@@ -16,13 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from assets.shapes import is_held_out, random_scene, words
-from eval import clip_score, generate, prompts
-from eval.arguments import RunError
-from eval.image_sets import ImageSet, image_generator, to_uint8
-from eval.prompts import open_prompts
+from common.command_line import RunError
+from common.shipped import SHAPES
+from eval import clip_score, generate
+from eval.generation import prompts
+from eval.generation.prompts import open_prompts
+from image_sets.batches import image_generator, to_uint8
+from image_sets.sets import ImageSet
 from pipelines import StableDiffusionPipeline
-from pipelines.loading import SHAPES
+from shapes.scenes import is_held_out, random_scene, words
 
 from . import tiny
 

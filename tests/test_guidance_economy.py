@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.guidance_economy import GuidanceEconomy
 from tests.families import FAMILIES
 from tests.test_ldm import pipeline as ldm_pipeline
 from tests.test_ldm import run as run_ldm
+from unets.cache.guidance import GuidanceEconomy
 
 SCALE = 6.0
 PROMPT, NEGATIVE = "a large red ring", "a small blue circle"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.helper import DeepCacheSDHelper
 from tests.families import FAMILIES
 from tests.tiny import stock_unet
+from unets.helper import DeepCacheSDHelper
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "every third": {"cache_interval": 3},

@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ddpm.sample
-import eval.image_sets as image_sets
+import image_sets.sets as image_sets
 import ldm.sample
-from eval.arguments import RunError
-from eval.image_sets import Batch, ImageSet, generate
+from common.command_line import RunError
+from image_sets.batches import Batch
+from image_sets.generate import generate
+from image_sets.sets import ImageSet
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"ddpm": ddpm.sample.main, "ldm": ldm.sample.main}

@@ -138,7 +138,7 @@ def test_a_wrong_argument_is_named(arguments, words):
 
 def test_the_shipped_model_is_small_and_draws_its_classes():
     """Of the eight colours, the class's is the nearest to the picture's most unusual pixels."""
-    from assets.shapes import COLOURS
+    from shapes.scenes import COLOURS
 
     assert sum(path.stat().st_size for path in SHAPES.rglob("*.safetensors")) <= 12e6
     pipe = load_pipeline(SHAPES)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from eval.count_macs import Exceptions, average, count, count_branches, count_retrieve, count_steps, unet_inputs
+from eval.counting.layouts import MODELS
+from eval.counting.macs import Exceptions, average, count, count_branches, count_retrieve, count_steps, unet_inputs
 from eval.macs import main
-from eval.models import MODELS
 from tests.tiny import inputs, stock_unet
 from unets import fork_of
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval.read_images import count_images, image_batches, pt_prompts
+from image_sets.reading import count_images, image_batches, pt_prompts
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 12, 3), dtype=np.uint8)
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval.images import save_comparison
+from comparison.saving import save_comparison
 from eval.report import Heading, Table, Text, inline, main, markdown_blocks, page, sections
 
 HOSTILE = "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"

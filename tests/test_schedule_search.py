@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.forecast_errors import (
+from eval.calibration.forecast_errors import (
     fitted_gain,
     forecast_errors,
     schedule_errors,
@@ -17,9 +17,9 @@ from eval.forecast_errors import (
     sensitivity,
     squared_distances,
 )
-from eval.schedule_search import all_forecast_schedules, all_schedules, best_schedule, total_error
-from pipelines.cache_schedule import full_steps
-from pipelines.kept_features import KeptFeatures
+from eval.calibration.search import all_forecast_schedules, all_schedules, best_schedule, total_error
+from unets.cache.features import KeptFeatures
+from unets.cache.schedule import full_steps
 
 
 @st.composite

@@ -11,9 +11,8 @@ import main
 import stable_diffusion_xl
 import stable_video_diffusion
 import text2video_zero
-from assets import tiny
-from pipelines import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
-from pipelines.helper import DeepCacheSDHelper
+from pipelines import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, tiny
+from unets.helper import DeepCacheSDHelper
 
 FEW = ["--repeats", "1", "--warm-up", "0", "--quiet", "--device", "cpu"]
 XL = (stable_diffusion_xl, ["--tiny", "--steps", "10"])

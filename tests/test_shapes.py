@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.shapes import SIZE, Scene, Thing, alternatives, hard_negatives, is_held_out, random_scene, render
-from assets.shapes import words as all_words
+from shapes.scenes import SIZE, Scene, Thing, alternatives, hard_negatives, is_held_out, random_scene, render
+from shapes.scenes import words as all_words
 from tests.tiny import tokenizer
 
 seeds = st.integers(0, 2**32)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from assets.judge_shapes import Judge, summary
-from assets.shapes import random_scene, render
-from assets.training import train
 from pipelines import StableDiffusionPipeline
+from shapes.prompt_agreement import Judge, summary
+from shapes.scenes import random_scene, render
+from shapes.training import train
 from tests.tiny import SHAPES, tokenizer
 
 CLIP = SHAPES.parent / "shapes-clip"

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.similarity import features_of_run, main, share_above, similarity
+from eval.metrics.similarity import features_of_run, share_above, similarity
+from eval.similarity import main
 from pipelines import StableDiffusionPipeline
 from tests.tiny import parts
 

@@ -6,11 +6,12 @@ import json
 import pytest
 import torch
 
-from eval.count_macs import average, count_steps, unet_inputs
+from common.timing import pairwise
+from eval.counting.macs import average, count_steps, unet_inputs
 from eval.report import Table, markdown_blocks
-from eval.speed import Variant, add_bounds, main, make_variants, measure, stock_pipeline
-from eval.timing import pairwise
+from eval.speed import Variant, add_bounds, main, make_variants, measure
 from pipelines import StableDiffusionPipeline
+from pipelines.competitors import stock_pipeline
 from pipelines.loading import new_scheduler
 from tests.tiny import parts
 

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval import row_results, tables
-from eval.count_macs import average
-from eval.plan import (
+from eval import tables
+from eval.counting.macs import average
+from eval.paper import results as row_results
+from eval.paper.output import agrees
+from eval.paper.rows import (
     PAPER,
     SCALES,
     TABLES,
@@ -31,10 +33,9 @@ from eval.plan import (
     num_full,
     steps_of,
 )
-from eval.table_output import agrees
-from eval.zero_cache import zero_cached_features
 from ldm.checkpoint import new_scheduler
 from pipelines import LDMClassPipeline
+from unets.cache.zeroed import zero_cached_features
 
 ROOT = Path(__file__).parent.parent
 ROWS = [(name, k, row) for name in TABLES for k, row in enumerate(load_table(name)["rows"], 1)]

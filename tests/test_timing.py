@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from eval.timing import alternate, pairwise, spread, time_call
+from common.timing import alternate, pairwise, spread, time_call
 from pipelines import StableDiffusionPipeline
 from tests.tiny import parts
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm.sampler import ddim_sample, timesteps_of
-from pipelines.run_cache import RunCache
 from tests.families import FAMILIES
 from tests.test_ldm import pipeline as ldm_pipeline
 from tests.test_ldm import run as run_ldm
 from tests.test_unet_2d import sample, stock_unet
 from unets import fork_of
+from unets.cache.run import RunCache
 
 NAMES = ["sd", "sd-img2img", "sd-inpaint", "xl", "xl-refiner", "xl-inpaint-9", "svd", "controlnet"]
 

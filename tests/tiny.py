@@ -12,8 +12,8 @@ import torch
 from diffusers import PNDMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from assets import tiny
-from assets.tiny import CROSS, CROSS_UP, PLAIN, PLAIN_UP
+from pipelines import tiny
+from pipelines.tiny import CROSS, CROSS_UP, PLAIN, PLAIN_UP
 
 SHAPES = Path(__file__).parent.parent / "assets" / "shapes-sd"
 

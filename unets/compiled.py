@@ -25,10 +25,8 @@ def compile_forward(unet: Any, **options: Any) -> None:
         if isinstance(output, tuple):
             return _copied(output)
         given = kwargs.get("cached_feature")
-        fields = {name: _copied(value) for name, value in output.items() if name != "cached_feature" or given is None}
-        if given is not None:
-            fields["cached_feature"] = given
-        return type(output)(**fields)
+        kept = {} if given is None else {"cached_feature": given}  # what a retrieve step was given it hands back
+        return type(output)(**{name: _copied(value) for name, value in output.items() if name not in kept}, **kept)
 
     unet.forward = forward
 

@@ -10,7 +10,7 @@ from diffusers.models.controlnet import ControlNetOutput
 from diffusers.pipelines.controlnet import MultiControlNetModel as StockMultiControlNetModel
 from torch import Tensor
 
-from .skip_pairs import down_layers, shared_copy
+from .cached_unet import down_layers, share_weights_as
 from .unet_2d_condition import Condition, embedding, mask_bias, run_down
 
 
@@ -20,7 +20,7 @@ class ControlNetModel(diffusers.ControlNetModel):
     @classmethod
     def sharing(cls, controlnet: diffusers.ControlNetModel) -> ControlNetModel:
         """A fork over the very modules and weights of a stock ControlNet, which itself stays as it is."""
-        return shared_copy(controlnet, cls)
+        return share_weights_as(cls, controlnet)
 
     def forward(
         self,

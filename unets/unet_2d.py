@@ -15,7 +15,7 @@ import torch
 from diffusers.models.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .skip_pairs import DownLayer, SkipPairs, UpLayer
+from .cached_unet import CachedUNetMixin, DownLayer, UpLayer
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
@@ -29,18 +29,18 @@ class CachedUNet2DOutput(UNet2DOutput):
     """
 
     sample: Any = None
-    cached_feature: Any = None
-    shallow_feature: Any = None
+    cached_feature: Tensor | None = None
+    shallow_feature: Tensor | None = None
 
 
-class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
+class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
     """diffusers' `UNet2DModel` with DeepCache: same constructor, configuration, weights' names and files."""
 
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNet2DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.refuse_what_is_not_written_out()
+        self.pair_layers()
 
     def forward(
         self,
@@ -69,7 +69,7 @@ class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
             ValueError: branch out of range, feature without branch, or class labels.
         """
         m, retrieve = cache_branch_id, cached_feature is not None
-        feature, _ = self.read_cache(m, cached_feature, keep_branch_id)
+        self.check_cache(m, cached_feature, keep_branch_id)
         if class_labels is not None:
             raise ValueError("class_labels is not supported by this U-Net; use diffusers' own for it")
 
@@ -88,19 +88,18 @@ class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
 
         # 3. Middle.
         # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
-        h = feature if retrieve else self.mid_block(h, emb)  # (B, 256, 4, 4) without
+        h = cached_feature if retrieve else self.mid_block(h, emb)  # (B, 256, 4, 4) without
 
         # 4. Up.
         kept = kept_above = None
-        up = self.up_layers
         while skips:
             skip = skips.pop()
             k = len(skips)
             if k == m:
                 kept = h  # cache (3): equation 4, what enters u_m from below is kept
             elif k == keep_branch_id:
-                kept_above = h  # cache (4): of two depths, the shallower is made anew on the way up
-            h = run_up(up[k], h, skip, emb)
+                kept_above = h  # cache (4): of two depths, the shallower is re-cached on the way up
+            h = run_up(self.up_layers[k], h, skip, emb)
 
         # 5. Out.
         h = self.conv_out(self.conv_act(self.conv_norm_out(h)))  # (B, 3, 32, 32)
@@ -108,7 +107,7 @@ class UNet2DModel(SkipPairs, diffusers.UNet2DModel):
         output = CachedUNet2DOutput(sample=h, cached_feature=kept, shallow_feature=kept_above)
         return output if return_dict else output.to_tuple()
 
-    def refuse_what_is_not_written_out(self) -> None:
+    def check_supported_config(self) -> None:
         """Raises ValueError naming the first part of the configuration that `forward` does not write out."""
         config = self.config
         choices = {
@@ -144,5 +143,5 @@ def run_up(u: UpLayer, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
 
 
 def _attend(attention: nn.Module | None, h: Tensor) -> Tensor:
-    """Of every place to every other."""
+    """Of every position to every other."""
     return h if attention is None else attention(h)

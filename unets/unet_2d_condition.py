@@ -13,6 +13,7 @@ A step can keep at a shallower branch as well, and what attention adds in the la
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_la
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
-from .shallow_attention import ShallowAttention
-from .skip_pairs import DownLayer, SkipPairs, UpLayer
+from .cache.attention import ShallowAttention
+from .cached_unet import CachedUNetMixin, DownLayer, UpLayer
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
@@ -35,14 +36,15 @@ UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 class CachedUNetOutput(UNet2DConditionOutput):
     """`sample` (B, C, H, W) as the parent's; `cached_feature` (B, C_m, H_m, W_m), what entered u_m from below.
 
-    `shallow_feature` is the same at `keep_branch_id`. With `keep_attention` the shallower of the two is a tuple of the
-    feature and of what attention added in d_1 … d_m and u_m … u_0, in this order. Without a branch nothing is kept:
-    what is None is left out of the tuple, as in the parent's output.
+    `shallow_feature` is the same at `keep_branch_id`. `attention` is what attention added, with `keep_attention`, in the
+    layers d_1 … d_k and u_k … u_0, in this order, k being the shallower branch. Without a branch nothing is kept: what
+    is None is left out of the tuple, as in the parent's output.
     """
 
     sample: Any = None
-    cached_feature: Any = None
-    shallow_feature: Any = None
+    cached_feature: Tensor | None = None
+    shallow_feature: Tensor | None = None
+    attention: tuple[Tensor, ...] | None = None
 
 
 class Condition(NamedTuple):
@@ -102,14 +104,14 @@ def _attend(attention: nn.Module | None, h: Tensor, condition: Condition, shallo
     return run(h)[0] if shallow is None else shallow(h, lambda h: run(h)[0])
 
 
-class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
+class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
     """diffusers' `UNet2DConditionModel` with DeepCache: same constructor, configuration, weights' names and files."""
 
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.refuse_what_is_not_written_out()
+        self.pair_layers()
 
     @property
     def freeu(self) -> bool:
@@ -132,8 +134,9 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
         cache_branch_id: int | None = None,
-        cached_feature: Tensor | tuple[Tensor, ...] | None = None,
+        cached_feature: Tensor | None = None,
         keep_branch_id: int | None = None,
+        cached_attention: Sequence[Tensor] | None = None,
         keep_attention: bool = False,
     ) -> CachedUNetOutput | tuple[Tensor, ...]:
         """Predicts the noise. Shapes in the comments are Stable Diffusion 1.5's.
@@ -145,11 +148,10 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
             down_block_additional_residuals, mid_block_additional_residual: a ControlNet's, one for each skip and one
                 for the middle. A retrieve step uses those of skips 0 … m alone, and needs no others.
             cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
-            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step. With a tuple
-                it retrieves attention too.
+            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step.
             keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
-            keep_attention: what is kept at the shallower branch, or else at the only one, is a tuple: the feature, and
-                what attention added in the layers down from that branch.
+            cached_attention: what attention added in an earlier step, which is added again instead of running it.
+            keep_attention: keep what attention adds in the layers down from the shallower branch.
             others: as the parent's. `class_labels` and `down_intrablock_additional_residuals` are refused.
 
         Returns:
@@ -160,9 +162,11 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
                 supported.
         """
         m, retrieve = cache_branch_id, cached_feature is not None
+        self.check_cache(m, cached_feature, keep_branch_id)
+        shallow_branch = m if keep_branch_id is None else keep_branch_id
+        shallow = self.shallow_attention(shallow_branch, cached_attention, keep_attention)
         self._refuse("class_labels", class_labels)
         self._refuse("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
-        feature, shallow = self.read_cache(m, cached_feature, keep_branch_id, keep_attention)
         if not retrieve and (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
             raise ValueError("a ControlNet's down_block_ and mid_block_additional_residual(s) are needed together")
 
@@ -186,7 +190,7 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
 
         # 3. Middle.
         if retrieve:
-            h = feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
+            h = cached_feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
         else:
             if self.mid_block is not None:
                 h = self.mid_block(h, condition.emb, **condition.for_attention)  # (B, 1280, H/8, W/8)
@@ -195,18 +199,17 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
 
         # 4. Up.
         kept = kept_above = None
-        up = self.up_layers
         while skips:
             skip = skips.pop()
             k = len(skips)
             if k == m:
                 kept = h  # cache (3): equation 4, what enters u_m from below is kept
             elif k == keep_branch_id:
-                kept_above = h  # cache (4): of two depths, the shallower is made anew on the way up
+                kept_above = h  # cache (4): of two depths, the shallower is re-cached on the way up
             if k in (m, keep_branch_id) and self.freeu:
                 h = h.clone()  # FreeU writes into what an up layer is given
             size = skips[-1].shape[2:] if uneven and skips else None
-            h = run_up(up[k], h, skip, condition, size, shallow.at(k))
+            h = run_up(self.up_layers[k], h, skip, condition, size, shallow.at(k))
 
         # 5. Out.
         if self.conv_norm_out is not None:
@@ -215,11 +218,7 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
         if USE_PEFT_BACKEND:
             unscale_lora_layers(self, condition.lora_scale)
 
-        if keep_branch_id is None:
-            kept = shallow.beside(kept)
-        else:
-            kept_above = shallow.beside(kept_above)
-        output = CachedUNetOutput(sample=h, cached_feature=kept, shallow_feature=kept_above)
+        output = CachedUNetOutput(sample=h, cached_feature=kept, shallow_feature=kept_above, attention=shallow.added)
         return output if return_dict else output.to_tuple()
 
     def _condition(
@@ -248,7 +247,7 @@ class UNet2DConditionModel(SkipPairs, diffusers.UNet2DConditionModel):
         if value is not None:
             raise ValueError(f"{name} is not supported by this U-Net; use diffusers' own for it")
 
-    def refuse_what_is_not_written_out(self) -> None:
+    def check_supported_config(self) -> None:
         """Raises ValueError naming the first part of the configuration that `forward` does not write out."""
         config = self.config
         choices = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ import torch
 from diffusers.models.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
 from torch import Tensor, nn
 
-from .shallow_attention import ShallowAttention
-from .skip_pairs import DownLayer, SkipPairs, UpLayer
+from .cache.attention import ShallowAttention
+from .cached_unet import CachedUNetMixin, DownLayer, UpLayer
 
 DOWN_BLOCKS = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
@@ -22,13 +23,14 @@ UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
 class CachedVideoUNetOutput(UNetSpatioTemporalConditionOutput):
     """`sample` (B, F, C, H, W) as the parent's; `cached_feature` (B·F, C_m, H_m, W_m), what entered u_m from below.
 
-    `shallow_feature` is the same at `keep_branch_id`. With `keep_attention` the shallower of the two is a tuple of the
-    feature and of what attention added in d_1 … d_m and u_m … u_0, in this order.
+    `shallow_feature` is the same at `keep_branch_id`. `attention` is what attention added, with `keep_attention`, in the
+    layers d_1 … d_k and u_k … u_0, in this order, k being the shallower branch.
     """
 
     sample: Any = None
-    cached_feature: Any = None
-    shallow_feature: Any = None
+    cached_feature: Tensor | None = None
+    shallow_feature: Tensor | None = None
+    attention: tuple[Tensor, ...] | None = None
 
 
 class Condition(NamedTuple):
@@ -39,14 +41,14 @@ class Condition(NamedTuple):
     image_only_indicator: Tensor  # (B, F) zeros: these are videos
 
 
-class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalConditionModel):
+class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemporalConditionModel):
     """diffusers' `UNetSpatioTemporalConditionModel` with DeepCache: same constructor, configuration and files."""
 
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNetSpatioTemporalConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.refuse_what_is_not_written_out()
+        self.pair_layers()
 
     def forward(
         self,
@@ -56,8 +58,9 @@ class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalCo
         added_time_ids: Tensor,
         return_dict: bool = True,
         cache_branch_id: int | None = None,
-        cached_feature: Tensor | tuple[Tensor, ...] | None = None,
+        cached_feature: Tensor | None = None,
         keep_branch_id: int | None = None,
+        cached_attention: Sequence[Tensor] | None = None,
         keep_attention: bool = False,
     ) -> CachedVideoUNetOutput | tuple[Tensor, ...]:
         """Predicts the noise of every frame. Shapes in the comments are Stable Video Diffusion's.
@@ -68,11 +71,10 @@ class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalCo
             encoder_hidden_states: (B, 1, 1024) image embedding.
             added_time_ids: (B, 3) frames per second less one, motion bucket, noise added to the image.
             cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
-            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step. With a tuple
-                it retrieves attention too.
+            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step.
             keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
-            keep_attention: what is kept at the shallower branch, or else at the only one, is a tuple: the feature, and
-                what attention added in the layers down from that branch.
+            cached_attention: what attention added in an earlier step, which is added again instead of running it.
+            keep_attention: keep what attention adds in the layers down from the shallower branch.
 
         Returns:
             `CachedVideoUNetOutput`, or the tuple of its fields.
@@ -81,7 +83,9 @@ class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalCo
             ValueError: branch out of range, a feature without branch, or no attention to keep.
         """
         m, retrieve = cache_branch_id, cached_feature is not None
-        feature, shallow = self.read_cache(m, cached_feature, keep_branch_id, keep_attention)
+        self.check_cache(m, cached_feature, keep_branch_id)
+        shallow_branch = m if keep_branch_id is None else keep_branch_id
+        shallow = self.shallow_attention(shallow_branch, cached_attention, keep_attention)
 
         # 1. Conditions.
         batch_size, num_frames = sample.shape[:2]
@@ -98,29 +102,26 @@ class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalCo
         if not retrieve:
             h = self.mid_block(h, condition.emb, condition.context, condition.image_only_indicator)
         else:
-            h = feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
+            h = cached_feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
 
         # 4. Up.
         kept = kept_above = None
-        up = self.up_layers
         while skips:
             skip = skips.pop()
             k = len(skips)
             if k == m:
                 kept = h  # cache (3): equation 4, what enters u_m from below is kept
             elif k == keep_branch_id:
-                kept_above = h  # cache (4): of two depths, the shallower is made anew on the way up
-            h = run_up(up[k], h, skip, condition, shallow.at(k))
+                kept_above = h  # cache (4): of two depths, the shallower is re-cached on the way up
+            h = run_up(self.up_layers[k], h, skip, condition, shallow.at(k))
 
         # 5. Out.
         h = self.conv_out(self.conv_act(self.conv_norm_out(h)))  # (B·F, 4, H, W)
         h = h.unflatten(0, (batch_size, num_frames))  # (B, F, 4, H, W)
 
-        if keep_branch_id is None:
-            kept = shallow.beside(kept)
-        else:
-            kept_above = shallow.beside(kept_above)
-        output = CachedVideoUNetOutput(sample=h, cached_feature=kept, shallow_feature=kept_above)
+        output = CachedVideoUNetOutput(
+            sample=h, cached_feature=kept, shallow_feature=kept_above, attention=shallow.added
+        )
         return output if return_dict else output.to_tuple()
 
     def _condition(
@@ -143,7 +144,7 @@ class UNetSpatioTemporalConditionModel(SkipPairs, diffusers.UNetSpatioTemporalCo
             torch.zeros(batch_size, num_frames, dtype=sample.dtype, device=sample.device),
         )
 
-    def refuse_what_is_not_written_out(self) -> None:
+    def check_supported_config(self) -> None:
         """Raises ValueError naming the first block that `forward` does not write out."""
         for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             for value in self.config[name]:
@@ -173,7 +174,7 @@ def run_up(
 
 
 def _attend(attention: nn.Module | None, h: Tensor, condition: Condition, shallow: ShallowAttention | None) -> Tensor:
-    """Over the space of each frame, then over the frames of each place."""
+    """Over the space of each frame, then over the frames at each position."""
     if attention is None:
         return h
     run = functools.partial(

@@ -1,0 +1,6 @@
+"""What belongs to no folder above: command line, files, devices, timing."""
+
+import warnings
+
+# diffusers 0.24.0 triggers this on every import with a newer torch; a user can do nothing about it.
+warnings.filterwarnings("ignore", message=".*_register_pytree_node.*", category=FutureWarning)

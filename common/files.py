@@ -1,0 +1,43 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, with the same suffix, which replaces `path` if nothing failed.
+
+    Raises:
+        ValueError: if there is no way to write there.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; name a file")
+    tmp_path = path.with_name(f".{path.stem}.aside{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {path.parent}: {error.strerror}; name another") from None
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"cannot write to {path.parent}; name another folder")
+    try:
+        yield tmp_path
+        os.replace(tmp_path, path)
+    finally:
+        tmp_path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text in UTF-8."""
+    write_text(path, text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON, a line for each entry."""
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,23 @@
+"""The small models that ship with this repository: where they are, and what suits them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent.parent / "assets"
+SHAPES_SD = ASSETS / "shapes-sd"  # text to image
+SHAPES_LDM = ASSETS / "shapes-ldm"  # class to image
+SHAPES_DDPM = ASSETS / "shapes-ddpm"  # unconditional
+SHAPES_CLIP = ASSETS / "shapes-clip"  # the image-text encoder that scores their pictures
+EXAMPLE_IMAGE = ASSETS / "example.png"  # what the video scripts start from if no image is given
+
+PROMPTS = {  # by whether the model is the shipped one
+    True: [
+        "a large red circle above a small blue square on a green background",
+        "a small yellow triangle left of a large purple ring on a striped gray background",
+        "a large white cross right of a small black circle on a checkered brown background",
+        "a small orange square below a large green triangle on a beige background",
+    ],
+    False: ["a photo of an astronaut on a moon"],
+}
+GUIDANCE = {True: 2.5, False: 7.5}  # on so small a model 7.5 is too much: PLMS with few steps falls apart

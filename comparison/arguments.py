@@ -1,0 +1,112 @@
+"""The scripts' arguments, and what can be checked of them before a model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from common.command_line import at_least, divisible_by_8
+from common.device import add_device_arguments, resolve_device, resolve_dtype
+from common.images import read_image
+from pipelines.cache_options import cache_config, cache_name
+from pipelines.loading import SCHEDULERS
+from unets.cache.config import CacheConfig
+
+from .saving import check_out
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Device, precision, timing, seed and output."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--repeats", type=int, default=3, help="timed pairs of baseline and DeepCache")
+    group.add_argument("--warm-up", type=int, default=1, metavar="PAIRS", help="pairs before that, not timed")
+    add_device_arguments(group)
+    group.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
+    group.add_argument("--compile", action="store_true", help="torch.compile the U-Net, a graph for each kind of step")
+    group.add_argument("--cpu-offload", action="store_true", help="offload idle models to the CPU (CUDA)")
+    group.add_argument("--seed", type=int, default=42, help="image k starts from the noise of seed + k")
+    group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
+    group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def add_picture_arguments(p: argparse.ArgumentParser, *, steps: int, guidance: str) -> None:
+    """Prompt, image and mask, sampler and size."""
+    p.add_argument("--prompt", action="append", help="may be given several times (default: an example)")
+    p.add_argument("--negative-prompt", help="for all prompts")
+    p.add_argument("--image", metavar="FILE", help="start from this image instead of noise")
+    p.add_argument("--mask", metavar="FILE", help="redraw --image where this image is white")
+    p.add_argument(
+        "--strength", type=float, help="how much of --image is redrawn, 0 to 1 (default: 0.8; 1 with --mask)"
+    )
+    p.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
+    p.add_argument("--steps", type=int, default=steps, help="denoising steps")
+    p.add_argument("--guidance-scale", type=float, help=f"(default: {guidance})")
+    p.add_argument("--height", type=int, help="pixels (default: the model's own, or the image's)")
+    p.add_argument("--width", type=int, help="pixels (default: the model's own, or the image's)")
+    p.add_argument("--num-images", type=int, default=1, help="images of each prompt")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a script runs its pipelines, checked."""
+
+    cache: CacheConfig
+    cache_name: str
+    device: torch.device
+    dtype: torch.dtype
+
+
+def check_arguments(args: argparse.Namespace) -> RunSettings:
+    """What the arguments of the cache and of the run ask for, checked as far as they are without a model.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
+    """
+    least = {"steps": 1, "num_images": 1, "repeats": 1, "warm_up": 0, "height": 8, "width": 8, "seed": 0}
+    at_least(args, **{name: value for name, value in least.items() if hasattr(args, name)})
+    divisible_by_8(args, "height", "width")
+    cache, device = cache_config(args), resolve_device(args.device)
+    if args.cpu_offload and device.type != "cuda":
+        raise ValueError(f"--cpu-offload needs --device cuda, not {device.type}")
+    return RunSettings(cache, cache_name(args, cache), device, resolve_dtype(args.dtype, device))
+
+
+def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
+    """The pipeline's arguments for `--image` and `--mask`, of the size that is to be made, once for each result."""
+    if args.image is None:
+        if args.mask is not None or args.strength is not None:
+            raise ValueError("--mask and --strength need --image")
+        return {"height": args.height, "width": args.width}
+    image = read_image(args.image)
+    mask = read_image(args.mask, "L") if args.mask else None
+    if mask is not None and mask.size != image.size:
+        raise ValueError(
+            f"--mask is {mask.width} × {mask.height}, --image {image.width} × {image.height}; make them equal"
+        )
+    size = (args.width or image.width, args.height or image.height)
+    if any(side % 8 for side in size):
+        raise ValueError(f"the image is {size[0]} × {size[1]}; give --width and --height divisible by 8 to resize it")
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    if mask is None:
+        return {"image": [image] * num_images, "strength": 0.8 if args.strength is None else args.strength}
+    return {
+        "image": [image] * num_images,
+        "mask_image": [mask.resize(size, Image.Resampling.NEAREST)] * num_images,
+        "strength": 1.0 if args.strength is None else args.strength,
+        "width": size[0],
+        "height": size[1],
+    }
+
+
+def result_folder(args: argparse.Namespace, settings: RunSettings, model: str) -> Path:
+    """Where the result goes: `--out`, or a folder named after the settings. Raises ValueError if it can't."""
+    scheduler = getattr(args, "scheduler", None) or "own"
+    slug = f"{model}-{scheduler}-{args.steps}-{settings.cache_name}-seed{args.seed}"
+    out = (args.out or Path("outputs") / slug).resolve()
+    check_out(out)
+    return out

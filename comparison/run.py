@@ -1,0 +1,102 @@
+"""A script's run: what is checked once the model is loaded, both ways in turn, the result on disk."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.loading import build_pipeline, check_steps, load_pipeline, place_pipeline
+from unets.cache.config import CacheConfig
+
+from .arguments import RunSettings
+from .measure import compare
+from .report import report
+from .saving import save_comparison
+
+
+def open_pipeline(
+    cls: Any,
+    args: argparse.Namespace,
+    model: str | Path,
+    dtype: torch.dtype,
+    *,
+    tiny_parts: Callable[[], dict[str, Any]] | None = None,
+    **components: Any,
+) -> Any:
+    """The pipeline that `model` names, or one with random weights made of `tiny_parts`, with `--scheduler` if given."""
+    scheduler = getattr(args, "scheduler", None)
+    if tiny_parts is not None:
+        return build_pipeline(cls, {**tiny_parts(), **components}, dtype=dtype, scheduler=scheduler)
+    return load_pipeline(cls, model, dtype=dtype, scheduler=scheduler, quiet=args.quiet, **components)
+
+
+def check_run(pipe: Any, args: argparse.Namespace, strength: float | None, cache: CacheConfig) -> None:
+    """Raises ValueError for what would otherwise fail after minutes of work."""
+    if pipe.unet.config.in_channels == 9 and not args.mask:
+        raise ValueError("this is an inpainting model; give --image and --mask")
+    check_steps(pipe, args.steps)
+    pipe.scheduler.set_timesteps(args.steps)
+    timesteps, steps = pipe.scheduler.timesteps, args.steps
+    if strength is not None:
+        timesteps, steps = pipe.get_timesteps(args.steps, strength, "cpu")
+        if not 0 <= strength <= 1 or steps < 1:
+            raise ValueError(
+                f"--strength is {strength}; it must be up to 1, and leave one of {args.steps} steps to run"
+            )
+    pipe.start_cache(cache, steps, len(timesteps))
+
+
+def compare_and_save(
+    args: argparse.Namespace,
+    settings: RunSettings,
+    stages: dict[str, Any],
+    call: Callable[[str, list[torch.Generator]], Any],
+    *,
+    resolved: dict[str, Any],
+    out: Path,
+    num_images: int,
+    fps: int | None = None,
+) -> None:
+    """Moves the pipelines to the device, runs `call` both ways in turn, prints what was measured, writes all to `out`.
+
+    `resolved` is what was decided besides the arguments, for the record. With `fps`, the images are a video's frames.
+    """
+    device = settings.device
+    for pipe in stages.values():
+        place_pipeline(
+            pipe, device, channels_last=args.channels_last, compiled=args.compile, cpu_offload=args.cpu_offload
+        )
+    first = next(iter(stages.values()))
+    dtype = str(first.unet.dtype).removeprefix("torch.")
+    what = f"{num_images} {'video' if fps else 'image'}{'s' if num_images > 1 else ''}"
+    print(
+        f"{what}, {args.steps} steps of {type(first.scheduler).__name__}, {device.type}, {dtype}; "
+        f"DeepCache {settings.cache_name}"
+    )
+    images, result = compare(
+        stages,
+        call,
+        cache_branch_id=settings.cache.cache_branch_id,
+        num_images=num_images,
+        seed=args.seed,
+        repeats=args.repeats,
+        warm_up=args.warm_up,
+        device=device,
+        quiet=args.quiet,
+    )
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    resolved = {k: v for k, v in resolved.items() if k not in ("image", "mask_image")}
+    resolved |= {"scheduler": type(first.scheduler).__name__, "device": str(device), "dtype": str(first.unet.dtype)}
+    record = {"arguments": given, "resolved": resolved, "cache": settings.cache.to_json(), **result}
+    save_comparison(out, images, record, fps=fps)
+    print(report(result))
+    shown = (
+        "output.mp4, output.gif (left baseline, right DeepCache)"
+        if fps
+        else "output.png (above baseline, below DeepCache)"
+    )
+    print(f"Written          {out}: {shown}, every image, result.json")

@@ -1,0 +1,1 @@
+"""Multiply-accumulates of U-Nets, and the layouts of the published ones."""

@@ -1,0 +1,66 @@
+"""TODO eval.counting.branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from common.files import atomic_write
+from common.plotting import pyplot
+
+from .macs import NONE, Exceptions, average, branches_of, count_modules, count_retrieve
+
+CONVENTIONS = {"paper": "the paper's convention", "with_attention": "with attention"}
+
+
+def measure(
+    fork: Any,
+    inputs: dict[str, Any],
+    branches: Sequence[int],
+    intervals: Sequence[int],
+    steps: int,
+    exceptions: Exceptions = NONE,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Operations of the full step, and of each branch: its retrieve step, its two layers, averages by interval."""
+    for branch in branches:
+        fork.check_branch(branch)
+    macs = count_modules(fork, inputs, exceptions)
+    full, layers = macs[""], branches_of(fork, macs)
+    rows = []
+    for branch in tqdm(branches, desc="branches", leave=False, disable=quiet):
+        retrieve = count_retrieve(fork, inputs, branch, exceptions)
+        averages = {
+            str(n): {c: average(getattr(full, c), getattr(retrieve, c), steps, n) for c in CONVENTIONS}
+            for n in intervals
+        }
+        rows.append(
+            {
+                "cache_branch_id": branch,
+                "layers": layers[branch]._asdict(),
+                "retrieve": retrieve._asdict(),
+                "average": averages,
+            }
+        )
+    return {
+        "steps": steps,
+        "parameters": sum(p.numel() for p in fork.parameters()),
+        "full": full._asdict(),
+        "branches": rows,
+    }
+
+
+def plot(result: dict[str, Any], title: str, path: Path) -> None:
+    """Figure 4: a bar for each skip branch that was counted."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    names = [str(row["cache_branch_id"]) for row in result["branches"]]
+    axes.bar(names, [row["layers"]["paper"] / 1e9 for row in result["branches"]], color="#4c78a8")
+    axes.set(title=title, xlabel="skip branch m", ylabel="G multiply-accumulates of $d_m$ and $u_m$")
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_write(path) as tmp_path:
+        figure.savefig(tmp_path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,128 @@
+"""The U-Nets of the published models as data: arguments of their diffusers classes, and what they are run on.
+
+Layouts are those of the published configuration files; `tests/test_macs.py` counts their weights.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from ddpm.configs import CIFAR10, LSUN_BEDROOM
+from ldm.checkpoint import CIN256
+from unets import fork_of
+
+from .macs import NONE, Exceptions
+
+SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+SD21: dict[str, Any] = {
+    "sample_size": 96,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SVD: dict[str, Any] = {"num_attention_heads": (5, 10, 20, 20)}  # the class's default in 0.24.0 has other heads
+BK_SDM_BASE: dict[str, Any] = {**SD15, "layers_per_block": 1}
+BK_SDM_SMALL: dict[str, Any] = {**BK_SDM_BASE, "mid_block_type": None}
+BK_SDM_TINY: dict[str, Any] = {
+    **BK_SDM_SMALL,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+}
+
+# LDM-4-G's own class GroupNorm32, which the counter that the paper used does not know: the normalisations of its
+# resnets and of its output. Those of its transformers are plain ones, and counted.
+GROUP_NORM_32 = Exceptions(uncounted=("*.resnets.*.norm1", "*.resnets.*.norm2", "conv_norm_out"))
+DDPM_ATTENTION = Exceptions(as_convolutions=("*.attentions.*",))  # ermongroup/ddim's
+
+
+@dataclass(frozen=True)
+class Model:
+    """A U-Net and what a step of it is run on."""
+
+    unet: Mapping[str, Any]  # arguments of its class
+    size: tuple[int, int]  # height and width of the latents, or of the picture where there are none
+    cls: Any = diffusers.UNet2DConditionModel
+    tokens: int = 77  # of the text, or the one token of the class
+    frames: int = 25  # of a video
+    exceptions: Exceptions = NONE  # in the paper's convention
+
+    def on_meta(self) -> Any:
+        """The fork of the U-Net, in evaluation mode, without memory for its weights."""
+        with torch.device("meta"):
+            return fork_of(self.cls(**self.unet)).to("meta").eval()
+
+
+MODELS: dict[str, Model] = {
+    "sd15": Model(SD15, (64, 64)),
+    "sd21": Model(SD21, (96, 96)),
+    "sdxl": Model(SDXL, (128, 128)),
+    "svd": Model(SVD, (72, 128), diffusers.UNetSpatioTemporalConditionModel, tokens=1, frames=14),
+    "svd-xt": Model(SVD, (72, 128), diffusers.UNetSpatioTemporalConditionModel, tokens=1, frames=25),
+    "bk-sdm-base": Model(BK_SDM_BASE, (64, 64)),
+    "bk-sdm-small": Model(BK_SDM_SMALL, (64, 64)),
+    "bk-sdm-tiny": Model(BK_SDM_TINY, (64, 64)),
+    "ddpm-cifar10": Model(CIFAR10.unet, (32, 32), diffusers.UNet2DModel, exceptions=DDPM_ATTENTION),
+    "ddpm-lsun": Model(LSUN_BEDROOM.unet, (256, 256), diffusers.UNet2DModel, exceptions=DDPM_ATTENTION),
+    "ldm4": Model(CIN256.unet, (64, 64), tokens=1, exceptions=GROUP_NORM_32),
+}
+
+
+def open_model(name: str) -> Any:
+    """A `Model` by its name, or from the configuration of a U-Net: a path, or a hub id.
+
+    Raises:
+        ValueError: no such model, or a U-Net without a fork.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    path = Path(name)
+    candidates = [path, path / "config.json", path / "unet" / "config.json"]
+    if file := next((c for c in candidates if c.is_file()), None):
+        try:
+            config = json.loads(file.read_text())
+        except ValueError:
+            raise ValueError(f"{file} is not JSON; give a U-Net's config.json") from None
+    elif path.exists() or name.count("/") != 1:
+        raise ValueError(f"there is no U-Net {name}; give a path, a hub id (owner/name) or one of {', '.join(MODELS)}")
+    else:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # huggingface_hub's of an argument that diffusers gives it
+                config = diffusers.UNet2DConditionModel.load_config(name, subfolder="unet")
+        except OSError:
+            raise ValueError(
+                f"cannot get the configuration of {name} from the hub; check the name, or give a path"
+            ) from None
+    cls = getattr(diffusers, str(config.get("_class_name") if isinstance(config, dict) else None), None)
+    if cls is None or not hasattr(cls, "load_config"):
+        raise ValueError(f"{name} does not name the class of its U-Net in _class_name; give a U-Net's config.json")
+    size = config.get("sample_size") or 64
+    return Model(
+        {k: v for k, v in config.items() if not k.startswith("_")},
+        tuple(size) if isinstance(size, list) else (size, size),
+        cls,
+        frames=config.get("num_frames", 25),
+        exceptions=DDPM_ATTENTION if cls is diffusers.UNet2DModel else NONE,
+    )

@@ -1,0 +1,21 @@
+"""TODO eval.metrics.distances."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+
+def distance(reference: list[Image.Image], images: list[Image.Image]) -> dict[str, list[float]]:
+    """PSNR in dB (infinite where images are equal) and SSIM of each image to its reference, by torchmetrics."""
+    result: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    for a, b in zip(reference, images, strict=True):
+        x, y = (torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1)[None].double() for i in (a, b))
+        same = torch.equal(x, y)
+        ssim = structural_similarity_index_measure(y, x, data_range=255.0)
+        assert isinstance(ssim, torch.Tensor)  # it can return a map as well, if asked to
+        result["psnr"].append(float("inf") if same else peak_signal_noise_ratio(y, x, data_range=255.0).item())
+        result["ssim"].append(1.0 if same else ssim.item())
+    return result

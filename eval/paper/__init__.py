@@ -1,0 +1,1 @@
+"""The paper's tables: what is printed, and what turns a row into images, scores, speed and a cell."""

@@ -1,0 +1,123 @@
+"""Makes sets of images, in any number of processes: what the sampling scripts share."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from tqdm import tqdm
+
+from common.command_line import is_out_of_memory
+from common.device import add_device_arguments
+from unets.cache.config import CacheConfig
+
+from .batches import Batch, to_uint8
+from .sets import ImageSet
+
+
+@dataclass
+class Run:
+    """What a sampling script was asked for, with its model loaded: the set, and how its images are made."""
+
+    image_set: ImageSet
+    unet: Any
+    cache: CacheConfig
+    sample: Callable[[Batch, CacheConfig], Tensor]  # images (B, 3, H, W) in [−1, 1]
+    seed: int
+    labels_of: Callable[[Sequence[int]], np.ndarray] | None = None  # class labels, if they are to be kept
+    rounding: str = "nearest"
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The images of these indices."""
+        return Batch.of(self.seed, indices)
+
+    def make(self, batch: Batch, cache: CacheConfig | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [−1, 1], with the run's own cache or with another."""
+        return self.sample(batch, self.cache if cache is None else cache)
+
+
+def add_set_arguments(parser: argparse.ArgumentParser, *, num_images: int | None = 64, batch_size: int = 32) -> None:
+    """Of the scripts that make large sets of images: how many, where, and in which pieces."""
+    group = parser.add_argument_group("set")
+    group.add_argument("--num-images", type=int, default=num_images, help="images in total; extends an existing set")
+    group.add_argument("--batch-size", type=int, default=batch_size, help="of each process; changes no image's noise")
+    group.add_argument("--seed", type=int, default=0, help="image k's noise is that of seed and k")
+    group.add_argument("--png", action="store_true", help="write every image as a PNG too")
+    add_device_arguments(group, dtype="float32")
+    group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
+    group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def device_of_process(device: torch.device) -> torch.device:
+    """Where this process is to run: of several on CUDA, each has a GPU of its own. To be asked before `generate`."""
+    state = PartialState(cpu=device.type == "cpu")
+    return state.device if device.type == "cuda" and state.num_processes > 1 else device
+
+
+def make_set(run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False) -> str:
+    """Makes what is missing of the set; says how many were made, in what time. Raises as `generate`."""
+    started = time.perf_counter()
+    made = generate(run, num_images, batch_size, png=png, quiet=quiet)
+    return f"{made} images made in {time.perf_counter() - started:.1f} s"
+
+
+def generate(run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False) -> int:
+    """Makes what is missing of a set, together with the other processes that `accelerate launch` or torchrun started.
+
+    Returns:
+        How many images this process made.
+
+    Raises:
+        ValueError: the folder holds images of other settings.
+        RunError: an image holds values that are not finite.
+    """
+    state = PartialState(cpu=not torch.cuda.is_available())
+    image_set = run.image_set
+    shared: list[Any] = [None, None]  # by the first process: what is missing, or what is wrong
+    if state.is_main_process:
+        try:
+            image_set.open()
+            shared = [image_set.missing(num_images), None]
+        except ValueError as error:
+            shared = [None, str(error)]
+    missing, wrong = broadcast_object_list(shared) if state.num_processes > 1 else shared
+    if wrong is not None:
+        raise ValueError(wrong)
+    batches = [list(gap[k : k + batch_size]) for gap in missing for k in range(0, len(gap), batch_size)]
+    mine = batches[state.process_index :: state.num_processes]
+
+    made, halved = 0, False
+    with tqdm(
+        total=sum(map(len, mine)), desc="images", unit="img", disable=quiet or not mine or not state.is_main_process
+    ) as bar:
+        while mine:
+            indices = mine.pop(0)
+            try:
+                images = run.make(run.batch(indices))
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or halved or len(indices) == 1:
+                    raise
+                halved, half = True, (len(indices) + 1) // 2
+                tqdm.write(f"out of memory with a batch of {len(indices)}; going on with {half}")
+                mine = [part[k : k + half] for part in [indices, *mine] for k in range(0, len(part), half)]
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            labels = run.labels_of(indices) if run.labels_of else None
+            image_set.write(indices, to_uint8(images, indices, run.rounding), labels)
+            made += len(indices)
+            bar.update(len(indices))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        image_set.finish(num_images, png=png, quiet=quiet)
+    state.wait_for_everyone()
+    return made

@@ -1,0 +1,185 @@
+"""What the pipelines do alike before and after their denoising loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from torch import Tensor
+
+from unets.cache.config import CacheConfig
+from unets.cache.run import CacheRun
+from unets.cached_unet import CachedUNetMixin
+from unets.forks import fork_of, stock_class
+
+
+class CachedPipeline:
+    """Put in front of a diffusers pipeline class, gives it the forked U-Net and the steps that all forks share."""
+
+    # What the steps use of the class behind.
+    unet: Any
+    vae: Any
+    scheduler: Any
+    guidance_scale: float
+    num_timesteps: int
+    get_guidance_scale_embedding: Callable
+    register_to_config: Callable
+
+    def fork_unet(self) -> None:
+        """The fork over the same weights takes the stock U-Net's place.
+
+        The configuration keeps the stock class's name, so that what `save_pretrained` writes loads everywhere.
+
+        Raises:
+            ValueError: a U-Net that there is no fork of, or a compiled one.
+        """
+        unet = getattr(self.unet, "_orig_mod", self.unet)  # of what torch.compile was given
+        if unet is None:
+            return
+        if not isinstance(unet, CachedUNetMixin):
+            if unet is not self.unet:
+                raise ValueError("this U-Net is compiled already; build the pipeline first and compile its U-Net")
+            unet = self.unet = fork_of(unet)
+        self.register_to_config(unet=("diffusers", stock_class(unet).__name__))
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As the parent's, whatever U-Net was put in place meanwhile."""
+        self.fork_unet()
+        super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    def start_cache(self, config: CacheConfig, num_steps: int, num_calls: int, *, frames: int = 1) -> CacheRun:
+        """The cache of a run of that many inference steps and calls of the U-Net. Raises as `CacheRun`."""
+        self.fork_unet()
+        return CacheRun(config, self.unet, num_steps, num_calls, order=self.scheduler.order, frames=frames)
+
+    def embed_guidance_scale(self, latents: Tensor) -> Tensor | None:
+        """(B, time_cond_proj_dim) for a U-Net distilled to take the guidance scale as input (LCM), else None."""
+        width = self.unet.config.time_cond_proj_dim
+        if width is None:
+            return None
+        scales = torch.tensor(self.guidance_scale - 1).repeat(len(latents))
+        return self.get_guidance_scale_embedding(scales, embedding_dim=width).to(latents.device, latents.dtype)
+
+    def report_step(
+        self,
+        bar: Any,
+        i: int,
+        t: Tensor,
+        num_warmup_steps: int,
+        latents: Tensor,
+        callback: Callable | None,
+        callback_steps: int | None,
+    ) -> None:
+        """Moves the progress bar, and calls the old kind of callback, once for each inference step."""
+        order = self.scheduler.order
+        if i == self.num_timesteps - 1 or (i + 1 > num_warmup_steps and (i + 1) % order == 0):
+            bar.update()
+            if callback is not None and i % (callback_steps or 1) == 0:
+                callback(i // order, t, latents)
+
+
+class CachedSDPipeline(CachedPipeline):
+    """The steps of the Stable Diffusion 1.x and 2.x pipelines."""
+
+    # What the steps use of the class behind.
+    image_processor: Any
+    clip_skip: int | None
+    cross_attention_kwargs: dict[str, Any] | None
+    do_classifier_free_guidance: bool
+    encode_prompt: Callable
+    encode_image: Callable
+    run_safety_checker: Callable
+    maybe_free_model_hooks: Callable
+
+    def encode_conditions(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        ip_adapter_image: Any,
+        num_images_per_prompt: int,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor] | None]:
+        """Text (2B, tokens, 768), its negative half (B, tokens, 768), and image embeddings for the U-Net.
+
+        With guidance the batch is [negative, positive]; without, it is (B, tokens, 768) and there is no negative.
+        """
+        lora_scale = (self.cross_attention_kwargs or {}).get("scale")
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompt,
+            device,
+            num_images_per_prompt,
+            self.do_classifier_free_guidance,
+            negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            lora_scale=lora_scale,
+            clip_skip=self.clip_skip,
+        )
+        if self.do_classifier_free_guidance:
+            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+        if ip_adapter_image is None:
+            return prompt_embeds, negative_prompt_embeds, None
+        image_embeds, negative_image_embeds = self.encode_image(ip_adapter_image, device, num_images_per_prompt)
+        if self.do_classifier_free_guidance:
+            image_embeds = torch.cat([negative_image_embeds, image_embeds])
+        return prompt_embeds, negative_prompt_embeds, {"image_embeds": image_embeds}
+
+    def finish(
+        self,
+        latents: Tensor,
+        output_type: str,
+        return_dict: bool,
+        dtype: torch.dtype,
+        generator: torch.Generator | list[torch.Generator] | None,
+        **decoder_arguments: Tensor,
+    ) -> StableDiffusionPipelineOutput | tuple:
+        """Latents (B, 4, H/8, W/8) to the output: decoded, checked for safety if the model has a checker, converted."""
+        unsafe: Sequence[bool] | None = None
+        image = latents
+        if output_type != "latent":
+            scaled = latents / self.vae.config.scaling_factor
+            image = self.vae.decode(scaled, return_dict=False, generator=generator, **decoder_arguments)[0]
+            image, unsafe = self.run_safety_checker(image, latents.device, dtype)  # (B, 3, H, W)
+        safe = [not u for u in unsafe] if unsafe is not None else [True] * len(image)
+        image = self.image_processor.postprocess(image, output_type=output_type, do_denormalize=safe)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return image, unsafe
+        return StableDiffusionPipelineOutput(images=image, nsfw_content_detected=unsafe)
+
+
+def batch_size_of(prompt: str | list[str] | None, prompt_embeds: Tensor | None) -> int:
+    """Number of prompts."""
+    if isinstance(prompt, str):
+        return 1
+    given = prompt if prompt is not None else prompt_embeds
+    assert given is not None  # the pipeline's check_inputs saw to it
+    return len(given)
+
+
+def call_back(
+    callback_on_step_end: Callable | None,
+    pipeline: Any,
+    i: int,
+    t: Tensor,
+    names: Sequence[str],
+    values: dict[str, Any],
+) -> list[Any]:
+    """The values, in their order, after the user's callback saw those named and replaced what it returned."""
+    if callback_on_step_end is not None:
+        seen = {name: values[name] for name in names}
+        replaced = callback_on_step_end(pipeline, i, t, seen)
+        values = {name: replaced.get(name, value) for name, value in values.items()}
+    return list(values.values())
+
+
+def timesteps_to_device(timesteps: Tensor, device: torch.device | str) -> Tensor:
+    """All timesteps of a run for the U-Net, copied at once, since a copy of one at each step would wait for the device.
+
+    The scheduler's own stay on the host, where it looks them up; for the same reason.
+    """
+    return timesteps.to(device, torch.float32 if timesteps.is_floating_point() else timesteps.dtype)  # MPS has no 64

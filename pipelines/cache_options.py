@@ -1,0 +1,149 @@
+"""The cache's options on a command line, and the configuration that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from common.command_line import whole_numbers
+from unets.cache.config import CacheConfig
+
+EXTENSIONS = ("forecast", "reuse_guidance", "guidance_stop", "refresh_interval", "reuse_attention")
+
+
+def add_cache_arguments(
+    parser: argparse.ArgumentParser, *, interval: int, branch: int, extensions: Sequence[str] = ()
+) -> None:
+    """Interval, branch, schedule, and those of `EXTENSIONS` that are named. Underscores are the original's."""
+    group = parser.add_argument_group("cache")
+    one_of = group.add_mutually_exclusive_group()
+    one_of.add_argument(
+        "--cache-interval", "--cache_interval", type=int, default=interval, metavar="N", help="every N-th step is full"
+    )
+    group.add_argument(
+        "--cache-branch-id", "--cache_branch_id", type=int, default=branch, metavar="m",
+        help="skip branch of the cached feature, from 0",
+    )  # fmt: skip
+    group.add_argument("--non-uniform", action="store_true", help="gather full steps around --center")
+    group.add_argument("--center", type=int, metavar="STEP", help="of the non-uniform schedule, for example 15")
+    group.add_argument("--pow", type=float, help="of the non-uniform schedule, above 1, for example 1.4")
+    group.add_argument(
+        "--cache-steps", type=whole_numbers, metavar="0,3,…", help="the full steps, instead of an interval"
+    )
+    one_of.add_argument(
+        "--calibrated", type=Path, metavar="FILE",
+        help="branch, full steps and forecast that eval.calibrate --out wrote, instead of all these options",
+    )  # fmt: skip
+    if extensions:
+        group = parser.add_argument_group("beyond the paper")
+    if "forecast" in extensions:
+        group.add_argument(
+            "--forecast", type=float, default=0.0, metavar="g",
+            help="extrapolate from the last two cached features (0 = copy, as in the paper; 1 = linear)",
+        )  # fmt: skip
+    if "reuse_guidance" in extensions:
+        group.add_argument(
+            "--reuse-guidance", action="store_true",
+            help="retrieve steps run the conditional half alone, with the guidance delta of earlier steps",
+        )  # fmt: skip
+    if "guidance_stop" in extensions:
+        group.add_argument(
+            "--guidance-stop", type=float, default=1.0, metavar="FRACTION",
+            help="fraction of the run after which guidance is always reused",
+        )  # fmt: skip
+    if "refresh_interval" in extensions:
+        group.add_argument(
+            "--refresh-interval", type=int, metavar="STEPS",
+            help="every STEPS steps after a full step, retrieve at --refresh-branch-id and re-cache at m",
+        )  # fmt: skip
+        group.add_argument("--refresh-branch-id", type=int, metavar="m", help="a deeper skip branch, for example 5")
+    if "reuse_attention" in extensions:
+        group.add_argument(
+            "--reuse-attention", action="store_true",
+            help="retrieve steps reuse what attention added in earlier steps, extrapolated with --forecast",
+        )  # fmt: skip
+
+
+def cache_config(args: argparse.Namespace) -> CacheConfig:
+    """The configuration that the options ask for.
+
+    Raises:
+        ValueError: an option out of range, or options that need or exclude each other; or what `read_calibration`
+            and `_calibrated` raise.
+    """
+    if (args.pow is None) != (args.center is None):
+        raise ValueError("--pow and --center belong together, for example --non-uniform --center 15 --pow 1.4")
+    if args.non_uniform and args.pow is None:
+        raise ValueError("--non-uniform needs --center and --pow, for example --center 15 --pow 1.4")
+    if args.pow is not None and not args.non_uniform:
+        raise ValueError("--center and --pow need --non-uniform")
+    if args.cache_steps is not None and args.non_uniform:
+        raise ValueError("give either --cache-steps or --non-uniform")
+    names = [field.name for field in fields(CacheConfig)]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    try:
+        config = CacheConfig(uniform=not args.non_uniform, **given)
+    except ValueError as error:  # which names Python's arguments
+        options = "|".join(name for name in names if name != "uniform")
+        raise ValueError(re.sub(rf"\b({options})\b", lambda m: f"--{m[0].replace('_', '-')}", str(error))) from None
+    return config if args.calibrated is None else _calibrated(config, args)
+
+
+def cache_name(args: argparse.Namespace, config: CacheConfig) -> str:
+    """The configuration's name, with that of the calibration file if there is one."""
+    return config.name(None if args.calibrated is None else f"calibrated-{args.calibrated.stem}")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A schedule that eval.calibrate found, for runs of `steps` steps."""
+
+    steps: int
+    cache: CacheConfig
+
+
+def read_calibration(path: Path) -> Calibration:
+    """What eval.calibrate --out wrote. Raises ValueError for another file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        whole = (content["steps"], content["cache_branch_id"], *content["cache_steps"])
+        if not all(type(number) is int for number in whole):
+            raise ValueError
+        wanted = ("cache_branch_id", "cache_steps", "forecast")
+        config = CacheConfig.from_json({name: content[name] for name in wanted if name in content})
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ValueError(
+            f"--calibrated {path} cannot be read as a calibration; make one with python -m eval.calibrate --out FILE"
+        ) from None
+    return Calibration(content["steps"], config)
+
+
+def _calibrated(config: CacheConfig, args: argparse.Namespace) -> CacheConfig:
+    """The configuration with branch, full steps and forecast of the file.
+
+    Raises:
+        ValueError: a file for other steps, or with a forecast that the script does not offer; options that it excludes.
+    """
+    file = f"--calibrated {args.calibrated}"
+    found = read_calibration(args.calibrated)
+    steps, cache = found.steps, found.cache
+    if steps != args.steps:
+        raise ValueError(f"{file} is for --steps {steps}, not {args.steps}; give --steps {steps}, or calibrate anew")
+    if args.non_uniform or config.cache_steps not in (None, cache.cache_steps):
+        raise ValueError(f"{file} has the full steps; leave out --cache-steps and --non-uniform")
+    if not hasattr(args, "forecast") and _any(cache.forecast):
+        raise ValueError(f"{file} is for a forecast, which is not offered here; calibrate anew with --forecast 0")
+    if config.forecast not in (0.0, cache.forecast):
+        raise ValueError(f"{file} has a forecast of its own; leave out --forecast")
+    return replace(
+        config, cache_branch_id=cache.cache_branch_id, cache_steps=cache.cache_steps, forecast=cache.forecast
+    )
+
+
+def _any(forecast: Any) -> bool:
+    return any(map(_any, forecast)) if isinstance(forecast, tuple) else bool(forecast)

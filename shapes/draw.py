@@ -1,0 +1,53 @@
+"""Pictures fresh from the renderer, as the reference that the shipped models' pictures are compared with.
+
+python -m assets.draw --model ldm4 --count 2000 --out drawn.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.files import atomic_write
+
+from .train_ddpm import small_pictures
+from .train_sd import batch_of_pictures
+
+SEED = 7  # none of the training's, whose first numbers are 0, 1 and 10 to 12
+
+
+def pictures_like(model: str, size: int, *seed: int) -> Tensor:
+    """`size` pictures (B, 3, H, W) in [-1, 1] like those that the model that stands for `model` was trained on."""
+    if model == "ddpm-cifar10":
+        return small_pictures(size, *seed)
+    return batch_of_pictures(size, *seed, things=1 if model == "ldm4" else None)[0]
+
+
+def draw(model: str, count: int, out: Path, quiet: bool = False) -> None:
+    """Writes `count` pictures to an .npz, `arr_0` uint8 (B, H, W, 3)."""
+    parts = []
+    for start in tqdm(range(0, count, 100), desc=out.name, disable=quiet, delay=5):
+        pictures = pictures_like(model, min(100, count - start), SEED, start)
+        parts.append(((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    with atomic_write(out) as tmp_path:
+        np.savez(tmp_path, arr_0=np.concatenate(parts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", choices=["ldm4", "ddpm-cifar10", "sd15"], default="ldm4")
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--out", type=Path, default=Path("outputs/drawn.npz"))
+    args = parser.parse_args()
+    draw(args.model, args.count, args.out)
+
+
+if __name__ == "__main__":
+    main()

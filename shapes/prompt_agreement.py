@@ -1,0 +1,110 @@
+"""How many of the shipped model's pictures show what their captions say, by the shipped judge.
+
+    python -m assets.judge_shapes --count 500
+
+Held-out captions of two things each. A picture has an attribute right if the judge finds no other value of it, for
+either thing, closer to the picture than the caption's; it resists a hard negative if the caption beats it. The same is
+done for fresh renders of the captions: what the judge can tell at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from common.images import side_by_side
+from common.shipped import SHAPES_CLIP, SHAPES_SD
+from pipelines import StableDiffusionPipeline
+
+from .scenes import Scene, alternatives, hard_negatives, random_scene, render
+
+
+class Judge:
+    """The image-text encoder as judge of prompt agreement."""
+
+    def __init__(self, folder: Path) -> None:
+        name = f"local-dir:{folder}"
+        self.model, self.transform = open_clip.create_model_from_pretrained(name)
+        self.model.eval()
+        self.tokenizer = open_clip.get_tokenizer(name)
+
+    @torch.no_grad()
+    def similarity(self, image: Image.Image, captions: list[str]) -> torch.Tensor:
+        """Cosine similarity of the image to each caption (N,)."""
+        picture = self.model.encode_image(self.transform(image)[None], normalize=True)  # (1, 128)
+        texts = self.model.encode_text(self.tokenizer(captions), normalize=True)  # (N, 128)
+        return (texts @ picture.T)[:, 0]
+
+    def verdicts(self, image: Image.Image, scene: Scene) -> dict[str, bool]:
+        """For each hard negative and each attribute, whether the scene's caption wins."""
+        others = {name: [wrong] for name, wrong in hard_negatives(scene).items()} | alternatives(scene)
+        captions = [scene.caption] + [wrong.caption for wrongs in others.values() for wrong in wrongs]
+        own, *rest = self.similarity(image, captions).tolist()
+        scores = iter(rest)
+        return {name: all([own > next(scores) for _ in wrongs]) for name, wrongs in others.items()}
+
+
+def summary(verdicts: list[dict[str, bool]]) -> dict[str, float]:
+    """Shares of pictures; `hard negatives` is the mean over the three kinds."""
+    shares = {name: float(np.mean([v[name] for v in verdicts])) for name in verdicts[0]}
+    negatives = ("colours swapped", "shapes swapped", "relation reversed")
+    return {"hard negatives": float(np.mean([shares[name] for name in negatives])), **shares}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=SHAPES_SD)
+    parser.add_argument("--judge", type=Path, default=SHAPES_CLIP)
+    parser.add_argument("--count", type=int, default=500, help="captions")
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance-scale", type=float, default=2.5)
+    parser.add_argument("--cache-interval", type=int, default=1)
+    parser.add_argument("--cache-branch-id", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the shares to this JSON file")
+    parser.add_argument("--grid", type=Path, help="write the first 32 pictures to this PNG")
+    args = parser.parse_args()
+
+    rng = np.random.default_rng((11, args.seed))
+    scenes = [random_scene(rng, held_out=True, things=2) for _ in range(args.count)]
+    judge = Judge(args.judge)
+    rendered = [judge.verdicts(Image.fromarray(render(scene, rng)[0]), scene) for scene in tqdm(scenes, desc="renders")]
+
+    pipe = StableDiffusionPipeline.from_pretrained(args.model)
+    pipe.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    for start in tqdm(range(0, args.count, args.batch), desc="pictures"):
+        part = scenes[start : start + args.batch]
+        images += pipe(
+            [scene.caption for scene in part],
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            generator=[torch.Generator().manual_seed(args.seed + start + k) for k in range(len(part))],
+            cache_interval=args.cache_interval,
+            cache_branch_id=args.cache_branch_id,
+        ).images
+    generated = [judge.verdicts(image, scene) for image, scene in zip(images, scenes, strict=True)]
+
+    result = {"count": args.count, "renders": summary(rendered), "pictures": summary(generated)}
+    for name, share in result["pictures"].items():
+        print(f"{name:<20} pictures {share:.3f}   renders {result['renders'][name]:.3f}")
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.grid:
+        shown = images[: min(32, len(images) // 8 * 8)] or images
+        side_by_side([shown[k : k + 8] for k in range(0, len(shown), 8)]).save(args.grid)
+        print("\n".join(scene.caption for scene in scenes[: len(shown)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Trains the shipped image-text encoder, `assets/shapes-clip`, which judges whether a picture shows its caption.
+
+    python -m assets.train_judge --work build/shapes-clip
+
+A small CLIP in open_clip's own format, trained apart from the text-to-image model, on the same kind of pictures. Each
+picture is contrasted with the other captions of its batch and with scenes of nearly the same words: one attribute
+changed, or two exchanged. Given again, the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torchvision.transforms.functional import normalize
+
+from common.shipped import SHAPES_CLIP
+
+from .scenes import SIZE, Scene, alternatives, attributes, hard_negatives, random_scene, render, words
+from .tokenizer import make_tokenizer
+from .training import attribute_head, attribute_loss, train
+
+CONFIG: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": SIZE, "layers": [1, 2, 2, 1], "width": 24, "head_width": 64},
+        "text_cfg": {
+            "context_length": 24,
+            "vocab_size": 0,  # the tokenizer's length
+            "hf_tokenizer_name": "shapes-clip",  # not a hub id: open_clip reads the tokenizer beside the configuration
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+        },
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"},
+}
+NEGATIVES = 5  # per picture, besides the other captions of the batch
+
+
+def near_misses(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """`NEGATIVES` captions that resemble the scene's but are false of its pictures.
+
+    The exchanges always, and another shape: they are the last that is learned, the reversed relation above all.
+    """
+    candidates = {kind: others[rng.integers(len(others))] for kind, others in alternatives(scene).items()}
+    drawn = [candidates.pop("shape"), *(list(candidates.values())[k] for k in rng.permutation(len(candidates)))]
+    if len(scene.things) == 2:
+        drawn = [*hard_negatives(scene).values(), *drawn]
+    return [wrong.caption for wrong in drawn[:NEGATIVES]]
+
+
+def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Blur and noise of random strength, so that a generated picture's softer edges are not strange to the judge."""
+    count = len(pictures)
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    share = torch.rand(count, 1, 1, 1, generator=generator)
+    noise = 0.05 * torch.rand(count, 1, 1, 1, generator=generator) * torch.randn(pictures.shape, generator=generator)
+    return (pictures.lerp(blurred, share) + noise).clamp(0, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("build/shapes-clip"), help="checkpoint and log")
+    parser.add_argument("--out", type=Path, default=SHAPES_CLIP, help="the encoder")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+
+    tokenizer = make_tokenizer(words(), CONFIG["model_cfg"]["text_cfg"]["context_length"])
+    CONFIG["model_cfg"]["text_cfg"]["vocab_size"] = len(tokenizer)
+    text_cfg = {k: v for k, v in CONFIG["model_cfg"]["text_cfg"].items() if k != "hf_tokenizer_name"}
+    judge = open_clip.CLIP(**{**CONFIG["model_cfg"], "text_cfg": text_cfg})
+    # In training alone, both kinds of features have to tell through these what is on each side of the picture.
+    judge.heads = nn.ModuleList([attribute_head(CONFIG["model_cfg"]["embed_dim"]) for _ in range(4)])
+
+    def batch(size: int, *seed: int, held_out: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pictures (B, 3, 64, 64) normalised, token ids (B + 5B, 24), true captions first, and sides (B, 4, 3)."""
+        rng = np.random.default_rng((7, *seed, int(held_out)))
+        scenes = [random_scene(rng, held_out) for _ in range(size)]
+        drawn = np.stack([render(scene, rng)[0] for scene in scenes])
+        pictures = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
+        if not held_out:
+            pictures = augment(pictures, torch.Generator().manual_seed(seed[-1]))
+        captions = [scene.caption for scene in scenes]
+        captions += [caption for scene in scenes for caption in near_misses(scene, rng)]
+        tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+        pictures = normalize(pictures, **{k: CONFIG["preprocess_cfg"][k] for k in ("mean", "std")})
+        return pictures, tokens, torch.from_numpy(np.stack([attributes(scene) for scene in scenes]))
+
+    def similarities(
+        model: Any, pictures: torch.Tensor, tokens: torch.Tensor, sides: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits of every picture against every true caption (B, B), and against its own near misses (B, NEGATIVES).
+
+        And how badly the features tell the sides.
+        """
+        images, texts, scale = model(pictures, tokens)
+        features = torch.cat([images, texts[: len(pictures)]]) * 10  # unit length is too short for sharp scores
+        scores = torch.stack([head(features) for head in model.heads], 1)  # (2B, 4, 18)
+        told = attribute_loss(scores, sides.repeat(2, 1, 1))
+        near = texts[len(pictures) :].view(len(pictures), NEGATIVES, -1)
+        return scale * images @ texts[: len(pictures)].T, scale * (near @ images[:, :, None])[..., 0], told
+
+    def loss_of(step: int) -> torch.Tensor:
+        logits, near, told = similarities(judge, *batch(args.batch, 0, step))
+        truth = torch.arange(len(logits))
+        with torch.no_grad():
+            judge.logit_scale.clamp_(max=np.log(100))
+        contrast = F.cross_entropy(torch.cat([logits, near], 1), truth) + F.cross_entropy(logits.T, truth)
+        return contrast / 2 + told
+
+    fixed = batch(512, 1, held_out=True)
+
+    @torch.no_grad()
+    def held_out(average: nn.Module) -> dict[str, float]:
+        # Batch normalisation's running statistics are buffers, which the moving average does not cover.
+        for kept, new in zip(average.buffers(), judge.buffers(), strict=True):
+            kept.copy_(new)
+        logits, near, told = similarities(average, *fixed)
+        own = logits.diagonal()
+        return {
+            "near_misses_beaten": (own > near.max(1).values).float().mean().item(),
+            "first_of_512": (logits.argmax(1) == torch.arange(512)).float().mean().item(),
+            "sides": told.item(),
+        }
+
+    average = train(
+        "judge",
+        judge,
+        loss_of,
+        steps=args.steps,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        work=args.work,
+        held_out=held_out,
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    del average.heads
+    weights = {
+        name: value.half() if value.is_floating_point() else value for name, value in average.state_dict().items()
+    }
+    save_file({k: v.contiguous() for k, v in weights.items()}, args.out / "open_clip_model.safetensors")
+    (args.out / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
+    tokenizer.save_pretrained(args.out)
+    (args.out / "judge.jsonl").write_text((args.work / "judge.jsonl").read_text())
+
+
+if __name__ == "__main__":
+    main()

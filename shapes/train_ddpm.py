@@ -1,0 +1,109 @@
+"""Trains the shipped pixel-space model, `assets/shapes-ddpm`, from nothing but the renderer beside this file.
+
+    python -m assets.train_ddpm --work build/shapes-ddpm
+
+The layout is that of the U-Net for CIFAR-10 made narrow: 32 × 32 pixels, four levels, two layers a block, attention
+at 16 × 16, hence twelve skip branches; noise and loss are those of Ho et al. 2020, but for a second stage that weighs
+noisy pictures more. A killed run is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch.nn import functional as F
+
+from common.shipped import SHAPES_DDPM
+
+from .train_sd import batch_of_pictures
+from .training import train
+
+HELD_OUT = 256
+
+
+def new_unet() -> UNet2DModel:
+    """The U-Net with random weights."""
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=32,
+        block_out_channels=(32, 64, 64, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+        norm_num_groups=8,
+        attention_head_dim=None,
+    )
+
+
+def new_scheduler() -> DDPMScheduler:
+    """Betas linear from 1e-4 to 0.02 over 1000 steps."""
+    return DDPMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False)
+
+
+def small_pictures(size: int, *seed: int, held_out: bool = False) -> torch.Tensor:
+    """`size` pictures (B, 3, 32, 32) in [-1, 1]: the renderer's, every four pixels averaged."""
+    return F.avg_pool2d(batch_of_pictures(size, *seed, held_out=held_out)[0], 2)
+
+
+def train_unet(name: str, unet: Any, work: Path, steps: int, batch: int, greatest_weight: float) -> Any:
+    """Predicts the noise ε, timesteps weighed by 1/ᾱ up to `greatest_weight`; 1 weighs all alike (Ho et al., eq. 14).
+
+    By the second stage, up to 200: what colour a whole picture has is decided where ᾱ is small, and there an error in ε
+    is one of 1/√ᾱ in the picture, of which the loss that weighs all alike sees nothing.
+    """
+    alphas = new_scheduler().alphas_cumprod
+
+    def loss(unet: Any, pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        timesteps = torch.randint(0, len(alphas), (len(pictures),), generator=generator)
+        noise = torch.randn(pictures.shape, generator=generator)
+        alpha = alphas[timesteps][:, None, None, None]
+        noisy = alpha.sqrt() * pictures + (1 - alpha).sqrt() * noise
+        predicted = unet(noisy.to(memory_format=torch.channels_last), timesteps).sample
+        return ((1 / alpha).clamp(max=greatest_weight) * (predicted - noise) ** 2).mean()
+
+    fixed = small_pictures(HELD_OUT, 1, held_out=True)
+
+    @torch.no_grad()
+    def held_out(average: Any) -> dict[str, float]:
+        return {"held_out": loss(average, fixed, torch.Generator().manual_seed(2**40)).item()}
+
+    return train(
+        name, unet,
+        lambda step: loss(unet, small_pictures(batch, 0, step), torch.Generator().manual_seed(step)),
+        steps=steps, learning_rate=1e-3, work=work, held_out=held_out,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("build/shapes-ddpm"), help="checkpoint and log")
+    parser.add_argument("--out", type=Path, default=SHAPES_DDPM, help="the pipeline")
+    parser.add_argument("--steps", type=int, default=6000, help="of the first stage")
+    parser.add_argument("--weighted-steps", type=int, default=8000, help="of the second")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    unet: Any = new_unet().to(memory_format=torch.channels_last)
+    for name, steps, greatest_weight in (("unet", args.steps, 1.0), ("unet_weighted", args.weighted_steps, 200.0)):
+        unet = train_unet(name, unet, args.work, steps, args.batch, greatest_weight).requires_grad_(True)
+    unet = unet.to(memory_format=torch.contiguous_format)
+    pipeline = DDPMPipeline(unet=unet, scheduler=new_scheduler())
+    pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
+    for log in ("unet.jsonl", "unet_weighted.jsonl"):
+        shutil.copy(args.work / log, args.out / log)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The cache of one run: all that a denoising loop talks to, once before each call of the U-Net and once after it.
+
+The paper's has one depth: a full step keeps the feature at branch m, the steps up to the next full one retrieve it.
+With two depths, a full step also keeps at a deeper branch, and some of the retrieve steps, *refresh steps*, retrieve
+there and re-cache at m. Shallow features stay fresh; only deep features, which change slowest, go stale.
+
+    step        full  retrieve  refresh  retrieve  full …
+    retrieves   –     at m      deeper   at m      –
+    keeps       both  –         at m     –         both
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import CacheConfig
+from .features import FeatureCache, Kept
+from .guidance import GuidanceReuse
+
+
+@dataclass(frozen=True)
+class Step:
+    """How the U-Net is to be called at one position of the loop."""
+
+    position: int
+    branch: int | None  # where it retrieves, or keeps; None does neither
+    cached: Kept | None  # what it retrieves; None is a full step
+    keep_branch: int | None  # a shallower branch, where it keeps as well
+    reuse_attention: bool
+    guided: bool  # the noise is wanted of both halves of the batch, unconditional and conditional
+    guidance_delta: Tensor | None  # given, the conditional half is run alone
+
+    @property
+    def retrieve_branch(self) -> int | None:
+        """Where it retrieves; None of a full step."""
+        return None if self.cached is None else self.branch
+
+    def expand(self, latents: Tensor) -> Tensor:
+        """Latents (B, …) for the halves of the batch that the step runs, (2B, …) if it runs both."""
+        return torch.cat([latents] * 2) if self.guided and self.guidance_delta is None else latents
+
+    def select(self, condition: Any) -> Any:
+        """The halves that the step runs of a condition (2B, …), or of each in a dictionary."""
+        if self.guidance_delta is None or condition is None:
+            return condition
+        if isinstance(condition, dict):
+            return {name: self.select(value) for name, value in condition.items()}
+        return condition.chunk(2)[1]
+
+    @property
+    def unet_arguments(self) -> dict[str, Any]:
+        """The cache's arguments of the U-Net's forward."""
+        arguments: dict[str, Any] = {
+            "cache_branch_id": self.branch,
+            "cached_feature": None if self.cached is None else self.cached[0],
+            "keep_branch_id": self.keep_branch,
+        }
+        if self.reuse_attention:
+            attention = None if self.cached is None or self.keep_branch is not None else self.cached[1:]
+            arguments |= {"cached_attention": attention, "keep_attention": attention is None}
+        return arguments
+
+
+class CacheRun:
+    """The cache of one run.
+
+    Args:
+        config: how it caches.
+        unet: the fork that is called.
+        num_steps: inference steps, for which the schedule is made, as in the paper: the one call more that PLMS makes
+            retrieves.
+        num_calls: T, positions of the loop, which are what is counted.
+        order: of the sampler. One of second order calls the U-Net twice a step, and then each call is in the schedule.
+        frames: rows of a feature for each row of the batch.
+
+    Attributes:
+        full_steps: positions of the full steps.
+        refreshed_steps: positions of the steps that re-cache at m, the full ones and the refresh steps.
+
+    Raises:
+        ValueError: an argument that the U-Net or the run's length does not allow, by name.
+    """
+
+    def __init__(
+        self, config: CacheConfig, unet: Any, num_steps: int, num_calls: int, *, order: int = 1, frames: int = 1
+    ) -> None:
+        unet.check_branch(config.cache_branch_id)
+        if config.refresh_branch_id is not None:
+            unet.check_branch(config.refresh_branch_id, "refresh_branch_id")
+        if config.reuse_attention:
+            unet.check_attention(config.cache_branch_id)
+
+        # cache (1): equation 6, every N-th step is full; or a schedule that is not uniform
+        positions = num_calls if order > 1 else num_steps
+        full = frozenset(config.full_steps(positions))
+        cached = len(full) < positions
+        self.full_steps = full if cached else frozenset(range(num_calls))
+        self._branch = config.cache_branch_id if cached else None
+        self._deep_branch = config.refresh_branch_id if cached else None
+        self._reuse_attention = config.reuse_attention and cached
+        self._frames = frames
+
+        self.refreshed_steps = self.full_steps
+        self._deep: FeatureCache | None = None
+        if self._deep_branch is not None and config.refresh_interval is not None:
+            self._deep = FeatureCache(self.full_steps, num_calls, config.forecast)
+            self.refreshed_steps = _with_refresh_steps(self.full_steps, num_calls, config.refresh_interval)
+        self._features = FeatureCache(self.refreshed_steps, num_calls, config.forecast)
+        self._guidance = GuidanceReuse(
+            self.refreshed_steps, num_calls, config.reuse_guidance, config.guidance_stop, config.forecast
+        )
+
+    def plan(self, i: int, batch_size: int, guided: bool = False) -> Step:
+        """What the step at position i does, for latents of `batch_size` rows."""
+        delta = self._guidance.delta(i, batch_size) if guided else None
+        rows = batch_size * self._frames * (2 if guided and delta is None else 1)
+        branch, keep_branch = self._branch, None
+        cached = self._features.get(i, rows, conditional_only=delta is not None)
+        if self._deep is not None and cached is None:
+            branch, keep_branch = self._deep_branch, self._branch
+            cached = self._deep.get(i, rows, conditional_only=delta is not None)
+        return Step(i, branch, cached, keep_branch, self._reuse_attention, guided, delta)
+
+    def take(self, step: Step, output: Any) -> Tensor:
+        """Keeps what the step made anew, and returns the noise that it predicts (B, …), if guided of both halves."""
+        attention = output.attention or () if self._reuse_attention else ()
+        if step.keep_branch is not None:
+            self._features.put(step.position, (output.shallow_feature, *attention))
+            attention = ()
+        if step.cached is None and step.branch is not None:
+            features = self._features if self._deep is None else self._deep
+            features.put(step.position, (output.cached_feature, *attention))
+        if not step.guided:
+            return output.sample
+        return self._guidance.both_halves(step.position, output.sample, step.guidance_delta)
+
+
+def _with_refresh_steps(full: frozenset[int], num_calls: int, interval: int) -> frozenset[int]:
+    """The full steps, and every `interval`-th step after each."""
+    refreshed, last = set(full), 0
+    for i in range(num_calls):
+        last = i if i in full else last
+        if (i - last) % interval == 0:
+            refreshed.add(i)
+    return frozenset(refreshed)

@@ -1,0 +1,157 @@
+"""What every forked U-Net is to the cache: M pairs of a down layer, which makes a skip, and an up layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+from torch import Tensor, nn
+
+from .cache.attention import ShallowAttention
+
+
+class DownLayer(NamedTuple):
+    """d_k for k ≥ 1: either a resnet, with attention or without, or a downsampler."""
+
+    resnet: nn.Module | None
+    attention: nn.Module | None
+    downsampler: nn.Module | None
+
+
+class UpLayer(NamedTuple):
+    """u_k: a resnet over the main branch and the skip, attention if there is any, upsampler if its block ends here."""
+
+    block: nn.Module
+    resnet: nn.Module
+    attention: nn.Module | None
+    upsampler: nn.Module | None
+
+
+def down_layers(down_blocks: Any) -> list[DownLayer]:
+    """d_1 … d_{M-1} of a diffusers U-Net, or of a ControlNet: views of its blocks, registered nowhere."""
+    layers = []
+    for block in down_blocks:
+        attentions = getattr(block, "attentions", [None] * len(block.resnets))
+        layers += [DownLayer(r, a, None) for r, a in zip(block.resnets, attentions, strict=True)]
+        layers += [DownLayer(None, None, downsampler) for downsampler in block.downsamplers or ()]
+    return layers
+
+
+def up_layers(up_blocks: Any) -> list[UpLayer]:
+    """u_0 … u_{M-1} of a diffusers U-Net, likewise; the last to run comes first."""
+    layers = []
+    for block in up_blocks:
+        attentions = getattr(block, "attentions", [None] * len(block.resnets))
+        upsamplers = [None] * (len(block.resnets) - 1) + list(block.upsamplers or [None])
+        layers += [UpLayer(block, *parts) for parts in zip(block.resnets, attentions, upsamplers, strict=True)]
+    return layers[::-1]
+
+
+def share_weights_as(cls: type, model: Any) -> Any:
+    """`model` as a `cls`, over the very same modules and weights; the model itself if it is one already.
+
+    Hooks of the model are on the copy too; hooks added to either later are not on the other.
+
+    Raises:
+        ValueError: if the model is offloaded by accelerate, or compiled.
+    """
+    if isinstance(model, cls):
+        return model
+    if hasattr(model, "_hf_hook"):
+        raise ValueError(f"the {type(model).__name__} is offloaded; build the pipeline first and offload that")
+    if "forward" in vars(model):
+        raise ValueError(
+            f"the forward of this {type(model).__name__} was replaced, as by compiling it; do that afterwards"
+        )
+    return shallow_clone(model, cls)
+
+
+def shallow_clone(model: Any, cls: type | None = None) -> Any:
+    """Another object with the model's content, of its class or of `cls`, whose hooks are its own from now on."""
+    clone = object.__new__(cls or type(model))
+    for name, value in vars(model).items():
+        own = name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+        vars(clone)[name] = copy.copy(value) if own else value
+    return clone
+
+
+class CachedUNetMixin:
+    """Put in front of a diffusers U-Net class."""
+
+    # What is used of the class behind.
+    config: Any
+    down_blocks: Any
+    up_blocks: Any
+
+    # Views over the blocks, made once and registered nowhere, so that the weights' names stay the parent's.
+    down_layers: list[DownLayer]  # d_1 … d_{M-1}
+    up_layers: list[UpLayer]  # u_0 … u_{M-1}
+
+    @classmethod
+    def sharing(cls, unet: Any) -> Self:
+        """A fork over the very modules and weights of a stock U-Net, which itself stays as it is.
+
+        Raises:
+            ValueError: if the U-Net has parts that the fork does not write out, or is offloaded by accelerate.
+        """
+        fork = share_weights_as(cls, unet)
+        fork.pair_layers()
+        return fork
+
+    def pair_layers(self) -> None:
+        """Checks the configuration and makes the views; to be called once the blocks are there."""
+        self.check_supported_config()
+        self.down_layers = down_layers(self.down_blocks)
+        self.up_layers = up_layers(self.up_blocks)
+
+    @property
+    def num_skip_branches(self) -> int:
+        """M; `cache_branch_id` is 0 to M − 1."""
+        return len(self.up_layers)
+
+    def check_branch(self, branch: int, name: str = "cache_branch_id") -> None:
+        """Raises ValueError, with the argument's name, if there is no such skip branch."""
+        if not 0 <= branch < self.num_skip_branches:
+            raise ValueError(f"{name} is {branch}; this U-Net has the skip branches 0 to {self.num_skip_branches - 1}")
+
+    def check_cache(self, branch: int | None, cached_feature: Tensor | None, keep_branch_id: int | None = None) -> None:
+        """Raises ValueError for a branch that does not exist, or for a feature or a second branch without a first."""
+        if branch is not None:
+            self.check_branch(branch)
+        elif cached_feature is not None:
+            raise ValueError("cached_feature needs the cache_branch_id at which it was kept")
+        if keep_branch_id is not None and (branch is None or not 0 <= keep_branch_id < branch):
+            raise ValueError(f"keep_branch_id is {keep_branch_id}; it must be from 0 to below cache_branch_id")
+
+    def check_attention(self, branch: int) -> int:
+        """The number of attention layers that a retrieve step at this branch runs. Raises ValueError for none."""
+        count = self._num_attentions(branch)
+        if not count:
+            raise ValueError(
+                f"there is no attention to keep in the layers that branch {branch} runs; choose a deeper branch"
+            )
+        return count
+
+    def shallow_attention(
+        self, branch: int | None, cached_attention: Sequence[Tensor] | None, keep_attention: bool
+    ) -> ShallowAttention:
+        """What a step does with attention in the layers that a retrieve step at `branch` runs.
+
+        Raises:
+            ValueError: attention to be kept where there is none, or retrieved from another branch.
+        """
+        if branch is None or (cached_attention is None and not keep_attention):
+            return ShallowAttention()
+        if cached_attention is None:
+            self.check_attention(branch)
+        elif len(cached_attention) != (count := self._num_attentions(branch)):
+            raise ValueError(f"cached_attention is of {len(cached_attention)} layers; branch {branch} has {count}")
+        return ShallowAttention(branch, cached_attention)
+
+    def _num_attentions(self, branch: int) -> int:
+        layers: list[Any] = [*self.down_layers[:branch], *self.up_layers[: branch + 1]]
+        return sum(layer.attention is not None for layer in layers)
+
+    def check_supported_config(self) -> None:
+        """Raises ValueError naming the first part of the configuration that `forward` does not write out."""

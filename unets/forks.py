@@ -1,0 +1,39 @@
+"""Which fork stands for which U-Net of diffusers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+
+from .unet_2d import UNet2DModel
+from .unet_2d_condition import UNet2DConditionModel
+from .unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
+
+FORKS: dict[type, Any] = {
+    diffusers.UNet2DConditionModel: UNet2DConditionModel,
+    diffusers.UNet2DModel: UNet2DModel,
+    diffusers.UNetSpatioTemporalConditionModel: UNetSpatioTemporalConditionModel,
+}
+
+
+def stock_class(unet: Any) -> Any:
+    """diffusers' class of a U-Net, stock or fork.
+
+    Raises:
+        ValueError: if there is no fork of it.
+    """
+    for stock in FORKS:
+        if isinstance(unet, stock):
+            return stock
+    raise ValueError(f"{type(unet).__name__} is not supported: there is no fork of it")
+
+
+def fork_class(unet: Any) -> Any:
+    """The fork's class for a U-Net, stock or fork. Raises as `stock_class`."""
+    return FORKS[stock_class(unet)]
+
+
+def fork_of(unet: Any) -> Any:
+    """The fork over the same modules and weights as a stock U-Net; a fork is its own. Raises as `stock_class`."""
+    return fork_class(unet).sharing(unet)
