@@ -24,8 +24,8 @@ class CachedPipeline:
     scheduler: Any
     guidance_scale: float
     num_timesteps: int
-    get_guidance_scale_embedding: Callable
-    register_to_config: Callable
+    get_guidance_scale_embedding: Callable[..., Any]
+    register_to_config: Callable[..., Any]
 
     def fork_unet(self) -> None:
         """The fork over the same weights takes the stock U-Net's place.
@@ -69,7 +69,7 @@ class CachedPipeline:
         t: Tensor,
         num_warmup_steps: int,
         latents: Tensor,
-        callback: Callable | None,
+        callback: Callable[..., Any] | None,
         callback_steps: int | None,
     ) -> None:
         """Moves the progress bar, and calls the old kind of callback, once for each inference step."""
@@ -88,10 +88,10 @@ class CachedSDPipeline(CachedPipeline):
     clip_skip: int | None
     cross_attention_kwargs: dict[str, Any] | None
     do_classifier_free_guidance: bool
-    encode_prompt: Callable
-    encode_image: Callable
-    run_safety_checker: Callable
-    maybe_free_model_hooks: Callable
+    encode_prompt: Callable[..., Any]
+    encode_image: Callable[..., Any]
+    run_safety_checker: Callable[..., Any]
+    maybe_free_model_hooks: Callable[..., Any]
 
     def encode_conditions(
         self,
@@ -136,7 +136,7 @@ class CachedSDPipeline(CachedPipeline):
         dtype: torch.dtype,
         generator: torch.Generator | list[torch.Generator] | None,
         **decoder_arguments: Tensor,
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> StableDiffusionPipelineOutput | tuple[Any, ...]:
         """Latents (B, 4, H/8, W/8) to the output: decoded, checked for safety if the model has a checker, converted."""
         unsafe: Sequence[bool] | None = None
         image = latents
@@ -162,7 +162,7 @@ def batch_size_of(prompt: str | list[str] | None, prompt_embeds: Tensor | None) 
 
 
 def call_back(
-    callback_on_step_end: Callable | None,
+    callback_on_step_end: Callable[..., Any] | None,
     pipeline: Any,
     i: int,
     t: Tensor,

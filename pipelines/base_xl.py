@@ -23,11 +23,11 @@ class CachedXLPipeline(CachedPipeline):
     clip_skip: int | None
     cross_attention_kwargs: dict[str, Any] | None
     do_classifier_free_guidance: bool
-    encode_prompt: Callable
-    encode_image: Callable
-    upcast_vae: Callable
-    _get_add_time_ids: Callable
-    maybe_free_model_hooks: Callable
+    encode_prompt: Callable[..., Any]
+    encode_image: Callable[..., Any]
+    upcast_vae: Callable[..., Any]
+    _get_add_time_ids: Callable[..., Any]
+    maybe_free_model_hooks: Callable[..., Any]
 
     def encode_conditions(
         self, texts: dict[str, Any], ip_adapter_image: Any, num_images_per_prompt: int, device: torch.device
@@ -113,7 +113,9 @@ class CachedXLPipeline(CachedPipeline):
             raise ValueError(f"denoising_end {denoising_end} leaves no step to run; raise it or num_inference_steps")
         return timesteps[:count], count
 
-    def finish(self, latents: Tensor, output_type: str, return_dict: bool) -> StableDiffusionXLPipelineOutput | tuple:
+    def finish(
+        self, latents: Tensor, output_type: str, return_dict: bool
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any, ...]:
         """Latents (B, 4, H/8, W/8) to the output: decoded, in float32 if need be, watermarked if set so, converted."""
         image = latents
         if output_type != "latent":

@@ -42,7 +42,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         cache_interval: int = 1,
         cache_branch_id: int = 0,
         uniform: bool = True,
@@ -50,7 +50,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
-    ) -> ImagePipelineOutput | tuple:
+    ) -> ImagePipelineOutput | tuple[Any, ...]:
         """Makes an image of each class. Shapes in the comments are those of the model for ImageNet.
 
         Args:

@@ -20,7 +20,7 @@ from .base import CachedSDPipeline, batch_size_of, call_back, timesteps_to_devic
 class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipeline):
     """diffusers' `StableDiffusionPipeline`; loads the same directories and gives them the forked U-Net."""
 
-    @functools.wraps(diffusers.StableDiffusionPipeline.__init__)
+    @functools.wraps(diffusers.StableDiffusionPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fork_unet()  # the fork takes the stock U-Net's place
@@ -47,7 +47,7 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
         cross_attention_kwargs: dict[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         callback_steps: int | None = None,
@@ -58,7 +58,7 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> StableDiffusionPipelineOutput | tuple[Any, ...]:
         """Makes `num_images_per_prompt` images of each prompt. Shapes in the comments are Stable Diffusion 1.5's.
 
         Args:

@@ -26,7 +26,9 @@ from .base import CachedSDPipeline, batch_size_of, call_back, timesteps_to_devic
 class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffusionControlNetPipeline):
     """diffusers' `StableDiffusionControlNetPipeline` with forked U-Net and ControlNets; one ControlNet or several."""
 
-    @functools.wraps(diffusers.StableDiffusionControlNetPipeline.__init__)
+    controlnet: Any
+
+    @functools.wraps(diffusers.StableDiffusionControlNetPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fork_unet()  # the fork takes the stock U-Net's place
@@ -67,7 +69,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         control_guidance_start: float | list[float] = 0.0,
         control_guidance_end: float | list[float] = 1.0,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         callback_steps: int | None = None,
@@ -78,7 +80,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[FeatureExtensions],
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> StableDiffusionPipelineOutput | tuple[Any, ...]:
         """Makes images that follow `image`, such as edges. Shapes in the comments are Stable Diffusion 1.5's.
 
         Args:

@@ -20,7 +20,7 @@ from .base import CachedSDPipeline, batch_size_of, call_back, timesteps_to_devic
 class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusionImg2ImgPipeline):
     """diffusers' `StableDiffusionImg2ImgPipeline`; loads the same directories and gives them the forked U-Net."""
 
-    @functools.wraps(diffusers.StableDiffusionImg2ImgPipeline.__init__)
+    @functools.wraps(diffusers.StableDiffusionImg2ImgPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fork_unet()  # the fork takes the stock U-Net's place
@@ -45,7 +45,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         callback_steps: int | None = None,
@@ -56,7 +56,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> StableDiffusionPipelineOutput | tuple[Any, ...]:
         """Redraws `image` to each prompt. Shapes in the comments are Stable Diffusion 1.5's.
 
         The loop runs the last `strength` of the steps; the cache counts them from 0.

@@ -20,7 +20,7 @@ from .base import CachedSDPipeline, batch_size_of, call_back, timesteps_to_devic
 class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusionInpaintPipeline):
     """diffusers' `StableDiffusionInpaintPipeline`; loads the same directories and gives them the forked U-Net."""
 
-    @functools.wraps(diffusers.StableDiffusionInpaintPipeline.__init__)
+    @functools.wraps(diffusers.StableDiffusionInpaintPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fork_unet()  # the fork takes the stock U-Net's place
@@ -50,7 +50,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         callback_steps: int | None = None,
@@ -61,7 +61,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> StableDiffusionPipelineOutput | tuple[Any, ...]:
         """Redraws `image` to each prompt where `mask_image` is white. Shapes in the comments are SD 1.5's.
 
         A U-Net of 9 channels sees mask and masked image at every step; with one of 4 channels, what is outside the

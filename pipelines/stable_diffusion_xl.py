@@ -21,7 +21,7 @@ from .base_xl import CachedXLPipeline
 class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPipeline):
     """diffusers' `StableDiffusionXLPipeline`; loads the same directories and gives them the forked U-Net."""
 
-    @functools.wraps(diffusers.StableDiffusionXLPipeline.__init__)
+    @functools.wraps(diffusers.StableDiffusionXLPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fork_unet()  # the fork takes the stock U-Net's place
@@ -59,7 +59,7 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
         negative_crops_coords_top_left: tuple[int, int] = (0, 0),
         negative_target_size: tuple[int, int] | None = None,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         callback_steps: int | None = None,
@@ -70,7 +70,7 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
-    ) -> StableDiffusionXLPipelineOutput | tuple:
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any, ...]:
         """Makes `num_images_per_prompt` images of each prompt. Shapes in the comments are SDXL's.
 
         Args:

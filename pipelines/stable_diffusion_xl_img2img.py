@@ -24,7 +24,7 @@ from .base_xl import CachedXLPipeline
 class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusionXLImg2ImgPipeline):
     """diffusers' `StableDiffusionXLImg2ImgPipeline`; with `denoising_start` it goes on where a base model stopped."""
 
-    @functools.wraps(diffusers.StableDiffusionXLImg2ImgPipeline.__init__)
+    @functools.wraps(diffusers.StableDiffusionXLImg2ImgPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fork_unet()  # the fork takes the stock U-Net's place
@@ -65,7 +65,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         callback_steps: int | None = None,
@@ -76,7 +76,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
-    ) -> StableDiffusionXLPipelineOutput | tuple:
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any, ...]:
         """Redraws images, or goes on with latents. Shapes in the comments are SDXL's.
 
         Args:

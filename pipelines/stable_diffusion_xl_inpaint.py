@@ -24,7 +24,7 @@ from .base_xl import CachedXLPipeline
 class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusionXLInpaintPipeline):
     """diffusers' `StableDiffusionXLInpaintPipeline`, for U-Nets that see the mask (9 channels) or do not (4)."""
 
-    @functools.wraps(diffusers.StableDiffusionXLInpaintPipeline.__init__)
+    @functools.wraps(diffusers.StableDiffusionXLInpaintPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fork_unet()  # the fork takes the stock U-Net's place
@@ -69,7 +69,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         callback_steps: int | None = None,
@@ -80,7 +80,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
-    ) -> StableDiffusionXLPipelineOutput | tuple:
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any, ...]:
         """Redraws what the mask covers. Shapes in the comments are SDXL's.
 
         Args:

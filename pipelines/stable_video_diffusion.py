@@ -20,7 +20,7 @@ from .base import CachedPipeline, call_back, timesteps_to_device
 class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusionPipeline):
     """diffusers' `StableVideoDiffusionPipeline`; loads the same directories and gives them the forked U-Net."""
 
-    @functools.wraps(diffusers.StableVideoDiffusionPipeline.__init__)
+    @functools.wraps(diffusers.StableVideoDiffusionPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fork_unet()  # the fork takes the stock U-Net's place
@@ -43,7 +43,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
         cache_interval: int = 1,
@@ -53,7 +53,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
-    ) -> StableVideoDiffusionPipelineOutput | list:
+    ) -> StableVideoDiffusionPipelineOutput | list[Any]:
         """Makes a video of `num_frames` frames from each image. Shapes in the comments are Stable Video Diffusion's.
 
         Args:

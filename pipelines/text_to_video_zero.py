@@ -85,7 +85,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
-    ) -> TextToVideoPipelineOutput | tuple:
+    ) -> TextToVideoPipelineOutput | tuple[Any, ...]:
         """Makes a video of `video_length` frames. Shapes in the comments are Stable Diffusion 1.5's.
 
         Args:

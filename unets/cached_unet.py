@@ -69,7 +69,7 @@ def share_weights_as(cls: type, model: Any) -> Any:
 
 def shallow_clone(model: Any, cls: type | None = None) -> Any:
     """Another object with the model's content, of its class or of `cls`, whose hooks are its own from now on."""
-    clone = object.__new__(cls or type(model))
+    clone: Any = object.__new__(cls or type(model))
     for name, value in vars(model).items():
         own = name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
         vars(clone)[name] = copy.copy(value) if own else value

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class ClassEmbedder(ModelMixin, ConfigMixin):
     """A table of embeddings. The last class is the unconditional one, which classifier-free guidance needs."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, num_classes: int = 1001, embedding_dim: int = 512) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_classes, embedding_dim)

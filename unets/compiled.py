@@ -17,10 +17,10 @@ def compile_forward(unet: Any, **options: Any) -> None:
     Args:
         options: torch.compile's, for example mode="reduce-overhead" for CUDA graphs.
     """
-    graph = torch.compile(unet.forward, fullgraph=True, **options)
+    graph: Any = torch.compile(unet.forward, fullgraph=True, **options)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         output = graph(*args, **kwargs)
         if isinstance(output, tuple):
             return _copied(output)

@@ -175,7 +175,9 @@ class DeepCacheSDHelper:
         frames = sample.shape[1] if sample.ndim == 5 else 1  # of a video
         return CacheRun(self._config, unet, loop.num_steps, num_calls, order=order, frames=frames)
 
-    def _before_step(self, unet: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _before_step(
+        self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         loop = self._loop
         if loop is None:  # called by hand, outside of a pipeline's loop
             return None
@@ -190,7 +192,7 @@ class DeepCacheSDHelper:
         loop.return_dict = kwargs.get("return_dict", True)
         return args, {**kwargs, **loop.step.unet_arguments, "return_dict": True}  # cache (2): equations 4 and 5
 
-    def _after_step(self, _: Any, __: tuple, output: Any) -> Any:
+    def _after_step(self, _: Any, __: tuple[Any, ...], output: Any) -> Any:
         loop = self._loop
         if loop is None or loop.cache is None or loop.step is None:
             return output

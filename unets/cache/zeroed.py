@@ -11,7 +11,7 @@ from torch import nn
 def zero_cached_features(unet: nn.Module) -> Any:
     """Replaces by zeros what a forked U-Net is given to retrieve; returns a handle whose `remove()` ends that."""
 
-    def zero(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def zero(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         feature = kwargs.get("cached_feature")
         return args, kwargs if feature is None else {**kwargs, "cached_feature": torch.zeros_like(feature)}
 
