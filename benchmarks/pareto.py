@@ -138,7 +138,7 @@ def times(model: str, points: list[Point], batch_size: int, repeats: int, quiet:
     def seconds(point: Point) -> tuple[float, float]:
         indices = list(range(batch_size))
         batch = Batch.of(SEED, indices)
-        timed = SimpleNamespace(unet=point.unet, vae=SimpleNamespace(encoder=None, decoder=None))
+        timed = SimpleNamespace(unet=point.unet)
         _, whole, (parts,) = time_call([timed], lambda: point.make(batch), torch.device("cpu"))
         bar.update()
         return parts.unet, whole

@@ -123,9 +123,9 @@ def calibrations(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """What eval.calibrate found for a shipped model, by name."""
     settings = []
     for file in sorted(folder.glob("calibrated-*.json")):
-        cache = read_calibration(file)
-        del cache["steps"]  # the baseline's
-        settings.append((f"{file.stem}, {len(cache['cache_steps'])} full, m={cache['cache_branch_id']}", cache))
+        cache = read_calibration(file).cache
+        name = f"{file.stem}, {len(cache.cache_steps or ())} full, m={cache.cache_branch_id}"
+        settings.append((name, cache.arguments))
     return settings
 
 

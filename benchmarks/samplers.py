@@ -19,7 +19,7 @@ from common.timing import alternate, pairwise, time_call
 from ddpm.checkpoint import load_unet
 from ddpm.sample import sample
 from ddpm.sampler import timesteps_of
-from image_sets.batches import Batch, image_generator
+from image_sets.batches import Batch
 from ldm.checkpoint import load_pipeline
 
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     unet, pipe = load_unet(SHAPES_DDPM).eval().to(device), load_pipeline(SHAPES_LDM).to(device)
     pipe.set_progress_bar_config(disable=True)
-    indices = list(range(args.batch_size))
+    indices = range(args.batch_size)
     timesteps = timesteps_of(args.steps, "uniform")
 
     def ddpm(**cache: Any) -> Any:
@@ -48,23 +48,21 @@ def run(args: argparse.Namespace) -> None:
         return pipe(
             [k % pipe.num_classes for k in indices],
             args.steps,
-            generator=[image_generator(0, k) for k in indices],
+            generator=Batch.of(0, indices).generators,
             output_type="pt",
             **cache,
         )
 
-    for name, run, model, branch in (("DDPM", ddpm, unet, 2), ("LDM", ldm, pipe.unet, 0)):
-        timed = SimpleNamespace(unet=model, vae=SimpleNamespace(encoder=None, decoder=None))
+    for name, sampler, model, branch in (("DDPM", ddpm, unet, 2), ("LDM", ldm, pipe.unet, 0)):
+        def seconds(sampler: Any, unet: Any, branch: int, interval: int) -> float:
+            call = partial(sampler, cache_interval=interval, cache_branch_id=branch)
+            return time_call([SimpleNamespace(unet=unet)], call, device)[2][0].unet
 
-        def seconds(run: Any, timed: Any, branch: int, interval: int) -> float:
-            call = partial(run, cache_interval=interval, cache_branch_id=branch)
-            return time_call([timed], call, device)[2][0].unet
-
-        calls = [partial(seconds, run, timed, branch, interval) for interval in (1, *args.intervals)]
+        calls = [partial(seconds, sampler, model, branch, interval) for interval in (1, *args.intervals)]
         alternate(calls, 1)
         baseline, *others = alternate(calls, args.repeats)
-        for interval, its in zip(args.intervals, others, strict=True):
-            ratio = pairwise(baseline, its)
+        for interval, cached in zip(args.intervals, others, strict=True):
+            ratio = pairwise(baseline, cached)
             print(f"{name}, m = {branch}, N = {interval:2}: U-Net {ratio['median']:.2f}× "
                   f"({ratio['min']:.2f}–{ratio['max']:.2f})", flush=True)  # fmt: skip
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -30,9 +28,11 @@ from tqdm import tqdm
 from common.command_line import Formatter, at_least, run_cli
 from common.device import DTYPES
 from common.environment import versions
+from common.files import write_json
 from common.timing import Clock, alternate, pairwise, spread
 from eval.counting.layouts import SD15, SD21, SDXL
 from eval.counting.macs import count_steps, unet_inputs
+from pipelines.competitors import original_package
 from unets import UNet2DConditionModel
 
 MODELS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
@@ -52,12 +52,12 @@ def package_step(
 ) -> Iterator[Callable[[], Any]]:
     """A retrieve step of the package DeepCache at the branch; while open, `unet` is wrapped by it."""
     try:
-        from DeepCache import DeepCacheSDHelper
-    except ImportError:
-        raise ValueError("--package needs the package: pip install DeepCache==0.1.1") from None
+        package = original_package()
+    except ImportError as error:
+        raise ValueError(f"--package: {error}") from None
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(50)
-    helper = DeepCacheSDHelper(SimpleNamespace(unet=unet, scheduler=scheduler))
+    helper = package.DeepCacheSDHelper(SimpleNamespace(unet=unet, scheduler=scheduler))
     helper.set_params(cache_interval=50, cache_branch_id=branch)
     helper.enable()
     rest = {k: v for k, v in inputs.items() if k not in ("sample", "timestep")}
@@ -234,11 +234,8 @@ def run(args: argparse.Namespace) -> None:
 
 def save(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Writes what there is so far, whole or not at all."""
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    written = {"model": args.model, "size": args.size, "versions": versions(torch.device(args.device))}
-    aside = args.out.with_suffix(".aside")
-    aside.write_text(json.dumps({**written, "results": results}, indent=1) + "\n")
-    os.replace(aside, args.out)
+    about = {"model": args.model, "size": args.size, "versions": versions(torch.device(args.device))}
+    write_json(args.out, {**about, "results": results})
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         unet_timesteps = timesteps_to_device(timesteps, device)
         with self.progress_bar(total=len(timesteps)) as bar:
             for i, t in enumerate(timesteps):
-                # cache (1): equation 6, is this step full or does it retrieve? And which halves of guidance does it run?
+                # cache (1): equation 6, is this step full or does it retrieve? Which halves of guidance does it run?
                 step = cache.plan(i, len(latents), guided=guided)
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 3, 64, 64)
 
@@ -157,5 +157,5 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         return timesteps
 
     def schedule_length(self, num_inference_steps: int, num_calls: int) -> int:
-        """The steps that a schedule is made for: CompVis's DDIM can make more than were asked for, PLMS one call more."""
+        """The steps that a schedule is made for: all that DDIM makes, but not PLMS's extra call."""
         return num_calls if isinstance(self.scheduler, DDIMScheduler) else num_inference_steps

@@ -149,7 +149,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
         unet_timesteps = timesteps_to_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
-                # cache (1): equation 6, is this step full or does it retrieve? And which halves of guidance does it run?
+                # cache (1): equation 6, is this step full or does it retrieve? Which halves of guidance does it run?
                 step = cache.plan(i, len(latents), guided=self.do_classifier_free_guidance)
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 4, H/8, W/8)
 

@@ -121,7 +121,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         unet_timesteps = timesteps_to_device(timesteps, device)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(timesteps):
-                # cache (1): equation 6, is this step full or does it retrieve? And which halves of guidance does it run?
+                # cache (1): equation 6, is this step full or does it retrieve? Which halves of guidance does it run?
                 step = cache.plan(i, len(latents), guided=guided)
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)
                 latent_input = torch.cat([latent_input, step.select(image_latents)], dim=2)  # (2B, F, 8, H/8, W/8)

@@ -36,7 +36,7 @@ UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 class CachedUNetOutput(UNet2DConditionOutput):
     """`sample` (B, C, H, W) as the parent's; `cached_feature` (B, C_m, H_m, W_m), what entered u_m from below.
 
-    `shallow_feature` is the same at `keep_branch_id`. `attention` is what attention added, with `keep_attention`, in the
+    `shallow_feature` is the same at `keep_branch_id`. `attention` is what attention added, if `keep_attention`, in the
     layers d_1 … d_k and u_k … u_0, in this order, k being the shallower branch. Without a branch nothing is kept: what
     is None is left out of the tuple, as in the parent's output.
     """

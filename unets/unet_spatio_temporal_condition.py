@@ -23,7 +23,7 @@ UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
 class CachedVideoUNetOutput(UNetSpatioTemporalConditionOutput):
     """`sample` (B, F, C, H, W) as the parent's; `cached_feature` (B·F, C_m, H_m, W_m), what entered u_m from below.
 
-    `shallow_feature` is the same at `keep_branch_id`. `attention` is what attention added, with `keep_attention`, in the
+    `shallow_feature` is the same at `keep_branch_id`. `attention` is what attention added, if `keep_attention`, in the
     layers d_1 … d_k and u_k … u_0, in this order, k being the shallower branch.
     """
 

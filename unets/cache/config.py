@@ -1,4 +1,4 @@
-"""How a run caches, in one frozen description: what the command line fills, loops run by, and results are saved with."""
+"""How a run caches, in one frozen description that the command line fills, loops run by, and results are saved with."""
 
 from __future__ import annotations
 
