@@ -167,7 +167,7 @@ def call_back(
     i: int,
     t: Tensor,
     names: Sequence[str],
-    values: dict[str, Any],
+    **values: Any,
 ) -> list[Any]:
     """The values, in their order, after the user's callback saw those named and replaced what it returned."""
     if callback_on_step_end is not None:

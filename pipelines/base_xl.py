@@ -30,12 +30,12 @@ class CachedXLPipeline(CachedPipeline):
     maybe_free_model_hooks: Callable[..., Any]
 
     def encode_conditions(
-        self, texts: dict[str, Any], ip_adapter_image: Any, num_images_per_prompt: int, device: torch.device
+        self, ip_adapter_image: Any, num_images_per_prompt: int, device: torch.device, **texts: Any
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What the U-Net is told of the texts and of an IP-Adapter's image.
 
         Args:
-            texts: `encode_prompt`'s arguments of these names: prompts, and embeddings that were given instead.
+            texts: `encode_prompt`'s arguments: prompts, and embeddings that were given instead.
 
         Returns:
             `prompt_embeds` (2B, tokens, 2048) and `add_text_embeds` (2B, 1280), negative first if there is guidance,

@@ -117,7 +117,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
                     unconditional, conditional = noise.chunk(2)  # (B, 3, 64, 64) each
                     noise = unconditional + guidance_scale * (conditional - unconditional)
                 latents = self.scheduler.step(noise, t, latents, **extra, return_dict=False)[0]
-                (latents,) = call_back(callback_on_step_end, self, i, t, ("latents",), {"latents": latents})
+                (latents,) = call_back(callback_on_step_end, self, i, t, ("latents",), latents=latents)
                 bar.update()
         del step, cache  # the decoder needs the memory
 

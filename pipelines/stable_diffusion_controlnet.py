@@ -176,11 +176,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
 
                 latents, prompt_embeds, negative_prompt_embeds = call_back(
                     callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs,
-                    {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "negative_prompt_embeds": negative_prompt_embeds,
-                    },
+                    latents=latents, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
                 )  # fmt: skip
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
         del step, cache  # the decoder needs the memory

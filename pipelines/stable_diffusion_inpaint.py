@@ -164,13 +164,8 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
 
                 latents, prompt_embeds, negative_prompt_embeds, mask, masked_image_latents = call_back(
                     callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs,
-                    {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "negative_prompt_embeds": negative_prompt_embeds,
-                        "mask": mask,
-                        "masked_image_latents": masked_image_latents,
-                    },
+                    latents=latents, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
+                    mask=mask, masked_image_latents=masked_image_latents,
                 )  # fmt: skip
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
         del step, cache  # the decoder needs the memory

@@ -125,17 +125,12 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         cache = self.start_cache(config, num_inference_steps, len(timesteps))
 
         # 2. Prompt to text embeddings.
-        texts = {
-            "prompt": prompt,
-            "prompt_2": prompt_2,
-            "negative_prompt": negative_prompt,
-            "negative_prompt_2": negative_prompt_2,
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "pooled_prompt_embeds": pooled_prompt_embeds,
-            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
-        }
-        conditions, added = self.encode_conditions(texts, ip_adapter_image, num_images_per_prompt, device)
+        conditions, added = self.encode_conditions(
+            ip_adapter_image, num_images_per_prompt, device,
+            prompt=prompt, prompt_2=prompt_2, negative_prompt=negative_prompt, negative_prompt_2=negative_prompt_2,
+            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds, negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+        )  # fmt: skip
         dtype = conditions["prompt_embeds"].dtype
 
         # 3. Image and mask to latents, with the noise of the first step that is run.
@@ -210,7 +205,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
 
                 latents, mask, masked_image_latents, *rest = call_back(
                     callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs,
-                    {"latents": latents, "mask": mask, "masked_image_latents": masked_image_latents, **conditions},
+                    latents=latents, mask=mask, masked_image_latents=masked_image_latents, **conditions,
                 )  # fmt: skip
                 conditions = dict(zip(conditions, rest, strict=True))
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)

@@ -142,7 +142,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
                 latents = self.scheduler.step(noise, t, latents).prev_sample
 
                 (latents,) = call_back(
-                    callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs, {"latents": latents}
+                    callback_on_step_end, self, i, t, callback_on_step_end_tensor_inputs, latents=latents
                 )
                 self.report_step(bar, i, t, num_warmup_steps, latents, None, None)
 
