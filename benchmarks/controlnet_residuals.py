@@ -145,7 +145,9 @@ def make_without(pipe: Any, scenes: list[Scene], args: argparse.Namespace) -> li
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.controlnet_residuals", description=__doc__, formatter_class=Formatter
+    )
     p.add_argument("--train-steps", type=int, default=800, help="of the ControlNet")
     p.add_argument("--count", type=int, default=32, help="pictures")
     p.add_argument("--steps", type=int, default=50, help="denoising steps (DDIM)")

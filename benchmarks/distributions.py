@@ -19,7 +19,9 @@ from eval.metrics.distributions import RunningGaussian, frechet_distance, precis
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.distributions", description=__doc__, formatter_class=Formatter
+    )
     p.add_argument("--images", type=int, default=50_000, help="of FID's statistics")
     p.add_argument("--neighbours", type=int, default=10_000, help="images on each side, of precision and recall")
     p.add_argument("--features", type=int, default=2_048)

@@ -24,7 +24,7 @@ from ldm.checkpoint import load_pipeline
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p = argparse.ArgumentParser(prog="python -m benchmarks.samplers", description=__doc__, formatter_class=Formatter)
     p.add_argument("--batch-size", type=int, default=8)
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--intervals", type=int, nargs="+", default=[2, 3, 5, 10])

@@ -25,7 +25,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from common.command_line import Formatter, at_least, run_cli
+from common.command_line import Formatter, at_least, divisible_by_8, run_cli, whole_numbers
 from common.device import DTYPES
 from common.environment import versions
 from common.files import write_json
@@ -185,15 +185,11 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p = argparse.ArgumentParser(prog="python -m benchmarks.unet_step", description=__doc__, formatter_class=Formatter)
     p.add_argument("--model", choices=MODELS, default="sd15", help="architecture; weights are random")
     p.add_argument("--size", type=int, default=512, help="pixels, height and width")
-    p.add_argument("--branches", type=numbers, default=[1], metavar="m,…", help="skip branches")
+    p.add_argument("--branches", type=whole_numbers, default=[1], metavar="m,…", help="skip branches")
     p.add_argument("--dtypes", default="float32,bfloat16", metavar="TYPE,…", help=", ".join(DTYPES))
     p.add_argument("--memory-formats", default="contiguous,channels-last", metavar="FORMAT,…")
     p.add_argument("--repeats", type=int, default=5)
@@ -209,8 +205,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     at_least(args, repeats=1, warm_up=0, size=8)
-    if args.size % 8:
-        raise ValueError(f"--size is {args.size}; it must be divisible by 8")
+    divisible_by_8(args, "size")
     formats = args.memory_formats.split(",")
     if set(formats) - {"contiguous", "channels-last"}:
         raise ValueError(f"unknown --memory-formats {args.memory_formats}; there are contiguous and channels-last")
@@ -238,6 +233,10 @@ def save(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
     write_json(args.out, {**about, "results": results})
 
 
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run_cli(lambda: run(args))
+
+
 if __name__ == "__main__":
-    arguments = parser().parse_args()
-    sys.exit(run_cli(lambda: run(arguments)))
+    sys.exit(main())

@@ -1,11 +1,12 @@
 """Pictures fresh from the renderer, as the reference that the shipped models' pictures are compared with.
 
-python -m assets.draw --model ldm4 --count 2000 --out drawn.npz
+python -m shapes.draw --model ldm4 --count 2000 --out drawn.npz
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.command_line import Formatter, at_least, run_cli
 from common.files import atomic_write
 
 from .train_ddpm import small_pictures
@@ -38,16 +40,23 @@ def draw(model: str, count: int, out: Path, quiet: bool = False) -> None:
         np.savez(tmp_path, arr_0=np.concatenate(parts))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--model", choices=["ldm4", "ddpm-cifar10", "sd15"], default="ldm4")
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--out", type=Path, default=Path("outputs/drawn.npz"))
-    args = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m shapes.draw", description=__doc__, formatter_class=Formatter)
+    p.add_argument("--model", choices=["ldm4", "ddpm-cifar10", "sd15"], default="ldm4")
+    p.add_argument("--count", type=int, default=2000)
+    p.add_argument("--out", type=Path, default=Path("outputs/drawn.npz"))
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    at_least(args, count=1)
     draw(args.model, args.count, args.out)
 
 
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run_cli(lambda: run(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,14 +1,19 @@
 """Draws `assets/example.png`, the still image that the video scripts start from if none is given.
 
-python -m assets.draw_example
+python -m shapes.draw_example
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+import sys
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
+from common.command_line import Formatter, run_cli
+from common.files import atomic_write
 from common.shipped import EXAMPLE_IMAGE
 
 WIDTH, HEIGHT = 1024, 576  # pixels, what Stable Video Diffusion was trained on
@@ -55,5 +60,22 @@ def draw() -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(SCALE)).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
 
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m shapes.draw_example", description=__doc__, formatter_class=Formatter)
+    p.add_argument("--out", type=Path, default=EXAMPLE_IMAGE, metavar="FILE", help="the PNG to write")
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    image = draw().quantize(128).convert("RGB")
+    with atomic_write(args.out) as tmp_path:
+        image.save(tmp_path, "png", optimize=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run_cli(lambda: run(args))
+
+
 if __name__ == "__main__":
-    draw().quantize(128).convert("RGB").save(EXAMPLE_IMAGE, optimize=True)
+    sys.exit(main())

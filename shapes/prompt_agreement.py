@@ -1,6 +1,6 @@
 """How many of the shipped model's pictures show what their captions say, by the shipped judge.
 
-    python -m assets.judge_shapes --count 500
+    python -m shapes.prompt_agreement --count 500
 
 Held-out captions of two things each. A picture has an attribute right if the judge finds no other value of it, for
 either thing, closer to the picture than the caption's; it resists a hard negative if the caption beats it. The same is
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from common.command_line import Formatter, at_least, run_cli
 from common.images import side_by_side
 from common.shipped import SHAPES_CLIP, SHAPES_SD
 from pipelines import StableDiffusionPipeline
@@ -58,23 +60,26 @@ def summary(verdicts: list[dict[str, bool]]) -> dict[str, float]:
     return {"hard negatives": float(np.mean([shares[name] for name in negatives])), **shares}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m shapes.prompt_agreement", description=__doc__, formatter_class=Formatter
     )
-    parser.add_argument("--model", type=Path, default=SHAPES_SD)
-    parser.add_argument("--judge", type=Path, default=SHAPES_CLIP)
-    parser.add_argument("--count", type=int, default=500, help="captions")
-    parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance-scale", type=float, default=2.5)
-    parser.add_argument("--cache-interval", type=int, default=1)
-    parser.add_argument("--cache-branch-id", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the shares to this JSON file")
-    parser.add_argument("--grid", type=Path, help="write the first 32 pictures to this PNG")
-    args = parser.parse_args()
+    p.add_argument("--model", type=Path, default=SHAPES_SD)
+    p.add_argument("--judge", type=Path, default=SHAPES_CLIP)
+    p.add_argument("--count", type=int, default=500, help="captions")
+    p.add_argument("--batch", type=int, default=50)
+    p.add_argument("--steps", type=int, default=50)
+    p.add_argument("--guidance-scale", type=float, default=2.5)
+    p.add_argument("--cache-interval", type=int, default=1)
+    p.add_argument("--cache-branch-id", type=int, default=1)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, help="write the shares to this JSON file")
+    p.add_argument("--grid", type=Path, help="write the first 32 pictures to this PNG")
+    return p
 
+
+def run(args: argparse.Namespace) -> None:
+    at_least(args, count=1, batch=1, steps=1, cache_interval=1, cache_branch_id=0, seed=0)
     rng = np.random.default_rng((11, args.seed))
     scenes = [random_scene(rng, held_out=True, things=2) for _ in range(args.count)]
     judge = Judge(args.judge)
@@ -106,5 +111,10 @@ def main() -> None:
         print("\n".join(scene.caption for scene in scenes[: len(shown)]))
 
 
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run_cli(lambda: run(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Trains the shipped image-text encoder, `assets/shapes-clip`, which judges whether a picture shows its caption.
 
-    python -m assets.train_judge --work build/shapes-clip
+    python -m shapes.train_clip --work build/shapes-clip
 
 A small CLIP in open_clip's own format, trained apart from the text-to-image model, on the same kind of pictures. Each
 picture is contrasted with the other captions of its batch and with scenes of nearly the same words: one attribute
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 
+from common.command_line import Formatter, at_least, run_cli
 from common.shipped import SHAPES_CLIP
 
 from .scenes import SIZE, Scene, alternatives, attributes, hard_negatives, random_scene, render, words
@@ -67,16 +69,18 @@ def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (pictures.lerp(blurred, share) + noise).clamp(0, 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=Path("build/shapes-clip"), help="checkpoint and log")
-    parser.add_argument("--out", type=Path, default=SHAPES_CLIP, help="the encoder")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m shapes.train_clip", description=__doc__, formatter_class=Formatter)
+    p.add_argument("--work", type=Path, default=Path("build/shapes-clip"), help="checkpoint and log")
+    p.add_argument("--out", type=Path, default=SHAPES_CLIP, help="the encoder")
+    p.add_argument("--steps", type=int, default=5000)
+    p.add_argument("--batch", type=int, default=96)
+    p.add_argument("--threads", type=int, default=2)
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    at_least(args, steps=1, batch=1, threads=1)
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
 
@@ -159,5 +163,10 @@ def main() -> None:
     (args.out / "judge.jsonl").write_text((args.work / "judge.jsonl").read_text())
 
 
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run_cli(lambda: run(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

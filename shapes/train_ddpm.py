@@ -1,6 +1,6 @@
 """Trains the shipped pixel-space model, `assets/shapes-ddpm`, from nothing but the renderer beside this file.
 
-    python -m assets.train_ddpm --work build/shapes-ddpm
+    python -m shapes.train_ddpm --work build/shapes-ddpm
 
 The layout is that of the U-Net for CIFAR-10 made narrow: 32 × 32 pixels, four levels, two layers a block, attention
 at 16 × 16, hence twelve skip branches; noise and loss are those of Ho et al. 2020, but for a second stage that weighs
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch.nn import functional as F
 
+from common.command_line import Formatter, at_least, run_cli
 from common.shipped import SHAPES_DDPM
 
 from .train_sd import batch_of_pictures
@@ -82,17 +84,19 @@ def train_unet(name: str, unet: Any, work: Path, steps: int, batch: int, greates
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=Path("build/shapes-ddpm"), help="checkpoint and log")
-    parser.add_argument("--out", type=Path, default=SHAPES_DDPM, help="the pipeline")
-    parser.add_argument("--steps", type=int, default=6000, help="of the first stage")
-    parser.add_argument("--weighted-steps", type=int, default=8000, help="of the second")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m shapes.train_ddpm", description=__doc__, formatter_class=Formatter)
+    p.add_argument("--work", type=Path, default=Path("build/shapes-ddpm"), help="checkpoint and log")
+    p.add_argument("--out", type=Path, default=SHAPES_DDPM, help="the pipeline")
+    p.add_argument("--steps", type=int, default=6000, help="of the first stage")
+    p.add_argument("--weighted-steps", type=int, default=8000, help="of the second")
+    p.add_argument("--batch", type=int, default=16)
+    p.add_argument("--threads", type=int, default=2)
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    at_least(args, steps=1, weighted_steps=1, batch=1, threads=1)
     torch.set_num_threads(args.threads)
 
     unet: Any = new_unet().to(memory_format=torch.channels_last)
@@ -105,5 +109,10 @@ def main() -> None:
         shutil.copy(args.work / log, args.out / log)
 
 
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run_cli(lambda: run(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

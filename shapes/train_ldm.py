@@ -1,6 +1,6 @@
 """Trains the shipped class-conditional model, `assets/shapes-ldm`, from nothing but the renderer beside this file.
 
-    python -m assets.train_ldm --work build/shapes-ldm
+    python -m shapes.train_ldm --work build/shapes-ldm
 
 Three stages: first stage (VQ, a quarter of the picture's height and width), latents of the training pictures, U-Net
 with class embedder. Each leaves its checkpoint and log in the work folder and is continued, or skipped when done, if
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from common.command_line import Formatter, at_least, run_cli
 from common.shipped import SHAPES_LDM
 from ldm.checkpoint import new_scheduler
 from pipelines.ldm_class import LDMClassPipeline
@@ -158,18 +160,20 @@ def train_unet(data: dict, fixed: dict, scale: float, work: Path, steps: int, ba
     return train("unet", models, loss_of, steps=steps, learning_rate=1e-3, work=work, held_out=held_out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=Path("build/shapes-ldm"), help="checkpoints and logs")
-    parser.add_argument("--out", type=Path, default=SHAPES_LDM, help="the pipeline")
-    parser.add_argument("--first-stage-steps", type=int, default=1600)
-    parser.add_argument("--unet-steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=32, help="of the U-Net")
-    parser.add_argument("--pictures", type=int, default=20480, help="pictures rendered and encoded for the U-Net")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m shapes.train_ldm", description=__doc__, formatter_class=Formatter)
+    p.add_argument("--work", type=Path, default=Path("build/shapes-ldm"), help="checkpoints and logs")
+    p.add_argument("--out", type=Path, default=SHAPES_LDM, help="the pipeline")
+    p.add_argument("--first-stage-steps", type=int, default=1600)
+    p.add_argument("--unet-steps", type=int, default=6000)
+    p.add_argument("--batch", type=int, default=32, help="of the U-Net")
+    p.add_argument("--pictures", type=int, default=20480, help="pictures rendered and encoded for the U-Net")
+    p.add_argument("--threads", type=int, default=2)
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    at_least(args, first_stage_steps=1, unet_steps=1, batch=1, pictures=1, threads=1)
     torch.set_num_threads(args.threads)
 
     first_stage = train_first_stage(args.work, args.first_stage_steps, batch=12)
@@ -193,5 +197,10 @@ def main() -> None:
         shutil.copy(args.work / log, args.out / log)
 
 
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run_cli(lambda: run(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

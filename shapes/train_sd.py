@@ -1,6 +1,6 @@
 """Trains the shipped text-to-image pipeline, `assets/shapes-sd`, from nothing but the renderer beside this file.
 
-    python -m assets.train_shapes --work build/shapes-sd
+    python -m shapes.train_sd --work build/shapes-sd
 
 Four stages: autoencoder, latents of the training pictures, text encoder, U-Net with text encoder. Each leaves its
 checkpoint and log in the work folder and is continued, or skipped when done, if the command is given again. The
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from common.command_line import Formatter, at_least, run_cli
 from common.shipped import SHAPES_SD
 
 from .scenes import SIZE, Scene, attributes, random_scene, render, words
@@ -249,18 +251,20 @@ def export(autoencoder: AutoencoderKL, models: nn.ModuleDict, tokenizer: CLIPTok
         shutil.copy(work / log, out / log)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=Path("build/shapes-sd"), help="checkpoints and logs")
-    parser.add_argument("--out", type=Path, default=SHAPES_SD, help="the pipeline")
-    parser.add_argument("--autoencoder-steps", type=int, default=2400)
-    parser.add_argument("--text-steps", type=int, default=500)
-    parser.add_argument("--unet-steps", type=int, default=7500)
-    parser.add_argument("--pictures", type=int, default=49152, help="pictures rendered and encoded for the U-Net")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m shapes.train_sd", description=__doc__, formatter_class=Formatter)
+    p.add_argument("--work", type=Path, default=Path("build/shapes-sd"), help="checkpoints and logs")
+    p.add_argument("--out", type=Path, default=SHAPES_SD, help="the pipeline")
+    p.add_argument("--autoencoder-steps", type=int, default=2400)
+    p.add_argument("--text-steps", type=int, default=500)
+    p.add_argument("--unet-steps", type=int, default=7500)
+    p.add_argument("--pictures", type=int, default=49152, help="pictures rendered and encoded for the U-Net")
+    p.add_argument("--threads", type=int, default=2)
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    at_least(args, autoencoder_steps=1, text_steps=1, unet_steps=1, pictures=1, threads=1)
     torch.set_num_threads(args.threads)
 
     tokenizer = make_tokenizer(words(), max_length=24)
@@ -282,5 +286,10 @@ def main() -> None:
     export(autoencoder, models, tokenizer, args.work, args.out)
 
 
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run_cli(lambda: run(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
