@@ -1,10 +1,10 @@
-"""How many of the shipped model's pictures show what their captions say, by the shipped judge.
+"""How many of the shipped model's pictures show what their captions say, by the shipped image-text encoder.
 
     python -m shapes.prompt_agreement --count 500
 
-Held-out captions of two things each. A picture has an attribute right if the judge finds no other value of it, for
+Held-out captions of two things each. A picture has an attribute right if the encoder finds no other value of it, for
 either thing, closer to the picture than the caption's; it resists a hard negative if the caption beats it. The same is
-done for fresh renders of the captions: what the judge can tell at all.
+done for fresh renders of the captions: what the encoder can tell at all.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pipelines import StableDiffusionPipeline
 from .scenes import Scene, alternatives, hard_negatives, random_scene, render
 
 
-class Judge:
-    """The image-text encoder as judge of prompt agreement."""
+class CaptionClassifier:
+    """Tells with the image-text encoder which caption fits a picture."""
 
     def __init__(self, folder: Path) -> None:
         name = f"local-dir:{folder}"
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m shapes.prompt_agreement", description=__doc__, formatter_class=Formatter
     )
     p.add_argument("--model", type=Path, default=SHAPES_SD)
-    p.add_argument("--judge", type=Path, default=SHAPES_CLIP)
+    p.add_argument("--encoder", type=Path, default=SHAPES_CLIP)
     p.add_argument("--count", type=int, default=500, help="captions")
     p.add_argument("--batch", type=int, default=50)
     p.add_argument("--steps", type=int, default=50)
@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> None:
     at_least(args, count=1, batch=1, steps=1, cache_interval=1, cache_branch_id=0, seed=0)
     rng = np.random.default_rng((11, args.seed))
     scenes = [random_scene(rng, held_out=True, things=2) for _ in range(args.count)]
-    judge = Judge(args.judge)
-    rendered = [judge.verdicts(Image.fromarray(render(scene, rng)[0]), scene) for scene in tqdm(scenes, desc="renders")]
+    classifier = CaptionClassifier(args.encoder)
+    rendered = [classifier.verdicts(Image.fromarray(render(scene, rng)[0]), scene) for scene in tqdm(scenes, desc="renders")]
 
     pipe = StableDiffusionPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
             cache_interval=args.cache_interval,
             cache_branch_id=args.cache_branch_id,
         ).images
-    generated = [judge.verdicts(image, scene) for image, scene in zip(images, scenes, strict=True)]
+    generated = [classifier.verdicts(image, scene) for image, scene in zip(images, scenes, strict=True)]
 
     result = {"count": args.count, "renders": summary(rendered), "pictures": summary(generated)}
     for name, share in result["pictures"].items():

@@ -1,4 +1,4 @@
-"""Trains the shipped image-text encoder, `assets/shapes-clip`, which judges whether a picture shows its caption.
+"""Trains the shipped image-text encoder, `assets/shapes-clip`, which tells whether a picture shows its caption.
 
     python -m shapes.train_clip --work build/shapes-clip
 
@@ -10,7 +10,6 @@ changed, or two exchanged. Given again, the command goes on where it was stopped
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,12 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 
 from common.command_line import Formatter, at_least, run_cli
+from common.files import write_json
 from common.shipped import SHAPES_CLIP
 
 from .scenes import SIZE, Scene, alternatives, attributes, hard_negatives, random_scene, render, words
 from .tokenizer import make_tokenizer
-from .training import attribute_head, attribute_loss, train
+from .training import attribute_head, attribute_loss, copy_logs, train
 
 CONFIG: dict[str, Any] = {
     "model_cfg": {
@@ -61,7 +61,7 @@ def near_misses(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Blur and noise of random strength, so that a generated picture's softer edges are not strange to the judge."""
+    """Blur and noise of random strength, so that a generated picture's softer edges are not strange to the encoder."""
     count = len(pictures)
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     share = torch.rand(count, 1, 1, 1, generator=generator)
@@ -87,9 +87,9 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = make_tokenizer(words(), CONFIG["model_cfg"]["text_cfg"]["context_length"])
     CONFIG["model_cfg"]["text_cfg"]["vocab_size"] = len(tokenizer)
     text_cfg = {k: v for k, v in CONFIG["model_cfg"]["text_cfg"].items() if k != "hf_tokenizer_name"}
-    judge = open_clip.CLIP(**{**CONFIG["model_cfg"], "text_cfg": text_cfg})
+    encoder = open_clip.CLIP(**{**CONFIG["model_cfg"], "text_cfg": text_cfg})
     # In training alone, both kinds of features have to tell through these what is on each side of the picture.
-    judge.heads = nn.ModuleList([attribute_head(CONFIG["model_cfg"]["embed_dim"]) for _ in range(4)])
+    encoder.heads = nn.ModuleList([attribute_head(CONFIG["model_cfg"]["embed_dim"]) for _ in range(4)])
 
     def batch(size: int, *seed: int, held_out: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pictures (B, 3, 64, 64) normalised, token ids (B + 5B, 24), true captions first, and sides (B, 4, 3)."""
@@ -120,10 +120,10 @@ def run(args: argparse.Namespace) -> None:
         return scale * images @ texts[: len(pictures)].T, scale * (near @ images[:, :, None])[..., 0], told
 
     def loss_of(step: int) -> torch.Tensor:
-        logits, near, told = similarities(judge, *batch(args.batch, 0, step))
+        logits, near, told = similarities(encoder, *batch(args.batch, 0, step))
         truth = torch.arange(len(logits))
         with torch.no_grad():
-            judge.logit_scale.clamp_(max=np.log(100))
+            encoder.logit_scale.clamp_(max=np.log(100))
         contrast = F.cross_entropy(torch.cat([logits, near], 1), truth) + F.cross_entropy(logits.T, truth)
         return contrast / 2 + told
 
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
     @torch.no_grad()
     def held_out(average: nn.Module) -> dict[str, float]:
         # Batch normalisation's running statistics are buffers, which the moving average does not cover.
-        for kept, new in zip(average.buffers(), judge.buffers(), strict=True):
+        for kept, new in zip(average.buffers(), encoder.buffers(), strict=True):
             kept.copy_(new)
         logits, near, told = similarities(average, *fixed)
         own = logits.diagonal()
@@ -143,24 +143,16 @@ def run(args: argparse.Namespace) -> None:
         }
 
     average = train(
-        "judge",
-        judge,
-        loss_of,
-        steps=args.steps,
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        work=args.work,
+        "judge", encoder, loss_of, steps=args.steps, learning_rate=1e-3, weight_decay=0.05, work=args.work,
         held_out=held_out,
-    )
+    )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     del average.heads
-    weights = {
-        name: value.half() if value.is_floating_point() else value for name, value in average.state_dict().items()
-    }
-    save_file({k: v.contiguous() for k, v in weights.items()}, args.out / "open_clip_model.safetensors")
-    (args.out / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
+    weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in average.state_dict().items()}
+    save_file(weights, args.out / "open_clip_model.safetensors")
+    write_json(args.out / "open_clip_config.json", CONFIG)
     tokenizer.save_pretrained(args.out)
-    (args.out / "judge.jsonl").write_text((args.work / "judge.jsonl").read_text())
+    copy_logs(args.work, args.out, "judge")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,6 @@ noisy pictures more. A killed run is continued by the same command.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from common.command_line import Formatter, at_least, run_cli
 from common.shipped import SHAPES_DDPM
 
 from .train_sd import batch_of_pictures
-from .training import train
+from .training import copy_logs, train
 
 HELD_OUT = 256
 
@@ -105,8 +104,7 @@ def run(args: argparse.Namespace) -> None:
     unet = unet.to(memory_format=torch.contiguous_format)
     pipeline = DDPMPipeline(unet=unet, scheduler=new_scheduler())
     pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
-    for log in ("unet.jsonl", "unet_weighted.jsonl"):
-        shutil.copy(args.work / log, args.out / log)
+    copy_logs(args.work, args.out, "unet", "unet_weighted")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,8 +11,6 @@ shape and colour, one of 40, and class 40 stands for any.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from unets.class_embedder import ClassEmbedder
 
 from .scenes import COLOURS, SHAPES, SIZE, Scene
 from .train_sd import batch_of_pictures
-from .training import train
+from .training import copy_logs, save_tensors, train
 
 HELD_OUT = 512
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
@@ -180,8 +178,7 @@ def run(args: argparse.Namespace) -> None:
     encoded = args.work / f"latents-{args.first_stage_steps}-{args.pictures}.pt"
     if not encoded.exists():
         parts = [encode_pictures(first_stage, n, held) for n, held in ((args.pictures, False), (HELD_OUT, True))]
-        torch.save(parts, encoded.with_suffix(".aside"))
-        os.replace(encoded.with_suffix(".aside"), encoded)
+        save_tensors(parts, encoded)
     data, fixed = torch.load(encoded, weights_only=True)
     scale = round(1 / data["latents"].float().std().item(), 5)
     first_stage.register_to_config(scaling_factor=scale)
@@ -193,8 +190,7 @@ def run(args: argparse.Namespace) -> None:
         scheduler=new_scheduler(),
     )
     pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
-    for log in ("first_stage.jsonl", "unet.jsonl"):
-        shutil.copy(args.work / log, args.out / log)
+    copy_logs(args.work, args.out, "first_stage", "unet")
 
 
 def main(argv: list[str] | None = None) -> int:

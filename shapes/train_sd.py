@@ -11,8 +11,6 @@ an eighth of the picture's height and width.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from common.shipped import SHAPES_SD
 
 from .scenes import SIZE, Scene, attributes, random_scene, render, words
 from .tokenizer import make_tokenizer
-from .training import attribute_head, attribute_loss, train
+from .training import attribute_head, attribute_loss, copy_logs, save_tensors, train
 
 HELD_OUT = 512
 
@@ -247,8 +245,7 @@ def export(autoencoder: AutoencoderKL, models: nn.ModuleDict, tokenizer: CLIPTok
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
-    for log in ("autoencoder.jsonl", "text.jsonl", "unet.jsonl"):
-        shutil.copy(work / log, out / log)
+    copy_logs(work, out, "autoencoder", "text", "unet")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -274,8 +271,7 @@ def run(args: argparse.Namespace) -> None:
         parts = [
             encode_pictures(autoencoder, tokenizer, n, held) for n, held in ((args.pictures, False), (HELD_OUT, True))
         ]
-        torch.save(parts, encoded.with_suffix(".aside"))
-        os.replace(encoded.with_suffix(".aside"), encoded)
+        save_tensors(parts, encoded)
     data, fixed = torch.load(encoded, weights_only=True)
     scale = 1 / data["mean"].float().std().item()
     autoencoder.register_to_config(scaling_factor=round(scale, 5))

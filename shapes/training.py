@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from common.files import atomic_write
 
 from .scenes import KINDS
 
@@ -34,6 +37,18 @@ def attribute_loss(scores: Tensor, table: Tensor) -> Tensor:
     split = scores.split([len(kind) + 1 for kind in KINDS], dim=-1)
     losses = [F.cross_entropy(s.flatten(0, 1), table[..., k].flatten()) for k, s in enumerate(split)]
     return torch.stack(losses).mean()
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """What `torch.load` reads, whole or not at all."""
+    with atomic_write(path) as tmp_path:
+        torch.save(content, tmp_path)
+
+
+def copy_logs(work: Path, out: Path, *names: str) -> None:
+    """The logs of the training beside the weights."""
+    for name in names:
+        shutil.copy(work / f"{name}.jsonl", out / f"{name}.jsonl")
 
 
 def train(
@@ -99,9 +114,7 @@ def train(
                 "step": step + 1,
                 "seconds": seconds,
             }
-            aside = checkpoint.with_suffix(".aside")
-            torch.save(state, aside)
-            os.replace(aside, checkpoint)
+            save_tensors(state, checkpoint)
             with open(work / f"{name}.jsonl", "a") as log:
                 log.write(json.dumps({k: round(v, 5) for k, v in line.items()}) + "\n")
     return average
