@@ -1,17 +1,17 @@
-"""Figure 2: how alike the deep features of a run's steps are, every step computed in full.
+"""Figure 2: how similar the deep features of a run's steps are, every step computed in full.
 
 python -m eval.similarity                                         the model shipped with this repository
 python -m eval.similarity --model stable-diffusion-v1-5/stable-diffusion-v1-5 --branch 1 --out results/figure2
 
-It is the feature that DeepCache keeps: what enters the up layer u_m from below.
+The feature is the one that DeepCache caches: what enters the up layer u_m from below.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,14 @@ from torch import Tensor
 from common.command_line import Formatter, RunError, at_least, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.files import atomic_write, write_json
+from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
+from pipelines import StableDiffusionPipeline
+from pipelines.loading import check_steps, load_pipeline
 
 from .metrics.similarity import THRESHOLD, features_of_run, plot, share_above, similarity
 
 
-def save(out: Path, matrix: Tensor, about: dict[str, Any], title: str) -> None:
+def save(out: Path, matrix: Tensor, about: dict[str, object], title: str) -> None:
     """Writes similarity.npz, similarity.png and, last, similarity.json into the folder `out`."""
     share = share_above(matrix)
     steps = len(matrix)
@@ -61,10 +64,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
-    from pipelines import StableDiffusionPipeline
-    from pipelines.loading import check_steps, load_pipeline
-
     at_least(args, steps=1, num_images=1, seed=0)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
@@ -80,15 +79,11 @@ def run(args: argparse.Namespace) -> None:
 
     matrix = torch.zeros(())
     for k in range(args.num_images):  # one by one: the features of many images and steps would not fit into memory
-        generator = torch.Generator().manual_seed(args.seed + k)
-
-        def run(prompt: str = prompts[k % len(prompts)], generator: torch.Generator = generator) -> None:
-            pipe(
-                prompt, num_inference_steps=args.steps, guidance_scale=guidance, generator=generator,
-                output_type="latent",
-            )  # fmt: skip
-
-        matrix = matrix + similarity(features_of_run(run, pipe.unet, args.branch)) / args.num_images
+        sample = partial(
+            pipe, prompts[k % len(prompts)], num_inference_steps=args.steps, guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(args.seed + k), output_type="latent",
+        )  # fmt: skip
+        matrix = matrix + similarity(features_of_run(sample, pipe.unet, args.branch)) / args.num_images
     if not matrix.isfinite().all():
         raise RunError("the features hold values that are not finite; try --dtype float32 or bfloat16")
     about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}

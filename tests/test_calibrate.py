@@ -15,11 +15,20 @@ import text2video_zero
 from common.command_line import RunError
 from ddpm import sample as ddpm_sample
 from eval import calibrate, generate
-from eval.calibrate import least_k, spread_evenly
-from eval.calibration.step_errors import calls_of, influence, noise_errors, schedule
+from eval.calibration import cost, goals
+from eval.calibration.baseline import calls_of
+from eval.calibration.candidates import Candidate, Trial, spread_evenly
+from eval.calibration.cost import StepMacs
+from eval.calibration.goals import least_k
+from eval.calibration.influence import influence
+from eval.calibration.measure import BranchMeasurement
+from eval.calibration.search import all_schedules
+from eval.calibration.step_errors import noise_errors
 from eval.counting.macs import Macs
-from image_sets.batches import Batch, image_generator
+from image_sets.batches import Batch
 from pipelines.loading import new_scheduler
+from unets.cache.config import CacheConfig
+from unets.cache.observe import observed_calls
 from unets.cache.schedule import full_steps
 
 from .tiny import parts
@@ -90,11 +99,12 @@ def test_influence_of_other_outputs_moves_x_0_as_much(prediction_type):
 
 
 def batch(*indices):
-    return Batch(list(indices), [image_generator(0, k) for k in indices])
+    return Batch.of(0, indices)
 
 
 def run_of(script, *options):
-    return script.prepare(script.parser().parse_args([*FEW, *options]))
+    settings = script.settings_of(script.parser().parse_args([*FEW, *options]))
+    return script.prepare(settings, device=torch.device("cpu"), quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -115,22 +125,35 @@ def model(tmp_path_factory):
         (ddpm_sample, ["--steps", "4", "--forecast", "0.5"], 2, [0, 2], 4),
     ],
 )
-def test_a_schedule_on_a_run_without_a_cache_is_the_samplers_own(model, script, options, branch, steps, calls):
+def test_a_schedule_tried_on_a_run_without_a_cache_is_the_samplers_own(model, script, options, branch, steps, calls):
     options = [*model, *options] if script is generate else options
-    cache = ["--cache-steps", ",".join(map(str, steps)), "--cache-branch-id", str(branch)]
+    arguments = ["--cache-steps", ",".join(map(str, steps)), "--cache-branch-id", str(branch)]
     forecast = float(options[-1]) if "--forecast" in options else 0.0
     plain = run_of(script, *options, "--cache-interval", "1")
     made = []
     assert len(calls_of(lambda: made.append(plain.make(batch(1))), plain.unet)) == calls
-    with torch.no_grad(), schedule(plain.unet, branch, steps, calls, forecast):
-        again = [plain.make(batch(k)) for k in (1, 2)]  # a second run begins anew
-    own = run_of(script, *options, *cache)
+    cache = CacheConfig(cache_branch_id=branch, cache_steps=steps, forecast=forecast)
+    again = [plain.make(batch(k), cache) for k in (1, 2)]  # a second run begins anew
+    own = run_of(script, *options, *arguments)
     assert torch.equal(again[0], own.make(batch(1)))
     assert torch.equal(again[1], own.make(batch(2)))
     assert not torch.equal(again[0], made[0])
-    assert torch.equal(plain.make(batch(1)), made[0])  # nothing is left behind
-    with schedule(own.unet, branch, steps, calls), pytest.raises(ValueError, match="cache of its own"):
-        own.make(batch(1))
+    assert torch.equal(plain.make(batch(1), CacheConfig()), made[0])  # nothing is left behind
+
+
+@pytest.mark.parametrize("script", [generate, ddpm_sample])
+def test_a_run_with_a_cache_of_its_own_is_not_observed(model, script):
+    run = run_of(script, *(model if script is generate else ["--steps", "3"]), "--cache-steps", "0,2")
+    seen = []
+    with (
+        pytest.raises(ValueError, match="cache of its own"),
+        observed_calls(run.unet, 1, lambda *call: seen.append(call)),
+    ):
+        run.make(batch(1))
+    assert not seen and not run.unet._forward_hooks and not run.unet._forward_pre_hooks
+    run.make(batch(1))
+    with pytest.raises(ValueError, match="cache of its own"):
+        noise_errors(lambda: run.make(batch(1)), run.unet, 1, 1)
 
 
 @torch.no_grad()
@@ -140,8 +163,7 @@ def test_errors_are_those_of_retrieving_at_one_step_alone(model):
     hook = run.unet.register_forward_pre_hook(lambda _, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
     expected_images = run.make(batch(0, 1))
     hook.remove()
-    kept: list[torch.Tensor] = []
-    error = noise_errors(lambda: images.append(run.make(batch(0, 1))), run.unet, 1, 2, 2.5, kept)
+    error, kept = noise_errors(lambda: images.append(run.make(batch(0, 1))), run.unet, 1, 2, 2.5)
     assert torch.equal(images[0], expected_images)
     asked = [(args, {**kwargs, "cache_branch_id": 1}) for args, kwargs in inputs]
     features = [run.unet(*args, **kwargs).cached_feature for args, kwargs in asked]
@@ -184,14 +206,14 @@ def test_the_best_that_was_tried_is_chosen_and_one_full_step_more_would_miss_the
 
 
 def test_a_budget_out_of_reach_is_one_line_and_2(model, monkeypatch, capsys):
-    monkeypatch.setattr(calibrate, "count_steps", lambda *_: (Macs(0, 40), Macs(0, 10)))
+    monkeypatch.setattr(cost, "count_steps", lambda *_: (Macs(0, 40), Macs(0, 10)))
     assert calibrate.main([*FEW, *model, "--num-images", "1", "--budget", "3x"]) == 2
     printed = capsys.readouterr()  # 6 calls of 40, and 40 + 5 * 10
     assert printed.err.startswith("error: --budget 3x is out of reach") and "2.67x" in printed.err
 
 
 @pytest.fixture(scope="module", params=["fit", "1"])
-def carried(request, model, tmp_path_factory):
+def extrapolated(request, model, tmp_path_factory):
     """Of a schedule for a forecast: the options, and what was found."""
     out = tmp_path_factory.mktemp("forecast") / "found.json"
     options = ["--forecast", request.param, "--budget", "1.6x", "--branches", "1", "--num-images", "2"]
@@ -199,8 +221,8 @@ def carried(request, model, tmp_path_factory):
     return out, json.loads(out.read_text())
 
 
-def test_a_schedule_for_a_forecast_is_what_its_command_makes(model, carried):
-    _, found = carried
+def test_a_schedule_for_a_forecast_is_what_its_command_makes(model, extrapolated):
+    _, found = extrapolated
     words = shlex.split(found["command"])
     assert "--calibrated" in words and "--forecast" not in words
     ours = run_of(generate, *words[3:], "--num-images", "4").make(batch(2, 3))
@@ -215,8 +237,8 @@ def test_a_schedule_for_a_forecast_is_what_its_command_makes(model, carried):
         assert set(tried.values()) == {1.0}
 
 
-def test_a_set_says_what_the_calibration_named_and_is_that_of_the_options(model, carried):
-    out, found = carried
+def test_a_set_says_what_the_calibration_named_and_is_that_of_the_options(model, extrapolated):
+    out, found = extrapolated
     run = run_of(generate, *model, "--num-images", "4", "--calibrated", str(out))
     said = {name: run.image_set.settings[name] for name in ("cache_branch_id", "cache_steps", "forecast")}
     assert said == {name: found[name] for name in said}
@@ -270,37 +292,41 @@ def test_a_calibration_and_an_interval_exclude_each_other(tmp_path, capsys):
     assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
-class Known(calibrate.Calibration):
-    """Qualities that need no model: 10 dB for each full step, and 5 more at branch 1, which is slower."""
+def branch_without_errors(branch, retrieve):
+    """Of a run of 8 calls whose full steps have 4 MACs."""
+    errors = np.zeros((8, 8))
+    return BranchMeasurement(
+        branch, StepMacs(4, retrieve, 8), 1, 0.0, errors, np.zeros((8, 8)), np.zeros(8), all_schedules(errors)
+    )
 
-    def __init__(self):
-        self.positions, self.forecast = 8, 0.0
-        self.errors = {branch: np.zeros((8, 8)) for branch in (0, 1)}
 
-    def schedules(self, branch):
-        return [(list(range(k)), 0.0) for k in range(1, 9)]
+BRANCHES = [branch_without_errors(0, 0), branch_without_errors(1, 1)]
 
-    def speed_up(self, branch, k):
-        return 8 / (k + branch)
 
-    def others_like(self, like):
-        return [calibrate.Candidate(like.branch, "uniform", like.cache_steps, like.speed_up, 0.0)]
-
-    def try_out(self, candidate):
-        candidate.psnr = 10.0 * len(candidate.cache_steps) + 5 * candidate.branch
-        return candidate.psnr
+def known_quality(candidate: Candidate) -> Trial:
+    """10 dB for each full step, and 5 more at branch 1, which is slower."""
+    return Trial(**vars(candidate), psnr=10.0 * len(candidate.cache_steps) + 5 * candidate.branch)
 
 
 @pytest.mark.parametrize("quality, branch, k", [(40, 0, 4), (41, 0, 5), (10, 0, 1), (72, 1, 7)])
-def test_quality_takes_the_least_operations_that_reach_it(quality, branch, k):
-    tried, chosen = calibrate.of_quality(Known(), [0, 1], quality)
+def test_quality_takes_the_fewest_macs_that_reach_it(quality, branch, k):
+    tried, chosen = goals.cheapest_of_quality(BRANCHES, quality, known_quality)
     assert (chosen.branch, len(chosen.cache_steps)) == (branch, k)
-    assert len(tried) <= 7
+    assert chosen in tried and len(tried) <= 7
 
 
 def test_a_quality_that_nothing_reaches_is_a_failed_run():
     with pytest.raises(RunError, match=r"reaches --quality 80; the best that was tried has 75.0 dB"):
-        calibrate.of_quality(Known(), [0, 1], 80)
+        goals.cheapest_of_quality(BRANCHES, 80, known_quality)
+
+
+def test_a_budget_has_as_many_full_steps_as_it_allows_and_the_best_quality_is_chosen():
+    # at branch 0 k full steps are 8 / k times faster, at branch 1 32 / (3 k + 8)
+    assert goals.branches_within_budget({m.branch: m.macs for m in BRANCHES}, 8, 1.5) == [0, 1]
+    tried, chosen = goals.best_within_budget(BRANCHES, 1.5, known_quality)
+    assert {one.branch: len(one.cache_steps) for one in tried} == {0: 5, 1: 4}
+    assert chosen.branch == 0 and chosen.psnr == 50
+    assert goals.branches_within_budget({m.branch: m.macs for m in BRANCHES}, 8, 4) == [0]
 
 
 @pytest.mark.parametrize(
@@ -331,6 +357,14 @@ def test_a_wrong_call_is_one_line_and_2(options, words, capsys):
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
     assert words in printed.err
+
+
+def test_prompts_for_both_halves_of_the_images_are_needed(tmp_path, capsys):
+    prompts = tmp_path / "few.txt"
+    prompts.write_text("a red ring\na blue square\na green cross\n")
+    assert calibrate.main([*FEW, "--prompts", str(prompts), "--num-images", "2"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "few.txt has 3 prompts" in printed
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.calibration.forecast_errors import (
-    fitted_gain,
+    fitted_weight,
     forecast_errors,
     schedule_errors,
-    schedule_gains,
+    schedule_weights,
     sensitivity,
     squared_distances,
 )
 from eval.calibration.search import all_forecast_schedules, all_schedules, best_schedule, total_error
-from unets.cache.features import KeptFeatures
+from unets.cache.features import FeatureCache
 from unets.cache.schedule import full_steps
 
 
@@ -148,13 +148,13 @@ def test_distances_are_those_of_the_features(seed):
 
 
 def errors_of_a_loop(features, steps, forecast):
-    """What each step's feature is off by in a loop with `KeptFeatures`."""
-    kept, errors = KeptFeatures(steps, len(features), forecast), []
+    """What each step's feature is off by in a loop with `FeatureCache`."""
+    kept, errors = FeatureCache(steps, len(features), forecast), []
     for j, feature in enumerate(features):
-        given = kept.at(j, 2)
+        given = kept.get(j, 2)
         if given is None:
-            kept.keep(j, feature)
-        errors.append(0.0 if given is None else float((given.double() - feature.double()).square().mean()))
+            kept.put(j, (feature,))
+        errors.append(0.0 if given is None else float((given[0].double() - feature.double()).square().mean()))
     return errors
 
 
@@ -163,11 +163,11 @@ def errors_of_a_loop(features, steps, forecast):
 def test_errors_of_a_forecast_are_those_that_a_loop_makes(seed, more, forecast):
     features, steps = moving_features(seed), sorted({0, *more})
     distances = squared_distances(features)
-    gains = schedule_gains(distances, steps, 4) if forecast == "fit" else [forecast] * 9
-    made = errors_of_a_loop(features, steps, gains)
+    weights = schedule_weights(distances, steps, 4) if forecast == "fit" else [forecast] * 9
+    made = errors_of_a_loop(features, steps, weights)
     # features near 100 are float32, and g is rounded to four digits
     close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4}
-    np.testing.assert_allclose(schedule_errors(distances, steps, gains), made, **close)
+    np.testing.assert_allclose(schedule_errors(distances, steps, weights), made, **close)
     table = forecast_errors(distances, forecast, 4)
     kept = [0]
     for j in range(9):
@@ -178,19 +178,19 @@ def test_errors_of_a_forecast_are_those_that_a_loop_makes(seed, more, forecast):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 50))
-def test_the_fitted_gain_is_ridge_regression_towards_one(seed, images):
+def test_the_fitted_weight_is_ridge_regression_towards_one(seed, images):
     rng = np.random.default_rng(seed)
     x, u = rng.normal(size=(2, 12))
     ridge = np.linalg.lstsq(u[:, None], x, rcond=None)[1].item() / images
     rows, right = np.append(u, np.sqrt(ridge)), np.append(x, np.sqrt(ridge))
     expected = np.linalg.lstsq(rows[:, None], right, rcond=None)[0].item()
-    assert fitted_gain(np.array(x @ x), np.array(x @ u), np.array(u @ u), images) == pytest.approx(expected)
+    assert fitted_weight(np.array(x @ x), np.array(x @ u), np.array(u @ u), images) == pytest.approx(expected)
 
 
-def test_where_features_do_not_move_the_fitted_gain_is_one():
-    assert fitted_gain(np.array(2.0), np.array(0.0), np.array(0.0), 8) == 1
-    assert fitted_gain(np.array(0.0), np.array(0.0), np.array(0.0), 8) == 1
-    assert schedule_gains(np.zeros((5, 5)), [0, 2], 8) == [0, 0, 0, 1, 1]
+def test_where_features_do_not_move_the_fitted_weight_is_one():
+    assert fitted_weight(np.array(2.0), np.array(0.0), np.array(0.0), 8) == 1
+    assert fitted_weight(np.array(0.0), np.array(0.0), np.array(0.0), 8) == 1
+    assert schedule_weights(np.zeros((5, 5)), [0, 2], 8) == [0, 0, 0, 1, 1]
 
 
 def test_sensitivity_is_the_factor_between_the_tables():

@@ -77,6 +77,16 @@ def test_a_unet_called_for_its_output_object_gives_one_without_the_feature():
     assert torch.equal(features[0], unet(sample, 5, context, cache_branch_id=3).cached_feature)
 
 
+def test_a_unet_called_for_a_tuple_gives_one_without_the_feature():
+    unet = StableDiffusionPipeline(**parts()).unet
+    sample, context = torch.randn(1, 4, 8, 8), torch.randn(1, 77, unet.config.cross_attention_dim)
+    outputs = []
+    features = features_of_run(lambda: outputs.append(unet(sample, 5, context, return_dict=False)), unet, 3)
+    (noise,) = outputs[0]
+    assert torch.equal(noise, unet(sample, 5, context).sample)
+    assert torch.equal(features[0], unet(sample, 5, context, cache_branch_id=3).cached_feature)
+
+
 def test_a_run_that_retrieves_or_does_nothing_is_refused_and_leaves_no_hook():
     pipe = StableDiffusionPipeline(**parts())
     with pytest.raises(ValueError, match="cache_interval=1"):

@@ -1,1 +1,14 @@
-"""Errors of reuse, measured step by step, and the search for the schedule with the least of them."""
+"""What retrieving costs, measured step by step; the full steps with the least of it; and how good they are.
+
+images            the run's images, with any cache
+baseline          those with every step full, and the calls of the U-Net in them
+influence         how far the result moves with the U-Net's output at each step
+step_errors       how far the predicted noise moves with the feature, measured
+forecast_errors   the same for extrapolated features, from distances between features
+search            the full steps with the least sum of errors
+measure           all of that for one branch
+cost              what its steps cost in MACs
+candidates        schedules that come of it, tried on held-out images
+goals             which of them meets a budget, or a quality, best
+report            what is printed and written
+"""

@@ -1,15 +1,15 @@
-"""What it costs to carry features on from the last two full steps, from the distances between features alone.
+"""What it costs to extrapolate features from the last two full steps, from the distances between features alone.
 
 A retrieve step j after the full steps k′ < k takes F_k + g u, u = (F_k − F_k′) · (j − k)/(k − k′), instead of F_j
-(`pipelines.kept_features`). That is off by x − g u, x = F_j − F_k, and
+(`unets.cache.features`). That is off by x − g u, x = F_j − F_k, and
 
     |x − g u|² = |x|² − 2 g ⟨x, u⟩ + g² |u|²
     ⟨F_j − F_k, F_k − F_k′⟩ = (|F_j − F_k′|² − |F_j − F_k|² − |F_k − F_k′|²) / 2
 
-so that T²/2 distances give the error of all T³/6 triples, which nobody could run the U-Net for.
+so that T²/2 distances give the error of all T³/6 triples, far too many to run the U-Net for.
 
-Everything here is of means over images and elements. Before the second full step there is nothing to carry on: k′ = k
-= 0 stands for the copy of step 0's feature.
+All of these are means over images and elements. Before the second full step there is nothing to extrapolate from:
+k′ = k = 0 stands for the copy of step 0's feature.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEAR = 10  # of 1 to 100 the one that all shipped models do well with
-Forecast = float | Literal["fit"]  # g, or the best one for each triple
+NEAR = 10  # steps; of 1 to 100 the one that all shipped models do well with
+Forecast = float | Literal["fit"]  # g, or the best one for each triple; 0 copies
 
 
 def squared_distances(features: Sequence[Tensor]) -> np.ndarray:
@@ -44,7 +44,7 @@ def sensitivity(noise_errors: np.ndarray, distances: np.ndarray) -> np.ndarray:
     """By how much step j's noise moves with its feature, (T,): the ratio of squares, by least squares over steps i < j.
 
     Args:
-        noise_errors: (T, T), as `eval.step_errors.noise_errors` measures them.
+        noise_errors: (T, T), as `step_errors.noise_errors` measures them.
         distances: (T, T), squared.
     """
     factors = np.zeros(len(distances))
@@ -56,11 +56,11 @@ def sensitivity(noise_errors: np.ndarray, distances: np.ndarray) -> np.ndarray:
     return factors
 
 
-def fitted_gain(xx: np.ndarray, xu: np.ndarray, uu: np.ndarray, images: int) -> np.ndarray:
+def fitted_weight(xx: np.ndarray, xu: np.ndarray, uu: np.ndarray, images: int) -> np.ndarray:
     """g of the least |x − g u|² + λ (g − 1)², from |x|², ⟨x, u⟩ and |u|².
 
-    λ is what a normal distribution of g around 1 with variance 1 asks for, if each image tells g once, with the
-    residual as the error: λ = min |x − g u|² / images. So g is 1 where features don't move.
+    λ is that of a normal prior of g with mean 1 and variance 1, if each image observes g once with the residual as its
+    variance: λ = min |x − g u|² / images. So g is 1 where features don't move.
     """
     residual = xx - np.divide(xu**2, uu, out=np.zeros_like(uu), where=uu > 0)
     ridge = residual.clip(0) / images
@@ -72,7 +72,7 @@ def forecast_errors(distances: np.ndarray, forecast: Forecast, images: int) -> n
 
     Args:
         distances: (T, T), squared.
-        forecast: g, or "fit" for each triple's `fitted_gain`.
+        forecast: g, or "fit" for each triple's `fitted_weight`.
         images: how many the distances are of.
     """
     steps = np.arange(len(distances))
@@ -81,26 +81,26 @@ def forecast_errors(distances: np.ndarray, forecast: Forecast, images: int) -> n
     for before in steps[:-2]:
         k = steps[before + 1 : -1]
         products = _products(distances, before, k[:, None], steps)
-        error[before, k] = np.where(steps > k[:, None], _error(_gain(forecast, *products, images), *products), 0)
+        error[before, k] = np.where(steps > k[:, None], _error(_weight(forecast, *products, images), *products), 0)
     return error
 
 
-def schedule_gains(distances: np.ndarray, steps: Sequence[int], images: int) -> list[float]:
-    """The `fitted_gain` of each step (T,) in a run with these full steps, 0 where nothing is carried on."""
-    gains = [0.0] * len(distances)
+def schedule_weights(distances: np.ndarray, steps: Sequence[int], images: int) -> list[float]:
+    """The `fitted_weight` of each step (T,) in a run with these full steps, 0 where nothing is extrapolated."""
+    weights = [0.0] * len(distances)
     for before, k, j in _triples(steps, len(distances)):
         if before < k < j:
-            gain = _gain("fit", *_products(distances, before, np.array([k]), np.array([j])), images)
-            gains[j] = round(float(gain[0]), 4)
-    return gains
+            weight = _weight("fit", *_products(distances, before, np.array([k]), np.array([j])), images)
+            weights[j] = round(float(weight[0]), 4)
+    return weights
 
 
-def schedule_errors(distances: np.ndarray, steps: Sequence[int], gains: Sequence[float]) -> np.ndarray:
+def schedule_errors(distances: np.ndarray, steps: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     """|x − g u|² of each step (T,) in a run with these full steps and g, 0 at full steps."""
     errors = distances[0].copy()
     for before, k, j in _triples(steps, len(distances)):
         if before < k:
-            errors[j] = _error(np.array(gains[j]), *_products(distances, before, np.array([k]), np.array([j])))[0]
+            errors[j] = _error(np.array(weights[j]), *_products(distances, before, np.array([k]), np.array([j])))[0]
     return errors
 
 
@@ -113,12 +113,12 @@ def _products(
     return xx, scale * (distances[before, j] - xx - yy) / 2, scale**2 * yy
 
 
-def _gain(forecast: Forecast, xx: np.ndarray, xu: np.ndarray, uu: np.ndarray, images: int) -> np.ndarray:
-    return fitted_gain(xx, xu, uu, images) if forecast == "fit" else np.array(float(forecast))
+def _weight(forecast: Forecast, xx: np.ndarray, xu: np.ndarray, uu: np.ndarray, images: int) -> np.ndarray:
+    return fitted_weight(xx, xu, uu, images) if forecast == "fit" else np.array(float(forecast))
 
 
-def _error(gain: np.ndarray, xx: np.ndarray, xu: np.ndarray, uu: np.ndarray) -> np.ndarray:
-    return (xx - 2 * gain * xu + gain**2 * uu).clip(0)
+def _error(weight: np.ndarray, xx: np.ndarray, xu: np.ndarray, uu: np.ndarray) -> np.ndarray:
+    return (xx - 2 * weight * xu + weight**2 * uu).clip(0)
 
 
 def _triples(steps: Sequence[int], num_steps: int) -> list[tuple[int, int, int]]:

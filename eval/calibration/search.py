@@ -2,8 +2,8 @@
 
 A step that is not full retrieves from the last full step before it, so a schedule cuts the run into segments, each with
 a cost of its own, and the best cuts are found exactly by dynamic programming over where the last segment begins
-(Bellman 1961, of curves by line segments). With a forecast a step draws on the last two full steps, and the search is
-over where the last two segments begin.
+(as Bellman 1961 fits line segments to a curve). With a forecast a step extrapolates from the last two full steps, and
+the search is over where the last two segments begin.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def best_schedule(error: np.ndarray, k: int) -> tuple[list[int], float]:
     """The schedule of `k` full steps with the least total error, step 0 always among them.
 
     Args:
-        error: (P, T), what it costs to use step i's feature at step j, for j > i; the rest is not looked at. Of the T
-            steps the first P can be full; usually that is all.
+        error: (P, T), what it costs to use step i's feature at step j, for j > i; the rest is ignored. Of the T steps
+            the first P can be full, usually all.
         k: how many steps are full, 1 to P.
 
     Returns:
@@ -41,7 +41,7 @@ def all_forecast_schedules(error: np.ndarray) -> list[tuple[list[int], float]]:
 
     Args:
         error: (P, P, T), what it costs at [k′, k, j] to use the features of the full steps k′ < k at step j > k, and at
-            [0, 0, j] that of step 0 alone; the rest is not looked at.
+            [0, 0, j] that of step 0 alone; the rest is ignored.
 
     Returns:
         For each number of full steps those, and their sum of errors.

@@ -19,3 +19,9 @@ def distance(reference: list[Image.Image], images: list[Image.Image]) -> dict[st
         result["psnr"].append(float("inf") if same else peak_signal_noise_ratio(y, x, data_range=255.0).item())
         result["ssim"].append(1.0 if same else ssim.item())
     return result
+
+
+def psnr(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """PSNR in dB (N,) of each image to its reference, both uint8 (N, H, W, 3). Equal images have 168 dB."""
+    squared = ((images.astype(np.float64) - reference) ** 2).mean((1, 2, 3)).clip(1e-12)
+    return -10 * np.log10(squared / 255**2)

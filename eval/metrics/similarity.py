@@ -1,4 +1,4 @@
-"""TODO eval.metrics.similarity."""
+"""Figure 2: the deep features of a run, and how similar those of its steps are."""
 
 from __future__ import annotations
 
@@ -12,53 +12,38 @@ from torch import Tensor
 
 from common.files import atomic_write
 from common.plotting import pyplot
+from unets.cache.observe import observed_calls
 
 THRESHOLD = 0.95  # Figure 2's
 
 
-def features_of_run(run: Callable[[], Any], unet: Any, cache_branch_id: int) -> Tensor:
-    """What enters u_m at each call of a forked U-Net within `run()`, in the order of the calls, on the CPU.
+def features_of_run(run: Callable[[], object], unet: Any, cache_branch_id: int) -> Tensor:
+    """What enters u_m from below at each call of a forked U-Net within `run()`, in order, on the CPU.
 
     Args:
-        run: samples with `unet` as it likes, as long as every step is full (interval 1).
+        run: samples with `unet`, with every step full.
         cache_branch_id: m.
 
     Returns:
         (T, B, C, H, W) for T calls; for a video (T, B * frames, C, H, W); with guidance B is both halves of the batch.
 
     Raises:
-        ValueError: no such branch; a run that makes retrieve steps, no step at all, or batches of several sizes.
+        ValueError: no such branch; a run with a cache of its own, no call at all, or batches of several sizes.
     """
-    unet.check_branch(cache_branch_id)
     features: list[Tensor] = []
 
-    def ask(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if kwargs.get("cache_branch_id") is not None:
-            raise ValueError("retrieve steps have no features of their own; run with cache_interval=1")
-        return args, {**kwargs, "cache_branch_id": cache_branch_id}
+    def see(_inputs: dict[str, Any], _noise: Tensor, feature: Tensor) -> None:
+        features.append(feature.detach().cpu())
 
-    def take(_: Any, __: tuple, kwargs: dict, output: Any) -> Any:
-        """Takes the feature, and gives the caller what it would have had."""
-        given_tuple = isinstance(output, tuple)
-        features.append((output[1] if given_tuple else output.cached_feature).detach().cpu())
-        return output[:1] if given_tuple else type(output)(sample=output.sample)
-
-    hooks = [
-        unet.register_forward_pre_hook(ask, with_kwargs=True),
-        unet.register_forward_hook(take, with_kwargs=True),
-    ]
-    try:
+    with observed_calls(unet, cache_branch_id, see):
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     if len({feature.shape for feature in features}) != 1:
         raise ValueError("the run must call the U-Net, always with a batch of the same size")
     return torch.stack(features)
 
 
 def similarity(features: Tensor) -> Tensor:
-    """Cosine similarity of all pairs of steps, of each image of the batch by itself, then averaged.
+    """Cosine similarity of all pairs of steps, computed for each image of the batch and averaged.
 
     Args:
         features: (T, B, …)
@@ -74,7 +59,7 @@ def similarity(features: Tensor) -> Tensor:
 
 
 def share_above(matrix: Tensor, threshold: float = THRESHOLD) -> Tensor:
-    """Of each step, the share of the other steps whose similarity to it is above the threshold; (T,)."""
+    """The share of the other steps whose similarity to each step is above the threshold (T,)."""
     others = ~torch.eye(len(matrix), dtype=torch.bool)
     return ((matrix > threshold) & others).sum(1).double() / max(1, len(matrix) - 1)
 

@@ -1,0 +1,84 @@
+"""Schedules to choose from, and what they come to on held-out images."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unets.cache.config import CacheConfig
+
+from ..metrics.distances import psnr
+from .baseline import Baseline
+from .forecast_errors import Forecast, schedule_errors, schedule_weights
+from .images import ImageMaker
+from .measure import BranchMeasurement
+from .search import best_schedule, total_error
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule at a branch."""
+
+    branch: int
+    kind: str  # calibrated; or with as many full steps uniform, or, given a forecast, calibrated for copies
+    cache_steps: list[int]
+    speed_up: float  # in MACs of the U-Net, matrix products of attention counted
+    predicted: float  # total error
+    forecast: float | list[float]  # g, or that of each call
+
+    @property
+    def cache(self) -> CacheConfig:
+        return CacheConfig(cache_branch_id=self.branch, cache_steps=self.cache_steps, forecast=self.forecast)
+
+
+@dataclass(frozen=True)
+class Trial(Candidate):
+    """A candidate with the PSNR of its images to those with every step full, in dB, the median over images."""
+
+    psnr: float
+
+
+def calibrated(measured: BranchMeasurement, k: int) -> Candidate:
+    """The best schedule of k full steps."""
+    steps, _ = measured.schedules[k - 1]
+    return _candidate(measured, "calibrated", steps, measured.forecast)
+
+
+def alternatives(measured: BranchMeasurement, candidate: Candidate) -> list[Candidate]:
+    """Others with as many full steps: the uniform schedule, and given a forecast the best one for copies."""
+    k = len(candidate.cache_steps)
+    constant = 1.0 if measured.forecast == "fit" else measured.forecast
+    others = [_candidate(measured, "uniform", spread_evenly(measured.positions, k), constant)]
+    if measured.forecast:
+        steps, _ = best_schedule(measured.errors, k)
+        others.append(_candidate(measured, "for copies", steps, measured.forecast))
+    return [one for one in others if (one.cache_steps, one.forecast) != (candidate.cache_steps, candidate.forecast)]
+
+
+def spread_evenly(positions: int, k: int) -> list[int]:
+    """k full steps as evenly as possible; every N-th where k divides the number of positions."""
+    return [i * positions // k for i in range(k)]
+
+
+@torch.no_grad()
+def try_out(candidate: Candidate, maker: ImageMaker, baseline: Baseline) -> Trial:
+    """Makes the baseline's images with the candidate, and compares them."""
+    label = f"m = {candidate.branch}, {len(candidate.cache_steps)} full steps"
+    images = maker.make(baseline.indices, candidate.cache, label)
+    return Trial(**vars(candidate), psnr=statistics.median(psnr(images, baseline.images).tolist()))
+
+
+def _candidate(measured: BranchMeasurement, kind: str, steps: list[int], forecast: Forecast) -> Candidate:
+    g: float | list[float] = (
+        schedule_weights(measured.distances, steps, measured.num_images) if forecast == "fit" else float(forecast)
+    )
+    if forecast:
+        weights = g if isinstance(g, list) else [g] * len(measured.distances)
+        squares = schedule_errors(measured.distances, steps, weights)
+        predicted = float((np.sqrt(squares) * measured.sensitivity).sum())
+    else:
+        predicted = total_error(measured.errors, steps)
+    return Candidate(measured.branch, kind, steps, measured.macs.speed_up(len(steps)), predicted, g)

@@ -1,0 +1,86 @@
+"""What is measured of one branch on images made with every step full, and the schedules that are best by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from common.command_line import RunError
+
+from .baseline import Baseline
+from .cost import StepMacs
+from .forecast_errors import Forecast, forecast_errors, sensitivity, squared_distances
+from .images import ImageMaker
+from .search import all_forecast_schedules, all_schedules
+from .step_errors import noise_errors
+
+
+@dataclass(frozen=True, eq=False)
+class BranchMeasurement:
+    """A branch of a run of T calls, of which the first P can be full.
+
+    Attributes:
+        branch: m.
+        macs: what its steps cost.
+        num_images: on which it was measured.
+        forecast: what features are extrapolated with, as `forecast_errors` takes it; 0 copies them.
+        errors: (P, T), how far the result moves if step j retrieves step i's feature.
+        distances: (T, T), squared, between features; zeros without a forecast.
+        sensitivity: (T,), how far the result moves with step j's feature; zeros without a forecast.
+        schedules: for k = 1, …, P the best k full steps, and their total error.
+    """
+
+    branch: int
+    macs: StepMacs
+    num_images: int
+    forecast: Forecast
+    errors: np.ndarray
+    distances: np.ndarray
+    sensitivity: np.ndarray
+    schedules: list[tuple[list[int], float]]
+
+    @property
+    def positions(self) -> int:
+        """P."""
+        return len(self.errors)
+
+
+@torch.no_grad()
+def measure_branch(
+    maker: ImageMaker,
+    indices: range,
+    baseline: Baseline,
+    branch: int,
+    macs: StepMacs,
+    forecast: Forecast = 0.0,
+) -> BranchMeasurement:
+    """Measures a branch on the images of these indices. All features of a batch are held at once.
+
+    Raises:
+        RunError: the U-Net's output holds values that are not finite.
+    """
+    unet, num_calls, positions = maker.run.unet, len(baseline.calls), baseline.positions
+    noise, distances = np.zeros((2, num_calls, num_calls))
+    for batch in maker.batches(indices, f"errors, m = {branch}"):
+        size = len(batch.indices)
+        moved, features = noise_errors(partial(maker.run.make, batch), unet, branch, size, baseline.guidance_scale)
+        noise += size * moved
+        if forecast:
+            distances += size * squared_distances(features)
+    noise /= len(indices)
+    distances /= len(indices)
+
+    # Neighbouring steps retrieve the same feature and are off in much the same direction: lengths add up, not squares.
+    errors = np.sqrt(noise[:positions]) * baseline.influence
+    if not (np.isfinite(errors).all() and np.isfinite(distances).all()):
+        raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
+    by_feature = np.sqrt(sensitivity(noise, distances)) * baseline.influence
+    if forecast:
+        squares = forecast_errors(distances, forecast, len(indices))[:positions, :positions]
+        schedules = all_forecast_schedules(np.sqrt(squares) * by_feature)
+    else:
+        schedules = all_schedules(errors)
+    return BranchMeasurement(branch, macs, len(indices), forecast, errors, distances, by_feature, schedules)

@@ -1,0 +1,53 @@
+"""What a calibration prints, and what it writes for `--calibrated` to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from unets.cache.config import PAPER
+
+from .candidates import Trial
+
+
+def table(tried: Sequence[Trial], num_calls: int) -> str:
+    """A line for each schedule that was tried, in runs of `num_calls` calls."""
+    lines = [f"{'m':>3}{'full':>9}  {'schedule':<11}{'fewer MACs':>11}{'predicted error':>17}{'PSNR':>9}"]
+    for one in tried:
+        lines.append(
+            f"{one.branch:>3}{len(one.cache_steps):>5}/{num_calls:<4} {one.kind:<11}{one.speed_up:>9.2f} ×"
+            f"{one.predicted:>17.4g}{one.psnr:>6.2f} dB"
+        )
+    return "\n".join(lines)
+
+
+def summary(chosen: Trial) -> str:
+    """The chosen schedule in a line."""
+    g = "fitted" if isinstance(chosen.forecast, list) else f"{chosen.forecast:g}"
+    what = f"{chosen.kind}, m = {chosen.branch}" + (f", forecast {g}" if chosen.forecast else "")
+    return f"{what}: {chosen.speed_up:.2f} × fewer MACs, {chosen.psnr:.2f} dB"
+
+
+def to_json(
+    *, script: str, model: str, steps: int, recorded: dict[str, object], num_images: int, tried: Sequence[Trial],
+    chosen: Trial, command: str,
+) -> dict[str, object]:  # fmt: skip
+    """The content of a calibration file.
+
+    Args:
+        recorded: the settings of the set of images, as its settings.json has them.
+        num_images: on which it was calibrated, and on as many others tried.
+    """
+    return {
+        "script": script,
+        "model": model,
+        "steps": steps,
+        "settings": {name: value for name, value in recorded.items() if name not in PAPER},
+        "num_images": {"calibrated_on": num_images, "tried_on": num_images},
+        "cache_branch_id": chosen.branch,
+        "cache_steps": chosen.cache_steps,
+        "forecast": chosen.forecast,
+        "chosen": asdict(chosen),
+        "tried": [asdict(one) for one in tried],
+        "command": command,
+    }
