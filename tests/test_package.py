@@ -1,0 +1,69 @@
+"""What `pip install .` installs, and the same import in a checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import DeepCache
+import unets
+from tests.test_layout import ROOT
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Made of a clean copy: what an earlier build left in the checkout would get into the wheel."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in listed:
+        if name and (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir"]
+    built = subprocess.run([*pip, str(out)], cwd=source, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = out.iterdir()
+    return path
+
+
+def test_the_wheel_holds_the_package_alone(wheel):
+    files = zipfile.ZipFile(wheel).namelist()
+    metadata = {name for name in {file.split("/")[0] for file in files} if name.endswith(".dist-info")}
+    assert len(metadata) == 1
+    assert {file.split("/")[0] for file in files} == {"DeepCache", *metadata}
+    package = {file.removeprefix("DeepCache/") for file in files if file.startswith("DeepCache/")}
+    assert package == {path.relative_to(ROOT / "unets").as_posix() for path in (ROOT / "unets").rglob("*.py")}
+    assert {"LICENSE", "NOTICE"} <= {Path(file).name for file in files}
+
+
+def test_the_quick_start_runs_from_the_wheel_alone(wheel, tmp_path):
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    zipfile.ZipFile(wheel).extractall(site)
+    elsewhere.mkdir()
+    script = shutil.copy(ROOT / "tests" / "quick_start.py", elsewhere)
+    run = subprocess.run(
+        [sys.executable, script], cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert f"DeepCache {site / 'DeepCache'} " in run.stdout
+
+
+def test_in_a_checkout_the_import_is_the_same():
+    assert Path(DeepCache.__file__) == ROOT / "DeepCache.py"
+    assert DeepCache.__all__ == unets.__all__
+    assert all(getattr(DeepCache, name) is getattr(unets, name) for name in unets.__all__)
+
+
+def test_the_package_has_not_the_name_of_the_authors():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"].lower() != "deepcache"
+    assert "can't share an environment" in project["description"]
