@@ -1,10 +1,26 @@
-# `make demo` and `make test` install what they need into .venv the first time, and again when requirements.txt changes.
+# Everything that a target needs is installed into .venv the first time, and again when the requirements change.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+# An index of torch's own smaller builds, such as the CPU's, https://download.pytorch.org/whl/cpu. Empty: PyPI.
+TORCH_INDEX ?=
 RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+# Written before anything else, so that an environment without it is known to be somebody's own.
+OURS := $(VENV)/made-by-make
 
-.PHONY: demo test lint clean
+.PHONY: help demo test lint clean
+
+help:
+	@echo 'make demo   the shipped model with and without DeepCache (ARGS="--steps 20": options of stable_diffusion.py)'
+	@echo 'make test   all tests (ARGS="-k schedule": options of pytest)'
+	@echo 'make lint   formatting, lint and types'
+	@echo 'make clean  removes caches and build/; results, outputs/, inputs/ and $(VENV) stay'
+	@echo
+	@echo 'The first of them installs about 6 GB into $(VENV). Other settings:'
+	@echo '  PYTHON=python3.12      which Python, 3.11 or 3.12'
+	@echo '  VENV=.venv-deepcache   another folder'
+	@echo '  TORCH_INDEX=https://download.pytorch.org/whl/cpu   torch without CUDA libraries, for machines without a GPU'
 
 demo: $(VENV)/installed
 	$(RUN) stable_diffusion.py $(ARGS)
@@ -17,14 +33,28 @@ lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-# The mark is made last, so an interrupted installation starts over from an empty folder.
+# `installed` is made last, so that an interrupted installation starts over, in a folder emptied of all but our mark.
+# Changed requirements are installed over what is there.
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and \
 		f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@if [ -e $(VENV) ] && [ ! -e $(OURS) ]; then \
+		echo "$(VENV) was not made by this Makefile and is left alone; move it away, or: make VENV=.venv-deepcache" >&2; \
+		exit 1; \
+	fi
+	@if [ ! -e $@ ]; then \
+		mkdir -p $(VENV) && touch $(OURS) && \
+		find $(VENV) -mindepth 1 -maxdepth 1 ! -name $(notdir $(OURS)) -exec rm -rf {} + && \
+		$(PYTHON) -m venv $(VENV); \
+	fi
+	@echo "Installing into $(VENV): $(if $(TORCH_INDEX),torch of $(TORCH_INDEX),torch with its CUDA libraries (about 6 GB)), and the rest"
+ifneq ($(TORCH_INDEX),)
+	$(PIP) install --no-deps --index-url $(TORCH_INDEX) $$(grep -E '^(torch|torchvision)==' requirements.txt)
+endif
+	$(PIP) install -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . \( -path ./outputs -o -path ./inputs -o -path './.venv*' -o -path ./.git \) -prune \
+		-o -name __pycache__ -type d -prune -exec rm -rf {} +
