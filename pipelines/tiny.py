@@ -67,10 +67,10 @@ SDXL_REFINER: dict[str, Any] = {
 }
 
 
-def unet(layout: dict[str, Any], in_channels: int = 4) -> diffusers.UNet2DConditionModel:
-    """A U-Net of one of the layouts above."""
+def unet(layout: dict[str, Any], **changes: Any) -> diffusers.UNet2DConditionModel:
+    """A U-Net of one of the layouts above, with changes to its configuration."""
     torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(**layout, in_channels=in_channels).eval()
+    return diffusers.UNet2DConditionModel(**{**layout, **changes}).eval()
 
 
 def vae() -> diffusers.AutoencoderKL:
@@ -107,7 +107,7 @@ def text_encoder(width: int, projection: int | None = None) -> Any:
 def sd21_parts(in_channels: int = 4) -> dict[str, Any]:
     """What a Stable Diffusion 2.1 pipeline is built from."""
     return {
-        "unet": unet(SD21, in_channels),
+        "unet": unet(SD21, in_channels=in_channels),
         "vae": vae(),
         "text_encoder": text_encoder(TEXT_WIDTHS[1]),
         "tokenizer": CLIPTokenizer.from_pretrained(TOKENIZER),
@@ -121,7 +121,7 @@ def sd21_parts(in_channels: int = 4) -> dict[str, Any]:
 def xl_parts(in_channels: int = 4) -> dict[str, Any]:
     """What an SDXL pipeline is built from."""
     return {
-        "unet": unet(SDXL, in_channels),
+        "unet": unet(SDXL, in_channels=in_channels),
         "vae": vae(),
         "text_encoder": text_encoder(TEXT_WIDTHS[0]),
         "text_encoder_2": text_encoder(TEXT_WIDTHS[1], POOLED),

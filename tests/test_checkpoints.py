@@ -24,9 +24,8 @@ from ddpm.checkpoint import from_diffusers, load_unet, original_name, original_s
 from ddpm.configs import CIFAR10, CONFIGS, LSUN_BEDROOM
 from ldm import convert
 from ldm.checkpoint import CIN256, SCHEDULE, Layout, load_pipeline, original_names
-from unets.unet_2d import UNet2DModel
-
-from .original_models import Weights, ddpm_unet, ldm_unet, vq_decode, vq_encode
+from tests.original_models import Weights, ddpm_unet, ldm_unet, vq_decode, vq_encode
+from unets import UNet2DModel
 
 DATA = Path(__file__).parent / "data"
 NARROW = dataclasses.replace(

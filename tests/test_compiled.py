@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from pipelines.loading import prepare
+from pipelines.loading import place_pipeline
 from tests.families import FAMILIES
+from unets import DeepCacheSDHelper
 from unets.compiled import compile_forward
-from unets.helper import DeepCacheSDHelper
 
 CACHE: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
 GRAPHS = {"sd": 2, "xl-base": 2, "svd": 2, "controlnet": 2, "t2v-zero": 4}  # one frame and all frames are two batches
@@ -28,7 +28,7 @@ def graphs(monkeypatch):
 
 
 def compile_unet(pipe):
-    prepare(pipe, torch.device("cpu"), channels_last=False, compiled=True, cpu_offload=False)
+    place_pipeline(pipe, torch.device("cpu"), channels_last=False, compiled=True, cpu_offload=False)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -1,7 +1,5 @@
 """The loop of DDPM and DDIM against diffusers' schedulers, against a cache by hand, and on the shipped model."""
 
-from pathlib import Path
-
 import diffusers
 import numpy as np
 import pytest
@@ -9,13 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.shipped import SHAPES_DDPM
 from ddpm.checkpoint import load_unet
 from ddpm.sampler import alphas_cumprod, ddim_sample, ddpm_sample, noise_like, timesteps_of
-from tests.test_unet_2d import sample, stock_unet
+from tests.tiny_ddpm import Uncached, sample, stock_unet
 from unets import fork_of
 from unets.cache.schedule import full_steps
-
-SHAPES = Path(__file__).parent.parent / "assets" / "shapes-ddpm"
 
 
 def generators(count=2, seed=0):
@@ -95,27 +92,20 @@ def test_a_repeated_timestep_changes_nothing_without_noise():
 def test_with_the_cache_it_is_ddim_over_a_stock_model_whose_feature_is_put_back_by_hooks(m, schedule):
     stock = stock_unet("cifar10")
     x, timesteps = sample("cifar10"), timesteps_of(10, "uniform")
-    full, position, kept = full_steps(10, **schedule), 0, None
+    uncached, full, kept = Uncached(stock), full_steps(10, **schedule), None
     resnet = [resnet for block in stock.up_blocks for resnet in block.resnets][::-1][m]
     width = fork_of(stock)(x, 1, cache_branch_id=m).cached_feature.shape[1]
 
     def hook(_, args):
         nonlocal kept
-        if position in full:
+        if uncached.position in full:
             kept = args[0][:, :width].clone()
             return None
         assert kept is not None
         return (torch.cat([kept, args[0][:, width:]], dim=1), *args[1:])
 
-    def counted(latents, t, **_):
-        nonlocal position
-        output = stock(latents, t)
-        position += 1
-        return type("Output", (), {"sample": output.sample, "cached_feature": None})
-
-    counted.check_branch, counted.dtype = (lambda branch: None), torch.float32  # type: ignore[attr-defined]
     handle = resnet.register_forward_pre_hook(hook)
-    expected = ddim_sample(counted, x, timesteps)
+    expected = ddim_sample(uncached, x, timesteps)
     handle.remove()
     assert torch.equal(ddim_sample(fork_of(stock), x, timesteps, cache_branch_id=m, **schedule), expected)
 
@@ -130,6 +120,13 @@ def test_interval_1_is_the_loop_without_a_cache_bit_for_bit():
 def test_an_images_noise_does_not_depend_on_those_beside_it():
     both = noise_like(torch.empty(2, 3, 4, 4), generators())
     assert torch.equal(both[1:], noise_like(torch.empty(1, 3, 4, 4), generators()[1:]))
+
+
+@pytest.mark.parametrize("extension", [{"reuse_guidance": True}, {"guidance_stop": 0.5}, {"reuse_attention": True}])
+def test_an_extension_that_it_does_not_have_is_refused_by_name(extension):
+    (name,) = extension
+    with pytest.raises(ValueError, match=f"{name} is not available here; leave it out"):
+        ddim_sample(fork_of(stock_unet("cifar10")), sample("cifar10"), [0, 300, 600], **extension)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +145,8 @@ def test_a_wrong_argument_is_named(call, words):
 
 def test_the_shipped_model_is_small_and_draws_flat_shapes():
     """Of pictures of it, unlike of noise, most neighbouring pixels are nearly equal, and no two pictures are alike."""
-    assert sum(path.stat().st_size for path in SHAPES.rglob("*.safetensors")) <= 12e6
-    unet = load_unet(SHAPES).eval()
+    assert sum(path.stat().st_size for path in SHAPES_DDPM.rglob("*.safetensors")) <= 12e6
+    unet = load_unet(SHAPES_DDPM).eval()
     noise = noise_like(torch.empty(8, 3, 32, 32), generators(8))
     images = ddim_sample(unet, noise, timesteps_of(50, "quad"), cache_interval=5, cache_branch_id=2).clamp(-1, 1)
     steps = np.abs(np.diff(images.numpy(), axis=-1))

@@ -7,27 +7,19 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from DeepCache import DeepCacheSDHelper
 from diffusers.models.embeddings import ImageProjection
 
 import pipelines
 from pipelines import tiny
+from pipelines.competitors import original_package
 from tests.families import FAMILIES, NEW, PROMPT, image
+from tests.recorders import full_steps_of
 from unets import UNet2DConditionModel, UNetSpatioTemporalConditionModel
 
 SCHEDULERS = {  # the model's own among them; Text2Video-Zero's noise needs timesteps that are whole numbers
     "svd": ["euler", "ddim"],
     "t2v-zero": ["plms", "ddim"],
 }
-
-
-def full_steps_of(pipe):
-    """A list that will hold, for every call of the U-Net, whether it was a full one."""
-    full = []
-    pipe.unet.register_forward_pre_hook(
-        lambda _, __, kwargs: full.append(kwargs.get("cached_feature") is None), with_kwargs=True
-    )
-    return full
 
 
 # Stock Text2Video-Zero without guidance is left out: its frames then attend as if half of them were the other half's.
@@ -60,7 +52,7 @@ def test_with_a_cache_it_is_the_package_deepcache_bit_for_bit(name, branch):
     stock, fork = family.pair("euler" if name == "svd" else "ddim")
     plain = family.run(stock)
     ours = family.run(fork, cache_interval=3, cache_branch_id=branch)
-    helper = DeepCacheSDHelper(pipe=stock)
+    helper = original_package().DeepCacheSDHelper(pipe=stock)
     helper.set_params(cache_interval=3, cache_branch_id=branch)
     helper.enable()
     assert np.array_equal(ours, family.run(stock))
@@ -181,30 +173,44 @@ def test_the_video_unet_is_the_stock_forward_bit_for_bit_and_shares_its_weights(
 @pytest.mark.parametrize("cls", [UNet2DConditionModel, UNetSpatioTemporalConditionModel])
 def test_a_fork_takes_what_its_parent_takes_and_the_cache(cls):
     ours, parents = (list(inspect.signature(c.forward).parameters) for c in (cls, cls.__mro__[2]))
-    assert ours == [*parents, "cache_branch_id", "cached_feature", "keep_branch_id", "keep_attention"]
-
-
-DEPTHS = ["refresh_interval", "refresh_branch_id", "reuse_attention"]
-ECONOMY = ["forecast", "reuse_guidance", "guidance_stop", *DEPTHS]
-BEYOND = {
-    "StableDiffusionXLPipeline": ECONOMY,
-    "StableDiffusionXLImg2ImgPipeline": ECONOMY,
-    "StableDiffusionXLInpaintPipeline": ECONOMY,
-    "StableVideoDiffusionPipeline": ECONOMY,
-    "TextToVideoZeroPipeline": [],
-    "StableDiffusionControlNetPipeline": ["forecast", *DEPTHS],
-}
+    assert ours == [
+        *parents,
+        "cache_branch_id",
+        "cached_feature",
+        "keep_branch_id",
+        "cached_attention",
+        "keep_attention",
+    ]
 
 
 @pytest.mark.parametrize("name", {FAMILIES[name].class_name: name for name in NEW}.values())
 def test_a_pipeline_takes_what_its_parent_takes_and_the_cache(name):
     stock = getattr(diffusers, FAMILIES[name].class_name)
     fork = getattr(pipelines, FAMILIES[name].class_name)
-    ours, parents = (list(inspect.signature(c.__call__).parameters) for c in (fork, stock))
-    cache = ["cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps", *BEYOND[fork.__name__]]
+    ours, parents = (inspect.signature(c.__call__).parameters for c in (fork, stock))
+    cache = ["cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps"]
+    if name != "t2v-zero":
+        cache.append("extensions")
+        assert ours["extensions"].kind is inspect.Parameter.VAR_KEYWORD
     old = ("callback", "callback_steps")
     assert [p for p in ours if p not in (*old, *cache)] == [p for p in parents if p not in ("kwargs", *old)]
-    assert ours[-len(cache) :] == cache
+    assert list(ours)[-len(cache) :] == cache
+
+
+EXTENSIONS: dict[str, Any] = {
+    "forecast": 1.0, "reuse_guidance": True, "guidance_stop": 0.5, "refresh_interval": 2, "refresh_branch_id": 3,
+    "reuse_attention": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_an_extension_is_refused_where_it_is_not_available(extension):
+    value = {extension: EXTENSIONS[extension]}
+    with pytest.raises(TypeError, match=extension):
+        FAMILIES["t2v-zero"].run(FAMILIES["t2v-zero"].pair()[1], **value)
+    if "guidance" in extension:
+        with pytest.raises(ValueError, match=f"{extension} is not available here; leave it out"):
+            FAMILIES["controlnet"].run(FAMILIES["controlnet"].pair()[1], **value)
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.families import FAMILIES
+from tests.recorders import full_steps_of
 from tests.tiny import stock_unet
-from unets.helper import DeepCacheSDHelper
+from unets import DeepCacheSDHelper
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "every third": {"cache_interval": 3},
@@ -213,11 +214,8 @@ def test_a_loop_over_the_progress_bar_is_a_loop():
     pipe = sd()
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=3)
-    full = []
     with helper:
-        pipe.unet.register_forward_pre_hook(
-            lambda _, __, kwargs: full.append(kwargs.get("cached_feature") is None), with_kwargs=True
-        )
+        full = full_steps_of(pipe)
         pipe.scheduler.set_timesteps(7)
         for t in pipe.progress_bar(pipe.scheduler.timesteps):
             pipe.unet(torch.ones(1, 4, 8, 8), t, torch.ones(1, 7, 24))

@@ -3,6 +3,8 @@
 import ast
 import re
 import subprocess
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,49 +16,94 @@ LAYERS = [  # top to bottom: a folder imports from those below it alone
     "eval/counting", "shapes", "ldm", "ddpm", "image_sets", "pipelines", "unets", "unets/cache", "common",
 ]  # fmt: skip
 MOST_LINES = 400
+MACHINE_PATHS = re.compile(r"(?<![\w.:/-])/(work|root|tmp|home|mnt|opt)/")
+
+Arrows = dict[tuple[str, str], set[str]]
+
+
+def tracked_files() -> list[Path]:
+    """Every file that is in the repository or is not ignored."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
 
 
 def product_files() -> list[Path]:
     """Every Python file but the tests'."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    return [ROOT / name for name in listed if not name.startswith("tests/") and (ROOT / name).is_file()]
+    tests = ROOT / "tests"
+    return [path for path in tracked_files() if path.suffix == ".py" and not path.is_relative_to(tests)]
 
 
-def folder_of(path: Path) -> str:
+def folder_of(path: Path, root: Path = ROOT) -> str:
     """The folder of a file, relative to the root."""
-    parent = path.parent.relative_to(ROOT).as_posix()
+    parent = path.parent.relative_to(root).as_posix()
     return SCRIPTS if parent == "." else parent
 
 
-def imported_files(path: Path) -> set[Path]:
-    """Files of ours that a file imports, within functions too."""
-    package = path.parent.relative_to(ROOT).parts
-    names = set()
+def imported_names(path: Path, root: Path = ROOT) -> set[tuple[str, ...]]:
+    """Everything that a file imports, at its top or within a function, as full names from the root."""
+    package = path.parent.relative_to(root).parts
+    names: set[tuple[str, ...]] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {tuple(alias.name.split(".")) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = (*above, *(node.module or "").split(".")) if node.module else above
-            names |= {base, *((*base, alias.name) for alias in node.names)}
-    candidates = {ROOT.joinpath(*name) for name in names if name}
-    return {c / "__init__.py" for c in candidates if (c / "__init__.py").is_file()} | {
-        c.with_name(f"{c.name}.py") for c in candidates if c.with_name(f"{c.name}.py").is_file()
-    }
+            names |= {(*base, alias.name) for alias in node.names}
+    return names
 
 
-def arrows() -> dict[tuple[str, str], list[str]]:
+def imported_files(path: Path, root: Path = ROOT) -> set[Path]:
+    """Files of ours that a file imports; of a package, its `__init__.py`."""
+    found = set()
+    for name in imported_names(path, root):
+        for end in (len(name), len(name) - 1):  # `from a.b import c` is of the module a.b.c or of a name in a.b
+            module = root.joinpath(*name[:end])
+            files = [file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()]
+            if end and files:
+                found.add(files[0])
+                break
+    return found - {path}
+
+
+def arrows(files: Iterable[Path], root: Path = ROOT) -> Arrows:
     """From folder to folder, with the files that make the arrow."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for path in product_files():
-        for other in imported_files(path):
-            pair = (folder_of(path), folder_of(other))
+    found: Arrows = {}
+    for path in files:
+        for other in imported_files(path, root):
+            pair = (folder_of(path, root), folder_of(other, root))
             if pair[0] != pair[1]:
-                found.setdefault(pair, []).append(path.relative_to(ROOT).as_posix())
+                found.setdefault(pair, set()).add(path.relative_to(root).as_posix())
     return found
+
+
+def upward(found: Arrows) -> Arrows:
+    """The arrows that do not point down the layers."""
+    return {pair: files for pair, files in found.items() if LAYERS.index(pair[0]) >= LAYERS.index(pair[1])}
+
+
+def cycle(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """One cycle of these arrows, if there is any."""
+    graph: dict[str, set[str]] = {}
+    for a, b in pairs:
+        graph.setdefault(a, set()).add(b)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def cycle_of_modules(files: Iterable[Path], root: Path = ROOT) -> list[str]:
+    """One cycle of modules that import each other, if there is any."""
+    pairs = ((path, other) for path in files for other in imported_files(path, root))
+    return cycle((a.relative_to(root).as_posix(), b.relative_to(root).as_posix()) for a, b in pairs)
+
+
+# --- the product -----------------------------------------------------------------------------------------------------
 
 
 def test_every_folder_has_its_place_in_the_layers():
@@ -64,22 +111,34 @@ def test_every_folder_has_its_place_in_the_layers():
 
 
 def test_the_walk_finds_imports():
-    assert ("pipelines", "unets/cache") in arrows()
+    assert ("pipelines", "unets/cache") in arrows(product_files())
     assert ROOT / "unets" / "cache" / "schedule.py" in imported_files(ROOT / "unets" / "cache" / "config.py")
 
 
 def test_imports_point_down_the_layers():
-    upward = {pair: files for pair, files in arrows().items() if LAYERS.index(pair[0]) > LAYERS.index(pair[1])}
-    # __init__.py of unets hands on what is in unets/cache and the other way round nothing is imported
-    assert not upward
+    assert not upward(arrows(product_files()))
 
 
-@pytest.mark.parametrize(
-    "first, second", [("eval", "ddpm"), ("eval", "ldm"), ("eval", "shapes"), ("unets", "pipelines")]
-)
-def test_neighbours_do_not_import_each_other(first, second):
-    tops = {(a.split("/")[0], b.split("/")[0]) for a, b in arrows()}
-    assert not ((first, second) in tops and (second, first) in tops)
+def test_no_two_folders_import_each_other():
+    tops = {(a.split("/")[0], b.split("/")[0]) for a, b in arrows(product_files())}
+    assert not cycle(pair for pair in tops if pair[0] != pair[1])
+    assert not cycle(arrows(product_files()))
+
+
+def test_no_two_modules_import_each_other():
+    assert not cycle_of_modules(product_files())
+
+
+def test_unets_can_be_installed_alone():
+    """All that the plug-in needs is in that folder, which is another package's name once it is installed."""
+    for path in product_files():
+        if path.is_relative_to(ROOT / "unets"):
+            assert all(other.is_relative_to(ROOT / "unets") for other in imported_files(path)), path
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    assert not [a.name for a in node.names if (ROOT / a.name.split(".")[0]).exists()], path
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    assert not (ROOT / str(node.module).split(".")[0]).exists(), path
 
 
 def test_no_file_is_too_long():
@@ -90,7 +149,97 @@ def test_assets_are_data_only():
     assert not [path for path in product_files() if path.is_relative_to(ROOT / "assets")]
 
 
-def test_every_module_of_eval_is_a_command():
-    for path in (ROOT / "eval").glob("*.py"):
-        if path.name != "__init__.py":
-            assert re.search(r'if __name__ == "__main__":', path.read_text(encoding="utf-8")), path
+def test_every_module_of_eval_is_a_command_and_what_they_are_made_of_is_not():
+    for path in (ROOT / "eval").rglob("*.py"):
+        is_command = re.search(r'^if __name__ == "__main__":', path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert bool(is_command) == (folder_of(path) == "eval" and path.name != "__init__.py"), path
+
+
+def test_no_file_names_a_path_of_a_machine():
+    found = []
+    for path in tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:  # weights and pictures
+            continue
+        found += [f"{path.relative_to(ROOT)}: {line}" for line in text.splitlines() if MACHINE_PATHS.search(line)]
+    assert not [line for line in found if not line.startswith("tests/test_layout.py")]
+
+
+# --- the tests -------------------------------------------------------------------------------------------------------
+
+
+def test_no_test_module_imports_another():
+    """What several need is in modules of its own, whose tests are not run twice."""
+    found = {
+        path.name: [other.name for other in imported_files(path) if other.name.startswith("test_")]
+        for path in (ROOT / "tests").glob("*.py")
+    }
+    assert not {name: others for name, others in found.items() if others}
+
+
+# --- these very checks -----------------------------------------------------------------------------------------------
+
+
+def planted(tmp_path: Path, files: dict[str, str]) -> list[Path]:
+    """These files under `tmp_path`, every folder a package."""
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in path.relative_to(tmp_path).parents:
+            if folder != Path():
+                (tmp_path / folder / "__init__.py").touch()
+        path.write_text(text)
+    return sorted(tmp_path.rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import eval.paper.rows",
+        "import eval.paper.rows as rows",
+        "from eval.paper import rows",
+        "from eval.paper.rows import ROWS",
+        "def f():\n    from eval.paper.rows import ROWS",
+        "if TYPE_CHECKING:\n    from eval.paper.rows import ROWS",
+        "class A:\n    def f(self):\n        import eval.paper.rows",
+    ],
+)
+def test_an_arrow_up_is_found_however_it_is_written(tmp_path, statement):
+    files = planted(tmp_path, {"pipelines/base.py": statement, "eval/paper/rows.py": "ROWS = []"})
+    assert upward(arrows(files, tmp_path)) == {("pipelines", "eval/paper"): {"pipelines/base.py"}}
+
+
+@pytest.mark.parametrize("statement", ["from ..helper import x", "from .. import helper", "from ..helper import *"])
+def test_an_arrow_up_is_found_where_it_is_relative(tmp_path, statement):
+    files = planted(tmp_path, {"unets/cache/run.py": statement, "unets/helper.py": "x = 1"})
+    assert upward(arrows(files, tmp_path)) == {("unets/cache", "unets"): {"unets/cache/run.py"}}
+
+
+def test_an_arrow_up_to_a_script_or_a_package_is_found(tmp_path):
+    files = planted(tmp_path, {"ddpm/sample.py": "import main", "main.py": "", "common/x.py": "from unets import Fork"})
+    files = planted(tmp_path, {"unets/forks.py": ""})
+    assert upward(arrows(files, tmp_path)).keys() == {("ddpm", SCRIPTS), ("common", "unets")}
+
+
+def test_an_arrow_down_is_none(tmp_path):
+    files = planted(
+        tmp_path, {"eval/paper/rows.py": "from pipelines.base import x\nimport torch", "pipelines/base.py": ""}
+    )
+    assert arrows(files, tmp_path).keys() == {("eval/paper", "pipelines")}
+    assert not upward(arrows(files, tmp_path))
+    assert not cycle_of_modules(files, tmp_path)
+
+
+def test_a_cycle_is_found(tmp_path):
+    chain = {"ldm/a.py": "from ddpm import b", "ddpm/b.py": "def f():\n    import pipelines.c"}
+    files = planted(tmp_path, {**chain, "pipelines/c.py": ""})
+    assert not cycle(arrows(files, tmp_path))
+    files = planted(tmp_path, {**chain, "pipelines/c.py": "def f():\n    from ldm.a import g"})
+    assert set(cycle(arrows(files, tmp_path))) == {"ldm", "ddpm", "pipelines"}
+    assert set(cycle_of_modules(files, tmp_path)) == {"ldm/a.py", "ddpm/b.py", "pipelines/c.py"}
+
+
+def test_a_cycle_within_a_folder_is_found(tmp_path):
+    files = planted(tmp_path, {"unets/a.py": "from .b import f", "unets/b.py": "def f():\n    from . import a"})
+    assert set(cycle_of_modules(files, tmp_path)) == {"unets/a.py", "unets/b.py"}

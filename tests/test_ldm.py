@@ -1,47 +1,13 @@
 """The pipeline of LDM-4-G: published schedule, stock parts put together by hand, the shipped model."""
 
-from pathlib import Path
-
-import diffusers
 import numpy as np
 import pytest
 import torch
 
-from ldm.checkpoint import load_pipeline, new_scheduler
-from pipelines import LDMClassPipeline
-from unets.class_embedder import ClassEmbedder
-
-SHAPES = Path(__file__).parent.parent / "assets" / "shapes-ldm"
-LABELS = [3, 0]
-
-
-def parts():
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16, 24, 32), norm_num_groups=4,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",), attention_head_dim=1, cross_attention_dim=16,
-    )  # fmt: skip
-    vqvae = diffusers.VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8), norm_num_groups=4, num_vq_embeddings=16, scaling_factor=0.5,
-    )  # fmt: skip
-    torch.nn.init.normal_(vqvae.quantize.embedding.weight)
-    embedder = ClassEmbedder(num_classes=5, embedding_dim=16)
-    return {"vqvae": vqvae.eval(), "class_embedder": embedder, "unet": unet.eval(), "scheduler": new_scheduler()}
-
-
-def pipeline(plms=False):
-    pipe = LDMClassPipeline(**parts())
-    if plms:
-        pipe.scheduler = diffusers.PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def run(pipe, labels=LABELS, seeds=(0, 1), **arguments):
-    arguments = {"num_inference_steps": 10, "output_type": "np", **arguments}
-    return pipe(labels, generator=[torch.Generator().manual_seed(s) for s in seeds], **arguments).images
+from common.shipped import SHAPES_LDM
+from ldm.checkpoint import load_pipeline
+from tests.recorders import full_steps_of
+from tests.tiny_ldm import LABELS, parts, pipeline, run
 
 
 def test_timesteps_and_alphas_are_compviss():
@@ -90,13 +56,9 @@ def test_the_cache_changes_images_and_interval_1_does_not(plms):
     plain = run(pipe)
     assert np.array_equal(run(pipe, cache_interval=1, cache_branch_id=5), plain)
     assert np.array_equal(run(pipe, cache_steps=range(10), cache_branch_id=5), plain)
-    seen = []
-    hook = pipe.unet.register_forward_pre_hook(
-        lambda _, __, kwargs: seen.append(kwargs["cached_feature"] is None), with_kwargs=True
-    )
+    full = full_steps_of(pipe)
     latents = run(pipe, cache_interval=3, output_type="latent")
-    hook.remove()
-    assert [i for i, full in enumerate(seen) if full] == [0, 3, 6, 9]
+    assert [i for i, is_full in enumerate(full) if is_full] == [0, 3, 6, 9]
     assert not torch.equal(latents, run(pipe, output_type="latent"))
 
 
@@ -140,8 +102,8 @@ def test_the_shipped_model_is_small_and_draws_its_classes():
     """Of the eight colours, the class's is the nearest to the picture's most unusual pixels."""
     from shapes.scenes import COLOURS
 
-    assert sum(path.stat().st_size for path in SHAPES.rglob("*.safetensors")) <= 12e6
-    pipe = load_pipeline(SHAPES)
+    assert sum(path.stat().st_size for path in SHAPES_LDM.rglob("*.safetensors")) <= 12e6
+    pipe = load_pipeline(SHAPES_LDM)
     pipe.set_progress_bar_config(disable=True)
     labels = [shape * 8 + colour for shape in (0, 1) for colour in range(8)]
     images = run(pipe, labels, range(16), num_inference_steps=50, cache_interval=5) * 255

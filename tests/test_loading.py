@@ -6,9 +6,9 @@ import requests
 import torch
 from huggingface_hub.utils import RepositoryNotFoundError
 
+from common.shipped import SHAPES_SD
 from pipelines import StableDiffusionPipeline
 from pipelines.loading import MIRRORS, SCHEDULERS, load_pipeline, new_scheduler
-from tests.tiny import SHAPES
 
 
 class Hub:
@@ -22,7 +22,7 @@ class Hub:
         self.asked.append((name, local_files_only))
         if self.errors[local_files_only] is not None:
             raise self.errors[local_files_only]
-        return StableDiffusionPipeline.from_pretrained(SHAPES)
+        return StableDiffusionPipeline.from_pretrained(SHAPES_SD)
 
 
 def load(hub, name="someone/model"):
@@ -57,7 +57,7 @@ def test_a_model_that_left_the_hub_comes_from_its_mirror_with_a_note(name, capsy
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_keeps_the_models_noise(name):
-    config = diffusers.PNDMScheduler.from_pretrained(SHAPES, subfolder="scheduler").config
+    config = diffusers.PNDMScheduler.from_pretrained(SHAPES_SD, subfolder="scheduler").config
     scheduler = new_scheduler(name, config)
     assert type(scheduler).__name__ == SCHEDULERS[name][0]
     assert scheduler.config.beta_start == config.beta_start

@@ -1,18 +1,21 @@
 """The forked pipelines against diffusers' own and against the package DeepCache."""
 
 import inspect
+import json
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from DeepCache import DeepCacheSDHelper
 from transformers import BatchFeature
 
 import pipelines
 from benchmarks.unet_step import peak_memory
+from common.shipped import SHAPES_SD
+from pipelines.competitors import original_package
 from pipelines.loading import SCHEDULERS, new_scheduler
-from tests.tiny import SHAPES, mask, parts, picture
+from tests.recorders import full_steps_of
+from tests.tiny import mask, parts, picture
 from unets import UNet2DConditionModel
 
 # What each kind of run needs besides a prompt: class, channels of the U-Net, arguments.
@@ -44,15 +47,6 @@ def run(pipe, arguments, prompts=1, steps=8, **extra):
     return pipe(**arguments, generator=generators, output_type="np").images
 
 
-def steps_of(pipe):
-    """A list that will hold, for every call of the U-Net, whether it was a full one."""
-    full = []
-    pipe.unet.register_forward_pre_hook(
-        lambda _, __, kwargs: full.append(kwargs.get("cached_feature") is None), with_kwargs=True
-    )
-    return full
-
-
 @pytest.mark.parametrize("prompts", [1, 2])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 @pytest.mark.parametrize("scheduler", ["plms", "ddim", "dpm++", "euler-a"])
@@ -69,7 +63,7 @@ def test_interval_1_is_the_stock_pipeline_on_the_shipped_model(kind, scheduler):
     name, _, arguments = KINDS[kind]
     results = []
     for module in (diffusers, pipelines):
-        pipe = getattr(module, name).from_pretrained(SHAPES)
+        pipe = getattr(module, name).from_pretrained(SHAPES_SD)
         pipe.scheduler = new_scheduler(scheduler, pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
         results += [run(pipe, arguments, n, steps=5, guidance_scale=g) for n in (1, 2) for g in (1.0, 2.5)]
@@ -82,7 +76,7 @@ def test_interval_1_is_the_stock_pipeline_on_the_shipped_model(kind, scheduler):
 def test_with_ddim_it_is_the_package_deepcache_bit_for_bit(kind, branch):
     stock, fork, arguments = pair(kind, "ddim")
     ours = run(fork, arguments, cache_interval=3, cache_branch_id=branch)
-    helper = DeepCacheSDHelper(pipe=stock)
+    helper = original_package().DeepCacheSDHelper(pipe=stock)
     helper.set_params(cache_interval=3, cache_branch_id=branch)
     helper.enable()
     expected = run(stock, arguments)
@@ -93,12 +87,12 @@ def test_with_ddim_it_is_the_package_deepcache_bit_for_bit(kind, branch):
 
 @pytest.mark.parametrize("branch", [0, 1, 5, 11])
 def test_with_ddim_it_is_the_package_deepcache_on_the_shipped_model(branch):
-    fork = pipelines.StableDiffusionPipeline.from_pretrained(SHAPES)
-    stock = diffusers.StableDiffusionPipeline.from_pretrained(SHAPES)
+    fork = pipelines.StableDiffusionPipeline.from_pretrained(SHAPES_SD)
+    stock = diffusers.StableDiffusionPipeline.from_pretrained(SHAPES_SD)
     for pipe in (fork, stock):
         pipe.scheduler = new_scheduler("ddim", pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
-    helper = DeepCacheSDHelper(pipe=stock)
+    helper = original_package().DeepCacheSDHelper(pipe=stock)
     helper.set_params(cache_interval=5, cache_branch_id=branch)
     helper.enable()
     expected = run(stock, {}, prompts=2, steps=12, guidance_scale=2.5)
@@ -118,7 +112,7 @@ def test_every_scheduler_runs_with_a_cache(kind, scheduler):
 
 def test_plms_makes_one_call_more_than_steps_and_it_retrieves():
     _, fork, _ = pair("text")
-    full = steps_of(fork)
+    full = full_steps_of(fork)
     run(fork, {}, steps=50, cache_interval=5)
     assert [i for i, is_full in enumerate(full) if is_full] == list(range(0, 50, 5))
     assert len(full) == 51
@@ -126,7 +120,7 @@ def test_plms_makes_one_call_more_than_steps_and_it_retrieves():
 
 def test_a_sampler_of_second_order_counts_calls():
     _, fork, _ = pair("text", "heun")
-    full = steps_of(fork)
+    full = full_steps_of(fork)
     run(fork, {}, steps=10, cache_interval=4)
     assert [i for i, is_full in enumerate(full) if is_full] == [0, 4, 8, 12, 16]
     assert len(full) == 19
@@ -134,7 +128,7 @@ def test_a_sampler_of_second_order_counts_calls():
 
 def test_img2img_counts_the_steps_it_runs_from_0():
     _, fork, arguments = pair("img2img", "ddim")
-    full = steps_of(fork)
+    full = full_steps_of(fork)
     run(fork, {**arguments, "strength": 0.5}, steps=20, cache_interval=4)
     assert [i for i, is_full in enumerate(full) if is_full] == [0, 4, 8]
     assert len(full) == 10
@@ -150,7 +144,7 @@ def test_img2img_counts_the_steps_it_runs_from_0():
 )
 def test_every_kind_of_schedule_reaches_the_loop(settings, expected):
     _, fork, _ = pair("text", "ddim")
-    full = steps_of(fork)
+    full = full_steps_of(fork)
     run(fork, {}, steps=10, **settings)
     assert [i for i, is_full in enumerate(full) if is_full] == expected
 
@@ -214,7 +208,7 @@ def test_the_old_kind_of_callback_is_called_as_by_the_stock_pipeline():
 
 def test_guidance_may_be_switched_off_in_the_middle_of_a_run():
     _, fork, _ = pair("text", "ddim")
-    full = steps_of(fork)
+    full = full_steps_of(fork)
 
     def switch_off(pipe, i, t, values):
         if i == 4:
@@ -285,13 +279,17 @@ def test_a_safety_checker_is_asked_as_by_the_stock_pipeline():
     assert np.array_equal(outputs[0].images, outputs[1].images)
 
 
-def test_whatever_unet_is_given_it_runs_as_the_fork_and_is_saved_under_the_stock_name():
+def test_whatever_unet_is_given_it_runs_as_the_fork_and_is_saved_under_the_stock_name(tmp_path):
     stock, fork, _ = pair("text", "ddim")
     expected = run(fork, {}, cache_interval=3)
     again = pipelines.StableDiffusionPipeline(**fork.components, requires_safety_checker=False)
     again.set_progress_bar_config(disable=True)
     assert np.array_equal(run(again, {}, cache_interval=3), expected)
     again.unet = stock.unet
+    again.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["unet"] == ["diffusers", "UNet2DConditionModel"]
+    again.unet = stock.unet
+    assert np.array_equal(run(again, {}, cache_interval=3), expected)
     assert type(again.unet) is UNet2DConditionModel
     assert type(stock.unet) is diffusers.UNet2DConditionModel
     for pipe in (fork, again):
@@ -324,9 +322,8 @@ def test_call_accepts_every_argument_of_the_stock_call(kind):
         theirs, ours = stock[parameter].default, fork[parameter].default
         assert ours == (tuple(theirs) if isinstance(theirs, list) else theirs), parameter
     cache = ["cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps"]
-    beyond = ["forecast", "reuse_guidance", "guidance_stop"]
-    beyond += ["refresh_interval", "refresh_branch_id", "reuse_attention"]
-    assert list(fork)[len(expected) :] == ["callback", "callback_steps", *cache, *beyond]
+    assert list(fork)[len(expected) :] == ["callback", "callback_steps", *cache, "extensions"]
+    assert fork["extensions"].kind is inspect.Parameter.VAR_KEYWORD
 
 
 def test_from_pretrained_gives_the_forked_unet_and_save_pretrained_what_the_stock_class_loads(tmp_path):

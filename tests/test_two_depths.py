@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from ddpm.sampler import ddim_sample, timesteps_of
 from tests.families import FAMILIES
-from tests.test_ldm import pipeline as ldm_pipeline
-from tests.test_ldm import run as run_ldm
-from tests.test_unet_2d import sample, stock_unet
-from unets import fork_of
-from unets.cache.run import RunCache
+from tests.tiny import inputs
+from tests.tiny_ddpm import Uncached, sample, stock_unet
+from tests.tiny_ldm import pipeline as ldm_pipeline
+from tests.tiny_ldm import run as run_ldm
+from unets import CacheConfig, fork_of
+from unets.cache.run import CacheRun
 
 NAMES = ["sd", "sd-img2img", "sd-inpaint", "xl", "xl-refiner", "xl-inpaint-9", "svd", "controlnet"]
 
@@ -111,13 +112,8 @@ def test_off_is_as_before_and_with_every_step_full_it_is_the_stock_pipeline(name
 def test_ddpm_has_two_depths(m, deeper):
     stock = stock_unet("cifar10")
     x, timesteps = sample("cifar10"), timesteps_of(10, "quad")
-
-    def without_cache(latents, t, **_):
-        return SimpleNamespace(sample=stock(latents, t).sample, cached_feature=None, shallow_feature=None)
-
-    without_cache.check_branch, without_cache.dtype = (lambda branch: None), torch.float32  # type: ignore[attr-defined]
     with hooked(stock, [0, 6], [0, 2, 4, 6, 8], m, deeper):
-        expected = ddim_sample(without_cache, x, timesteps)
+        expected = ddim_sample(Uncached(stock), x, timesteps)
     cache: dict[str, Any] = {"cache_interval": 6, "cache_branch_id": m}
     refresh = {"refresh_interval": 2, "refresh_branch_id": deeper}
     found = ddim_sample(fork_of(stock), x, timesteps, **cache, **refresh)
@@ -129,52 +125,63 @@ def test_ldm_has_both_beside_what_else_there_is():
     pipe = ldm_pipeline()
     plain = run_ldm(pipe, cache_interval=6, cache_branch_id=3, output_type="latent")
     seen = []
-    pipe.unet.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append((len(args[0]), kwargs["cache_branch_id"], type(kwargs["cached_feature"]))),
-        with_kwargs=True,
-    )
+
+    def note(_, args, kwargs):
+        given = [kwargs[name] is not None for name in ("cached_feature", "cached_attention")]
+        seen.append((len(args[0]), kwargs["cache_branch_id"], *given))
+
+    pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
     beyond = {"refresh_interval": 2, "refresh_branch_id": 5, "reuse_attention": True}
     found = run_ldm(
         pipe, cache_interval=6, cache_branch_id=3, output_type="latent", reuse_guidance=True, forecast=1.0, **beyond
     )
-    full, retrieve, refresh = (4, 5, type(None)), (2, 3, tuple), (4, 5, torch.Tensor)
+    full, retrieve, refresh = (4, 5, False, False), (2, 3, True, True), (4, 5, True, False)
     assert seen == [full, retrieve, refresh, retrieve, refresh, retrieve, full, retrieve, refresh, retrieve]
     assert found.isfinite().all() and not torch.equal(found, plain)
 
 
+def run_of(full, num_steps, **settings):
+    """The cache of a run on a small model, whose branch is 1."""
+    config = CacheConfig(cache_branch_id=1, cache_steps=full, **settings)
+    return CacheRun(config, fork_of(stock_unet("cifar10")), num_steps, num_steps)
+
+
+def output_of(value, batch_size=2):
+    feature = torch.full((batch_size, 1, 1, 1), float(value))
+    return SimpleNamespace(sample=feature, cached_feature=feature, shallow_feature=feature)
+
+
 @given(
-    st.sets(st.integers(1, 39)).map(lambda steps: sorted({0, *steps})),
+    st.sets(st.integers(1, 39), max_size=38).map(lambda steps: sorted({0, *steps})),
     st.integers(1, 12),
     st.booleans(),
 )
 def test_the_kind_of_every_step(full, interval, forecast):
-    cache = RunCache(full, 40, 1, float(forecast), refresh_interval=interval, refresh_branch_id=4)
+    cache = run_of(full, 40, forecast=float(forecast), refresh_interval=interval, refresh_branch_id=4)
     made = {1: -1, 4: -1}  # where the last step was that kept at each branch
     for i in range(40):
-        step = cache.step(i, 2)
+        step = cache.plan(i, 2)
         last_full = max(k for k in full if k <= i)
         if i == last_full:
-            assert step == (4, None, 1)
+            assert (step.branch, step.cached, step.keep_branch) == (4, None, 1)
         elif (i - last_full) % interval == 0:
             assert (step.branch, step.keep_branch) == (4, 1)
         else:
             assert (step.branch, step.keep_branch) == (1, None)
-        if not forecast and step.feature is not None:
-            assert step.branch is not None and step.feature[0, 0, 0, 0] == made[step.branch]
-        output = SimpleNamespace(
-            cached_feature=torch.full((2, 1, 1, 1), float(i)), shallow_feature=torch.full((2, 1, 1, 1), float(i))
-        )
-        cache.keep(i, step, output)
+        assert step.retrieve_branch == (None if i == last_full else step.branch)
+        if not forecast and step.cached is not None:
+            assert step.branch is not None and step.cached[0][0, 0, 0, 0] == made[step.branch]
+        cache.take(step, output_of(i))
         made[1] = i if step.keep_branch == 1 else made[1]
-        made[4] = i if step.feature is None else made[4]
+        made[4] = i if step.cached is None else made[4]
 
 
 def test_a_guidance_that_ends_in_the_middle_makes_a_full_step():
-    cache = RunCache([0], 8, 1, refresh_interval=2, refresh_branch_id=4)
-    for i, rows in enumerate([4, 4, 4, 2, 2, 2]):
-        step = cache.step(i, rows)
-        assert (step.feature is None) == (i in (0, 3))
-        cache.keep(i, step, SimpleNamespace(cached_feature=torch.zeros(rows, 1), shallow_feature=torch.ones(rows, 1)))
+    cache = run_of([0], 8, refresh_interval=2, refresh_branch_id=4)
+    for i, batch_size in enumerate([4, 4, 4, 2, 2, 2]):
+        step = cache.plan(i, batch_size)
+        assert (step.cached is None) == (i in (0, 3))
+        cache.take(step, output_of(i, batch_size))
 
 
 @pytest.mark.parametrize(
@@ -192,12 +199,14 @@ def test_settings_out_of_range_are_named(settings, words):
 
 def test_where_there_is_no_attention_reusing_it_is_refused():
     fork = fork_of(stock_unet("cifar10"))
-    with pytest.raises(ValueError, match="there is no attention to keep in the layers that branch 1 runs"):
-        fork.read_cache(1, None, keep_attention=True)
+    config = CacheConfig(cache_interval=2, cache_branch_id=1, reuse_attention=True)
+    for refused in (lambda: CacheRun(config, fork, 4, 4), lambda: fork.shallow_attention(1, None, True)):
+        with pytest.raises(ValueError, match="there is no attention to keep in the layers that branch 1 runs"):
+            refused()
 
 
 def test_attention_of_another_branch_is_refused():
     _, fork = FAMILIES["sd"].pair("ddim")
     h = torch.zeros(1)
-    with pytest.raises(ValueError, match="cached_feature has 1 layers' attention; branch 1 has 3"):
-        fork.unet.read_cache(1, (h, h))
+    with pytest.raises(ValueError, match="cached_attention is of 1 layers; branch 1 has 3"):
+        fork.unet(**inputs("sd21"), cache_branch_id=1, cached_feature=h, cached_attention=(h,))

@@ -1,41 +1,13 @@
 """The fork of UNet2DModel against the stock class, without and with a cache that the test makes itself."""
 
 import inspect
-from typing import Any
 
 import diffusers
 import pytest
 import torch
 
+from tests.tiny_ddpm import LAYOUTS, sample, stock_unet
 from unets import UNet2DModel, fork_of
-
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "cifar10": {
-        "sample_size": 16,
-        "block_out_channels": (8, 16, 16, 16),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    },
-    "lsun": {
-        "sample_size": 32,
-        "block_out_channels": (8, 8, 16, 16, 24, 24),
-        "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
-    },
-}
-
-
-def stock_unet(layout):
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        **LAYOUTS[layout], downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6,
-        norm_num_groups=4, attention_head_dim=None,
-    ).eval()  # fmt: skip
-
-
-def sample(layout, seed=1, batch=2):
-    side = LAYOUTS[layout]["sample_size"]
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -255,7 +255,14 @@ def test_sdxl_conditions_that_are_missing_are_named():
 def test_forward_has_the_parents_arguments_and_the_caches():
     ours = list(inspect.signature(UNet2DConditionModel.forward).parameters)
     parents = list(inspect.signature(diffusers.UNet2DConditionModel.forward).parameters)
-    assert ours == [*parents, "cache_branch_id", "cached_feature", "keep_branch_id", "keep_attention"]
+    assert ours == [
+        *parents,
+        "cache_branch_id",
+        "cached_feature",
+        "keep_branch_id",
+        "cached_attention",
+        "keep_attention",
+    ]
 
 
 def test_saves_and_loads_as_the_stock_class(tmp_path):

@@ -1,43 +1,36 @@
-"""Small models of the real layouts with random weights, the same at every call."""
+"""Small U-Nets of every layout that there is a fork for, and small Stable Diffusion 1.5 pipelines.
+
+The same at every call. What scripts need too is in `pipelines.tiny`.
+"""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import PNDMScheduler
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
+from common.shipped import SHAPES_SD
 from pipelines import tiny
 from pipelines.tiny import CROSS, CROSS_UP, PLAIN, PLAIN_UP
 
-SHAPES = Path(__file__).parent.parent / "assets" / "shapes-sd"
+SHAPES = SHAPES_SD
 
-SMALL = {"sample_size": 8, "norm_num_groups": 4, "cross_attention_dim": 24, "attention_head_dim": 2}
+SD15: dict[str, Any] = {
+    **tiny.SMALL,
+    "block_out_channels": (8, 16, 16, 16),
+    "cross_attention_dim": 24,
+    "attention_head_dim": 2,
+}
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "sd15": {"block_out_channels": (8, 16, 16, 16)},
-    "sd21": {
-        "block_out_channels": (8, 16, 16, 16),
-        "attention_head_dim": [1, 2, 4, 4],
-        "use_linear_projection": True,
-        "upcast_attention": True,
-    },
-    "sdxl": {
-        "block_out_channels": (8, 16, 16),
-        "down_block_types": (PLAIN, CROSS, CROSS),
-        "up_block_types": (CROSS_UP, CROSS_UP, PLAIN_UP),
-        "transformer_layers_per_block": [1, 2, 3],
-        "attention_head_dim": [1, 2, 4],
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 6 * 8 + 16,
-    },
+    "sd15": SD15,
+    "sd21": {**tiny.SD21, "upcast_attention": True},
+    "sdxl": tiny.SDXL,
     "ldm4": {
+        **SD15,
         "in_channels": 3,
         "out_channels": 3,
         "block_out_channels": (8, 16, 24, 32),
@@ -45,23 +38,23 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "up_block_types": (CROSS_UP, CROSS_UP, CROSS_UP, PLAIN_UP),
         "attention_head_dim": 1,
     },
-    "bk_sdm_base": {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1},
-    "bk_sdm_small": {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "mid_block_type": None},
+    "bk_sdm_base": {**SD15, "layers_per_block": 1},
+    "bk_sdm_small": {**SD15, "layers_per_block": 1, "mid_block_type": None},
     "bk_sdm_tiny": {
+        **SD15,
         "block_out_channels": (8, 16, 16),
         "layers_per_block": 1,
         "mid_block_type": None,
         "down_block_types": (CROSS, CROSS, CROSS),
         "up_block_types": (CROSS_UP, CROSS_UP, CROSS_UP),
     },
-    "lcm": {"block_out_channels": (8, 16, 16, 16), "time_cond_proj_dim": 12},
+    "lcm": {**SD15, "time_cond_proj_dim": 12},
 }
 
 
 def stock_unet(layout: str = "sd15", **changes: Any) -> diffusers.UNet2DConditionModel:
     """diffusers' own class."""
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(**{**SMALL, **LAYOUTS[layout], **changes}).eval()
+    return tiny.unet(LAYOUTS[layout], **changes)
 
 
 def inputs(layout: str = "sd15", height: int = 8, width: int = 8, batch: int = 2) -> dict[str, Any]:
@@ -71,47 +64,32 @@ def inputs(layout: str = "sd15", height: int = 8, width: int = 8, batch: int = 2
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
+    config = LAYOUTS[layout]
     arguments: dict[str, Any] = {
-        "sample": random(batch, LAYOUTS[layout].get("in_channels", 4), height, width),
+        "sample": random(batch, config.get("in_channels", 4), height, width),
         "timestep": torch.tensor(321),
-        "encoder_hidden_states": random(batch, 7, 24),
+        "encoder_hidden_states": random(batch, 7, config["cross_attention_dim"]),
     }
     if layout == "sdxl":
         sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).expand(batch, 6)
-        arguments["added_cond_kwargs"] = {"text_embeds": random(batch, 16), "time_ids": sizes}
+        arguments["added_cond_kwargs"] = {"text_embeds": random(batch, tiny.POOLED), "time_ids": sizes}
     if layout == "lcm":
-        arguments["timestep_cond"] = random(batch, 12)
+        arguments["timestep_cond"] = random(batch, config["time_cond_proj_dim"])
     return arguments
 
 
 @cache
 def tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(SHAPES / "tokenizer")
+    """The shipped model's."""
+    return CLIPTokenizer.from_pretrained(tiny.TOKENIZER)
 
 
 def parts(layout: str = "sd15", **changes: Any) -> dict[str, Any]:
-    """Everything a Stable Diffusion pipeline is built from; pictures of 64 × 64, latents of 8 × 8."""
-    unet = stock_unet(layout, **changes)
-    vae = tiny.vae()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer()),
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer().model_max_length,
-    )
+    """Everything a Stable Diffusion 1.5 pipeline is built from; pictures of 64 × 64, latents of 8 × 8."""
     return {
-        "unet": unet,
-        "vae": vae,
-        "text_encoder": CLIPTextModel(text).eval(),
-        "tokenizer": tokenizer(),
-        "scheduler": PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-        ),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
+        **tiny.sd21_parts(),
+        "unet": stock_unet(layout, **changes),
+        "scheduler": diffusers.PNDMScheduler(**tiny.NOISE, skip_prk_steps=True),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self, TypedDict
 from torch import Tensor
 
 from .features import Forecast
-from .schedule import full_steps
+from .schedule import check_schedule, full_steps
 
 
 class FeatureExtensions(TypedDict, total=False):
@@ -71,7 +71,7 @@ class CacheConfig:
         if self.cache_steps is not None:
             object.__setattr__(self, "cache_steps", tuple(map(operator.index, self.cache_steps)))
         object.__setattr__(self, "forecast", _as_numbers(self.forecast))
-        self.full_steps(max([self.center or 0, *(self.cache_steps or ())]) + 1)  # any run that the schedule fits
+        check_schedule(**self._schedule)
         if self.cache_branch_id < 0:
             raise ValueError(f"cache_branch_id is {self.cache_branch_id}; skip branches are counted from 0")
         if not _all_finite(self.forecast):
@@ -92,10 +92,12 @@ class CacheConfig:
 
     def full_steps(self, num_steps: int) -> list[int]:
         """The full steps of a run of that length. Raises ValueError if the schedule does not fit it."""
-        return full_steps(
-            num_steps, self.cache_interval, uniform=self.uniform, pow=self.pow, center=self.center,
-            cache_steps=self.cache_steps,
-        )  # fmt: skip
+        return full_steps(num_steps, **self._schedule)
+
+    @property
+    def _schedule(self) -> dict[str, Any]:
+        """The arguments that say which steps are full."""
+        return {name: getattr(self, name) for name in PAPER if name != "cache_branch_id"}
 
     @property
     def extensions(self) -> dict[str, Any]:

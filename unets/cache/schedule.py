@@ -33,27 +33,41 @@ def full_steps(
     Raises:
         ValueError: naming the argument that is out of range.
     """
+    check_schedule(cache_interval, uniform=uniform, pow=pow, center=center, cache_steps=cache_steps)
     if cache_steps is not None:
-        return given(num_steps, cache_steps)
-    if cache_interval < 1:
-        raise ValueError(f"cache_interval is {cache_interval}; it must be at least 1 (1 turns the cache off)")
-    if uniform:
-        if pow is not None or center is not None:
-            raise ValueError("pow and center belong to the non-uniform schedule; pass uniform=False with them")
-        return list(range(0, num_steps, cache_interval))
+        steps = sorted(set(cache_steps))
+        if steps[-1] >= num_steps:
+            raise ValueError(
+                f"cache_steps has {steps[-1]}, but the {num_steps} steps are numbered 0 to {num_steps - 1}"
+            )
+        return steps
     if pow is None or center is None:
-        raise ValueError("the non-uniform schedule needs both pow and center, for example pow=1.4, center=15")
+        return list(range(0, num_steps, cache_interval))
     return non_uniform(num_steps, cache_interval, pow=pow, center=center)
 
 
-def given(num_steps: int, cache_steps: Sequence[int]) -> list[int]:
-    """The user's own full steps, checked and sorted."""
-    steps = sorted(set(cache_steps))
-    if not steps or steps[0] != 0:
-        raise ValueError(f"cache_steps {steps} must begin with 0: the first step has nothing to retrieve")
-    if steps[-1] >= num_steps:
-        raise ValueError(f"cache_steps has {steps[-1]}, but the {num_steps} steps are numbered 0 to {num_steps - 1}")
-    return steps
+def check_schedule(
+    cache_interval: int = 1,
+    *,
+    uniform: bool = True,
+    pow: float | None = None,
+    center: int | None = None,
+    cache_steps: Sequence[int] | None = None,
+) -> None:
+    """Raises ValueError, by name, for an argument of `full_steps` that is wrong however long the run is."""
+    if cache_steps is not None:
+        steps = sorted(set(cache_steps))
+        if not steps or steps[0] != 0:
+            raise ValueError(f"cache_steps {steps} must begin with 0: the first step has nothing to retrieve")
+    elif cache_interval < 1:
+        raise ValueError(f"cache_interval is {cache_interval}; it must be at least 1 (1 turns the cache off)")
+    elif uniform:
+        if pow is not None or center is not None:
+            raise ValueError("pow and center belong to the non-uniform schedule; pass uniform=False with them")
+    elif pow is None or center is None:
+        raise ValueError("the non-uniform schedule needs both pow and center, for example pow=1.4, center=15")
+    else:
+        _check_shape(pow, center)
 
 
 def non_uniform(num_steps: int, cache_interval: int, *, pow: float, center: int) -> list[int]:
@@ -64,7 +78,7 @@ def non_uniform(num_steps: int, cache_interval: int, *, pow: float, center: int)
     would reach 1 the released code gives up; here the search ends in what equation 7 is for power 1, the uniform
     schedule.
     """
-    _check_shape(num_steps, pow, center)
+    _check_shape(pow, center, num_steps)
     count = math.ceil(num_steps / cache_interval)
     while pow > 1:
         roots = np.linspace(complex(-center) ** (1 / pow), complex(num_steps - center) ** (1 / pow), count + 1)
@@ -81,7 +95,7 @@ def equation_7(num_steps: int, cache_interval: int, *, pow: float, center: int) 
 
     It may have fewer than ceil(T/N) steps, since several points can fall on one step.
     """
-    _check_shape(num_steps, pow, center)
+    _check_shape(pow, center, num_steps)
     count = math.ceil(num_steps / cache_interval)
     first, last = (math.copysign(abs(v) ** (1 / pow), v) for v in (-center, num_steps - center))
     points = np.linspace(first, last, count, endpoint=False)
@@ -89,8 +103,10 @@ def equation_7(num_steps: int, cache_interval: int, *, pow: float, center: int) 
     return sorted({0, *(int(step) for step in steps)})
 
 
-def _check_shape(num_steps: int, pow: float, center: int) -> None:
+def _check_shape(pow: float, center: int, num_steps: int | None = None) -> None:
     if not 1 < pow <= 10:
         raise ValueError(f"pow is {pow}; it must be above 1 (there the schedule is the uniform one) and at most 10")
-    if not 0 <= center < num_steps:
+    if center < 0:
+        raise ValueError(f"center is {center}; steps are counted from 0")
+    if num_steps is not None and center >= num_steps:
         raise ValueError(f"center is {center}; it must be one of the steps, 0 to {num_steps - 1}")

@@ -12,25 +12,28 @@ import ldm.sample
 import stable_diffusion
 from benchmarks import pareto
 from benchmarks.points import ldm_points
+from common.shipped import SHAPES_LDM
 from eval import generate
-from image_sets.batches import Batch, image_generator, to_uint8
+from eval.metrics.features import ShapesFeatures
+from image_sets.batches import Batch, to_uint8
 from ldm.checkpoint import load_pipeline
-from pipelines.cache_options import BEYOND, add_cache_arguments, cache_settings, schedule_name, schedule_of
+from pipelines.cache_options import EXTENSIONS, add_cache_arguments, cache_config, cache_name
+from unets.cache.config import PAPER, CacheConfig
 
 FEW = ["--num-images", "2", "--device", "cpu", "--quiet"]
 
 
 def parse(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_cache_arguments(parser, interval=5, branch=1, beyond=list(BEYOND))
+    add_cache_arguments(parser, interval=5, branch=1, extensions=EXTENSIONS)
     return parser.parse_args(argv)
 
 
 def test_what_is_off_is_not_among_the_settings():
-    cache = cache_settings(parse())
-    assert not BEYOND.keys() & cache.keys()
-    assert schedule_of(cache) == cache
-    assert schedule_name(parse()) == "N5"
+    config = cache_config(parse())
+    assert config == CacheConfig(cache_interval=5, cache_branch_id=1)
+    assert config.to_json().keys() == set(PAPER)
+    assert cache_name(parse(), config) == "N5-m1"
 
 
 def test_what_is_on_is_and_names_the_folder():
@@ -38,20 +41,22 @@ def test_what_is_on_is_and_names_the_folder():
         "--forecast", "1", "--reuse-guidance", "--guidance-stop", "0.9", "--refresh-interval", "4",
         "--refresh-branch-id", "5", "--reuse-attention",
     )  # fmt: skip
-    cache = cache_settings(args)
-    assert {name: cache[name] for name in BEYOND} == {
+    config = cache_config(args)
+    extensions = {
         "forecast": 1.0, "reuse_guidance": True, "guidance_stop": 0.9, "refresh_interval": 4, "refresh_branch_id": 5,
         "reuse_attention": True,
     }  # fmt: skip
-    assert schedule_of(cache) == cache_settings(parse())
-    name = "N5-forecast1-reuse-guidance-guidance-stop0.9-refresh-interval4-refresh-branch-id5-reuse-attention"
-    assert schedule_name(args) == name
+    assert config.extensions == extensions
+    assert config.to_json() == cache_config(parse()).to_json() | extensions
+    name = "N5-forecast1-reuse-guidance-guidance-stop0.9-refresh-interval4-refresh-branch-id5-reuse-attention-m1"
+    assert cache_name(args, config) == name
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
-    [(["--forecast", "nan"], "--forecast is nan"), (["--guidance-stop", "1.5"], "--guidance-stop is 1.5")],
-)
+    [(["--forecast", "nan"], "--forecast has a number that is not finite"),
+     (["--guidance-stop", "1.5"], "--guidance-stop is 1.5")],
+)  # fmt: skip
 def test_out_of_range(call, says, tmp_path, capsys):
     for script in (stable_diffusion, ldm.sample, generate):
         assert script.main([*call, "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]) == 2
@@ -63,7 +68,7 @@ def test_out_of_range(call, says, tmp_path, capsys):
     ("script", "call", "says"),
     [(stable_diffusion, ["--refresh-interval", "3"], "belong together"),
      (ddpm.sample, ["--refresh-interval", "3", "--refresh-branch-id", "99"], "refresh_branch_id is 99"),
-     (generate, ["--refresh-interval", "3", "--refresh-branch-id", "1"], "refresh_branch_id is 1; it must be above"),
+     (generate, ["--refresh-interval", "3", "--refresh-branch-id", "1"], "--refresh-branch-id is 1; it must be above"),
      (ldm.sample, ["--reuse-attention"], "there is no attention to keep in the layers that branch 0 runs")],
 )  # fmt: skip
 def test_what_the_model_has_not_is_refused_before_anything_is_written(script, call, says, tmp_path, capsys):
@@ -75,11 +80,10 @@ def test_what_the_model_has_not_is_refused_before_anything_is_written(script, ca
 def test_a_set_of_images_is_the_pipelines(tmp_path):
     more = ["--forecast", "1", "--reuse-guidance", "--steps", "10", "--cache-interval", "3"]
     assert ldm.sample.main([*more, *FEW, "--labels", "3,7", "--out", str(tmp_path / "out")]) == 0
-    pipe = load_pipeline(ldm.sample.SHAPES)
-    generators = [image_generator(0, k) for k in (0, 1)]
+    pipe = load_pipeline(SHAPES_LDM)
     (images,) = pipe(
-        [3, 7], 10, guidance_scale=1.5, generator=generators, output_type="pt", return_dict=False, cache_interval=3,
-        cache_branch_id=0, forecast=1.0, reuse_guidance=True,
+        [3, 7], 10, guidance_scale=1.5, generator=Batch.of(0, [0, 1]).generators, output_type="pt", return_dict=False,
+        cache_interval=3, cache_branch_id=0, forecast=1.0, reuse_guidance=True,
     )  # fmt: skip
     with np.load(tmp_path / "out" / "samples.npz") as archive:
         assert np.array_equal(archive["arr_0"], to_uint8(images * 2 - 1, [0, 1]))
@@ -132,8 +136,6 @@ def test_the_bound_counts_refresh_steps_and_attention_that_is_not_run(tmp_path):
 
 
 def test_distances_of_equal_pictures_and_of_others():
-    from eval.metrics.features import ShapesFeatures
-
     judge = ShapesFeatures()
     images = (np.random.default_rng(0).random((3, 64, 64, 3)) * 255).astype(np.uint8)
     same = pareto.distances(images, images, judge)
@@ -159,7 +161,7 @@ def test_a_point_of_the_benchmark_makes_the_baselines_pictures_where_its_cache_i
     points = {point.name: point for point in ldm_points()}
     made = {}
     for name in ("DDIM, 100 steps", "forecast N=20, m=0"):
-        batch = Batch([0], [image_generator(pareto.SEED, 0)])
+        batch = Batch.of(pareto.SEED, [0])
         made[name] = points[name].make(batch)
     assert made["DDIM, 100 steps"].shape == (1, 3, 64, 64)
     assert not torch.equal(*made.values())

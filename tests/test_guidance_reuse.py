@@ -7,29 +7,23 @@ import pytest
 import torch
 
 from tests.families import FAMILIES
-from tests.test_ldm import pipeline as ldm_pipeline
-from tests.test_ldm import run as run_ldm
-from unets.cache.guidance import GuidanceEconomy
+from tests.recorders import batch_sizes_of
+from tests.tiny_ldm import pipeline as ldm_pipeline
+from tests.tiny_ldm import run as run_ldm
+from unets import CacheConfig
 
 SCALE = 6.0
 PROMPT, NEGATIVE = "a large red ring", "a small blue circle"
 NAMES = ["sd", "sd-img2img", "sd-inpaint", "xl", "xl-refiner", "xl-inpaint-9", "svd"]
 
 
-def batches_of(pipe):
-    """A list that will hold the rows of every call of the U-Net."""
-    rows = []
-    pipe.unet.register_forward_pre_hook(lambda _, args, __: rows.append(len(args[0])), with_kwargs=True)
-    return rows
-
-
 def by_hand(pipe, steps, full, *, reuse, stop, m=1, g=0.0):
-    """The images' latents: DDIM, the cache, guidance and the difference's line, each written out."""
+    """The images' latents: DDIM, the cache, guidance and the delta's line, each written out."""
     positive, negative = pipe.encode_prompt(PROMPT, "cpu", 1, True, NEGATIVE)
     pipe.scheduler.set_timesteps(steps)
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     features: list[tuple[int, torch.Tensor]] = []  # of both halves, or of the conditional alone where it ran alone
-    differences: list[tuple[int, torch.Tensor]] = []
+    deltas: list[tuple[int, torch.Tensor]] = []
 
     def line(pairs, i, g):
         (before, a), (last, b) = pairs[-2:] if len(pairs) > 1 else (pairs[0], pairs[0])
@@ -37,18 +31,19 @@ def by_hand(pipe, steps, full, *, reuse, stop, m=1, g=0.0):
 
     for i, t in enumerate(pipe.scheduler.timesteps):
         late = i >= stop * steps
-        alone = late or (reuse and i not in full)
-        feature = None if i in full else line([(k, f[-1:] if alone else f) for k, f in features], i, g)
-        texts = positive if alone else torch.cat([negative, positive])
-        rows = x if alone else torch.cat([x, x])
-        output = pipe.unet(rows, t, texts, cache_branch_id=m, cached_feature=feature)
+        conditional_only = late or (reuse and i not in full)
+        kept = [(k, f[-1:] if conditional_only else f) for k, f in features]
+        feature = None if i in full else line(kept, i, g)
+        texts = positive if conditional_only else torch.cat([negative, positive])
+        latents = x if conditional_only else torch.cat([x, x])
+        output = pipe.unet(latents, t, texts, cache_branch_id=m, cached_feature=feature)
         if i in full:
             features.append((i, output.cached_feature))
-        if alone:
-            noise = output.sample + (SCALE - 1) * line(differences, i, 0.0 if late else g)
+        if conditional_only:
+            noise = output.sample + (SCALE - 1) * line(deltas, i, 0.0 if late else g)
         else:
             unconditional, conditional = output.sample.chunk(2)
-            differences.append((i, conditional - unconditional))
+            deltas.append((i, conditional - unconditional))
             noise = unconditional + SCALE * (conditional - unconditional)
         x = pipe.scheduler.step(noise, t, x).prev_sample
     return x
@@ -64,7 +59,7 @@ def test_it_is_the_loop_written_out_here(reuse, stop, g):
         generator=torch.Generator().manual_seed(1), cache_interval=3, cache_branch_id=1, reuse_guidance=reuse,
         guidance_stop=stop, forecast=g,
     ).images  # fmt: skip
-    # The loop above adds the difference in another order, in float32, at a guidance scale of 6.
+    # The loop above adds the delta in another order, in float32, at a guidance scale of 6.
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
@@ -74,30 +69,23 @@ def test_every_fork_runs_half_the_batch_where_it_says_so(name):
     _, fork = family.pair("euler" if name == "svd" else "ddim")
     settings: dict[str, Any] = {"steps": 10, "cache_interval": 3, "cache_branch_id": 1, family.guidance: 4.0}
     plain = family.run(fork, **settings)
-    rows = batches_of(fork)
+    batch_sizes = batch_sizes_of(fork)
     assert np.array_equal(family.run(fork, **settings, reuse_guidance=False, guidance_stop=1.0), plain)
-    calls = len(rows)
-    assert set(rows) == {2}
-    economies: tuple[dict[str, Any], ...] = (
-        {"reuse_guidance": True},
-        {"guidance_stop": 0.5},
-        {"reuse_guidance": True, "guidance_stop": 0.5},
-    )
-    for economy in economies:
-        rows.clear()
-        images = family.run(fork, **settings, **economy, forecast=1.0)
-        stop = economy.get("guidance_stop", 1.0) * calls
-        reuse = "reuse_guidance" in economy
-        assert rows == [2 if i < stop and (i % 3 == 0 or not reuse) else 1 for i in range(calls)]
+    calls = len(batch_sizes)
+    assert set(batch_sizes) == {2}
+    for reuse, stop in ((True, 1.0), (False, 0.5), (True, 0.5)):
+        batch_sizes.clear()
+        images = family.run(fork, **settings, reuse_guidance=reuse, guidance_stop=stop, forecast=1.0)
+        assert batch_sizes == [2 if i < stop * calls and (i % 3 == 0 or not reuse) else 1 for i in range(calls)]
         assert np.isfinite(images).all() and not np.array_equal(images, plain)
 
 
 def test_ldm_runs_half_the_batch_where_it_says_so():
     pipe = ldm_pipeline()
     plain = run_ldm(pipe, cache_interval=4)
-    rows = batches_of(pipe)
+    batch_sizes = batch_sizes_of(pipe)
     images = run_ldm(pipe, cache_interval=4, reuse_guidance=True, guidance_stop=0.8)
-    assert rows == [4, 2, 2, 2, 4, 2, 2, 2, 2, 2]
+    assert batch_sizes == [4, 2, 2, 2, 4, 2, 2, 2, 2, 2]
     assert np.isfinite(images).all() and not np.array_equal(images, plain)
 
 
@@ -134,21 +122,21 @@ def test_guidance_rescale_and_interval_1_go_with_it():
     _, fork = FAMILIES["sd"].pair("ddim")
     settings: dict[str, Any] = {"steps": 6, "guidance_scale": SCALE, "guidance_stop": 0.5}
     plain = FAMILIES["sd"].run(fork, **settings)
-    rows = batches_of(fork)
+    batch_sizes = batch_sizes_of(fork)
     assert not np.array_equal(FAMILIES["sd"].run(fork, **settings, guidance_rescale=0.7), plain)
-    assert rows == [2, 2, 2, 1, 1, 1]
+    assert batch_sizes == [2, 2, 2, 1, 1, 1]
 
 
 def test_the_first_step_runs_both_halves_whatever_is_asked():
     _, fork = FAMILIES["sd"].pair("ddim")
-    rows = batches_of(fork)
+    batch_sizes = batch_sizes_of(fork)
     FAMILIES["sd"].run(fork, 4, guidance_stop=0.0)
-    assert rows == [2, 1, 1, 1]
+    assert batch_sizes == [2, 1, 1, 1]
 
 
 def test_a_callback_can_switch_guidance_off_in_the_middle():
     _, fork = FAMILIES["sd"].pair("ddim")
-    rows = batches_of(fork)
+    batch_sizes = batch_sizes_of(fork)
 
     def stop(pipe, i, t, values):
         if i != 2:
@@ -160,11 +148,11 @@ def test_a_callback_can_switch_guidance_off_in_the_middle():
         fork, 6, cache_interval=5, reuse_guidance=True, forecast=1.0, callback_on_step_end=stop,
         callback_on_step_end_tensor_inputs=["prompt_embeds"],
     )  # fmt: skip
-    assert rows == [2, 1, 1, 1, 1, 1]
+    assert batch_sizes == [2, 1, 1, 1, 1, 1]
     assert np.isfinite(images).all()
 
 
 @pytest.mark.parametrize("stop", [-0.1, 1.5, float("nan")])
 def test_a_stop_out_of_range_is_named(stop):
-    with pytest.raises(ValueError, match="guidance_stop is"):
-        GuidanceEconomy([0], 10, guidance_stop=stop)
+    with pytest.raises(ValueError, match=f"guidance_stop is {stop}; it must be 0 to 1, the fraction of the run"):
+        CacheConfig(guidance_stop=stop)
