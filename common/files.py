@@ -34,10 +34,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Text in UTF-8."""
-    write_text(path, text)
+    """Text in UTF-8. Raises as `atomic_write`."""
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON, a line for each entry."""
+    """JSON, a line for each entry. Raises as `atomic_write`."""
     write_text(path, json.dumps(content, indent=1) + "\n")

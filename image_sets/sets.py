@@ -24,7 +24,7 @@ from .reading import count_images, image_batches
 
 GRID = 64  # images in the overview
 ROW = 8
-HALF_MADE = ".settings.tmp_path.json"  # all that a run leaves that was killed right at its start
+HALF_MADE = ".settings.aside.json"  # all that a run leaves that was killed right at its start
 
 
 class ImageSet:
