@@ -46,6 +46,16 @@ def original_package() -> Any:
     raise ImportError(f"the package DeepCache is not installed ({INSTALL['DeepCache']})")
 
 
+def is_installed(module: str) -> bool:
+    """Whether a competitor of `INSTALL` can be measured."""
+    if module != "DeepCache":
+        return importlib.util.find_spec(module) is not None
+    try:
+        return original_package() is not None
+    except ImportError:
+        return False
+
+
 @contextmanager
 def package_enabled(pipe: Any, interval: int, branch: int) -> Iterator[None]:
     """The authors' package on a pipeline of diffusers. It wraps modules that others share, so only while it is used."""
