@@ -1,4 +1,4 @@
-"""TODO eval.metrics.similarity."""
+"""Figure 2: the deep features of a run, and how similar those of its steps are."""
 
 from __future__ import annotations
 
