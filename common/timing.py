@@ -86,8 +86,8 @@ def timed_parts(pipe: Any, clock: Clock) -> Iterator[CallTimes]:
         watch(getattr(pipe, name, None), lambda _: "text")
     watch(getattr(pipe, "image_encoder", None), lambda _: "image_encoder")
     watch(getattr(pipe, "controlnet", None), lambda _: "controlnet")
-    watch(pipe.vae.encoder, lambda _: "vae")
-    watch(pipe.vae.decoder, lambda _: "vae")
+    for name in ("encoder", "decoder"):
+        watch(getattr(getattr(pipe, "vae", None), name, None), lambda _: "vae")
     try:
         yield times
     finally:
@@ -116,8 +116,8 @@ def alternate(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[Any
     """Results of each call, made in turn (A B A B …), so that what slows the machine down hits all alike."""
     results: list[list[Any]] = [[] for _ in calls]
     for _ in range(repeats):
-        for call, its in zip(calls, results, strict=True):
-            its.append(call())
+        for call, own in zip(calls, results, strict=True):
+            own.append(call())
     return results
 
 
