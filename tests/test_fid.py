@@ -156,7 +156,7 @@ def test_result_is_that_of_the_parts(shapes, drawn, capsys):
         "precision": precision,
         "recall": recall,
     }
-    # The judge rounds differently with the batch size, and covariances of so few images are singular.
+    # The network rounds differently with the batch size, and covariances of so few images are singular.
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert (result["variant"], result["num_samples"], result["num_reference"]) == ("shapes", 40, 50)
     assert [warning.split(":")[0] for warning in result["warnings"]] == [
