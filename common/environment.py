@@ -11,7 +11,7 @@ import transformers
 
 
 def versions(device: torch.device) -> dict[str, str | int]:
-    """What the figures depend on besides the arguments."""
+    """Versions of Python and of the libraries, device and CPU."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),

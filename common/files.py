@@ -15,7 +15,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, with the same suffix, which replaces `path` if nothing failed.
 
     Raises:
-        ValueError: if there is no way to write there.
+        ValueError: `path` is a directory, or nothing can be written there.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a directory; name a file")

@@ -83,10 +83,10 @@ def check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], 
             wrong.append(f"{name} is missing")
         elif state[name].shape != shape:
             wrong.append(f"{name} is {tuple(state[name].shape)} instead of {tuple(shape)}")
-    refuse_differences(wrong + [f"{name} is not expected" for name in state if name not in shapes], source)
+    raise_on_mismatch(wrong + [f"{name} is not expected" for name in state if name not in shapes], source)
 
 
-def refuse_differences(differences: list[str], source: str | Path) -> None:
+def raise_on_mismatch(differences: list[str], source: str | Path) -> None:
     """Raises ValueError with the first three, if there are any."""
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""

@@ -1,4 +1,4 @@
-"""Pipelines run with and without DeepCache, in turn: pictures, seconds, operations, memory."""
+"""Pipelines run with and without DeepCache, in turn: images, seconds, MACs, memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import resource
 import statistics
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from PIL import Image
@@ -23,12 +23,53 @@ RUNS = ("baseline", "deepcache")
 PARTS = {"text": "text encoder", "image_encoder": "image encoder", "controlnet": "ControlNet", "vae": "VAE"}
 
 
-class Call(NamedTuple):
-    """One of the U-Net: the shape it was given, where it retrieved (None is a full step), and whether attention too."""
+class UNetCall(NamedTuple):
+    """What a call of the U-Net was given."""
 
     shape: tuple[int, ...]
-    branch: int | None
-    attention: bool
+    branch: int | None  # where it retrieved; None: a full step
+    attention: bool  # whether attention was retrieved too
+
+
+class StageMacs(TypedDict):
+    """MACs of a full and of the cheapest retrieve step for one image or video without guidance; what they allow."""
+
+    full_macs: int
+    retrieve_macs: int
+    full_macs_with_attention: int
+    retrieve_macs_with_attention: int
+    bound: float  # expected speed-up of the U-Net: MACs of the baseline's calls over those of DeepCache's
+    share_of_bound: float  # measured speed-up over the expected one
+
+
+class StageResult(TypedDict):
+    """Of one pipeline."""
+
+    seconds: dict[str, dict[str, Any]]  # by run: `spread` of each part, numbers of steps
+    speed_up: dict[str, float]  # of the U-Net
+    operations: StageMacs
+
+
+class Distances(TypedDict):
+    """Of DeepCache's images to the baseline's. PSNR is None where they are equal, its median over the others."""
+
+    psnr: list[float | None]
+    ssim: list[float]
+    equal_images: int
+    median_psnr: float | None
+    median_ssim: float
+
+
+class Comparison(TypedDict):
+    """What was measured, for `result.json`: times in seconds, memory in bytes."""
+
+    seconds: dict[str, dict[str, float]]  # end-to-end, by run
+    speed_up: dict[str, float]  # end-to-end: median, least and greatest ratio of neighbouring pairs
+    stages: dict[str, StageResult]
+    distance: Distances
+    unsafe_images: dict[str, int]  # by run
+    peak_memory: dict[str, int]
+    versions: dict[str, str | int]
 
 
 def compare(
@@ -42,32 +83,31 @@ def compare(
     warm_up: int,
     device: torch.device,
     quiet: bool = False,
-) -> tuple[dict[str, list[Image.Image]], dict[str, Any]]:
+) -> tuple[dict[str, list[Image.Image]], Comparison]:
     """Makes the same images without and with the cache, in turn.
 
     Args:
         stages: the pipelines that `call` runs, by name.
         call: given the run's name ("baseline" or "deepcache") and a generator for each image, makes the images; an
             output with `images` (B, 3, H, W) in [0, 1]. Image k starts from the noise of `seed + k` in both runs.
-        cache_branch_id: m, for the count of operations.
+        cache_branch_id: m, for counting MACs.
 
     Returns:
-        The images of both runs, and what was measured: times in seconds, speed-ups as the median, least and greatest
-        ratio of neighbouring pairs, distances between the images, operations, peak memory in bytes.
+        The images by run, and what was measured.
 
     Raises:
         RunError: if an image holds values that are not finite.
     """
     peaks = dict.fromkeys(RUNS, 0)
     unsafe = dict.fromkeys(RUNS, 0)
-    noted: dict[tuple[str, str], list[Call]] = {}  # by run and stage, of the last of each run
-    made: dict[str, torch.Tensor] = {}  # by the last of each run, (B, 3, H, W)
+    unet_calls: dict[tuple[str, str], list[UNetCall]] = {}  # by run and stage, of each run's last repeat
+    outputs: dict[str, torch.Tensor] = {}  # by run, of its last repeat, (B, 3, H, W)
 
     def run(name: str) -> tuple[float, list[CallTimes]]:
         generators = [torch.Generator().manual_seed(seed + k) for k in range(num_images)]
-        noted.update({(name, stage): [] for stage in stages})
+        unet_calls.update({(name, stage): [] for stage in stages})
         hooks = [
-            pipe.unet.register_forward_pre_hook(partial(_note, noted[name, stage]), with_kwargs=True)
+            pipe.unet.register_forward_pre_hook(partial(_record, unet_calls[name, stage]), with_kwargs=True)
             for stage, pipe in stages.items()
         ]
         for stage, pipe in stages.items():
@@ -80,7 +120,7 @@ def compare(
         if device.type == "cuda":
             peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device))
         unsafe[name] = sum(getattr(output, "nsfw_content_detected", None) or [])
-        made[name] = output.images.float().cpu()  # off the device, or the next run would have less memory
+        outputs[name] = output.images.float().cpu()  # off the device, or the next run would have less memory
         return whole, times
 
     calls = [partial(run, name) for name in RUNS]
@@ -89,22 +129,26 @@ def compare(
 
     images: dict[str, list[Image.Image]] = {}
     processor = next(iter(stages.values())).image_processor
-    for name, tensor in made.items():
+    for name, tensor in outputs.items():
         if not tensor.isfinite().all():
             raise RunError(f"the {name} images hold values that are not finite; try --dtype float32 or bfloat16")
         images[name] = processor.numpy_to_pil(processor.pt_to_numpy(tensor))
 
     whole = {name: [result[0] for result in results] for name, results in measured.items()}
-    parts = {
-        stage: _stage(pipe, {name: [r[1][k] for r in results] for name, results in measured.items()}, cache_branch_id,
-                      {name: noted[name, stage] for name in RUNS})
+    measured_stages = {
+        stage: _stage(
+            pipe,
+            cache_branch_id,
+            times={name: [result[1][k] for result in results] for name, results in measured.items()},
+            calls={name: unet_calls[name, stage] for name in RUNS},
+        )
         for k, (stage, pipe) in enumerate(stages.items())
-    }  # fmt: skip
-    result: dict[str, Any] = {
+    }
+    result: Comparison = {
         "seconds": {name: spread(values) for name, values in whole.items()},
         "speed_up": pairwise(*(whole[name] for name in RUNS)),
-        "stages": parts,
-        "distance": _distance(images),
+        "stages": measured_stages,
+        "distance": _distances(images),
         "unsafe_images": unsafe,
         "peak_memory": _peak_memory(device, peaks),
         "versions": versions(device),
@@ -112,38 +156,35 @@ def compare(
     return images, result
 
 
-def _note(calls: list[Call], _: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+def _record(calls: list[UNetCall], _: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     branch = None if kwargs.get("cached_feature") is None else kwargs["cache_branch_id"]
-    calls.append(Call(tuple(args[0].shape), branch, kwargs.get("cached_attention") is not None))
+    calls.append(UNetCall(tuple(args[0].shape), branch, kwargs.get("cached_attention") is not None))
 
 
-def _stage(pipe: Any, times: dict[str, list[CallTimes]], branch: int, calls: dict[str, list[Call]]) -> dict[str, Any]:
-    """Of one pipeline: seconds by run and part, the speed-up of its U-Net, and how much operations would allow."""
-    seconds: dict[str, Any] = {}
-    for name, its in times.items():
+def _stage(
+    pipe: Any, branch: int, *, times: dict[str, list[CallTimes]], calls: dict[str, list[UNetCall]]
+) -> StageResult:
+    """From the times of each repeat, and the U-Net's calls of the last one, by run."""
+    seconds: dict[str, dict[str, Any]] = {}
+    for name, repeats in times.items():
+        first = repeats[0]
         seconds[name] = {
-            "unet": spread([t.unet for t in its]),
-            "full_step": spread([s for t in its for s in t.full_steps]),
-            "full_steps": len(its[0].full_steps),
-            "retrieve_steps": len(its[0].retrieve_steps),
+            "unet": spread([t.unet for t in repeats]),
+            "full_step": spread([s for t in repeats for s in t.full_steps]),
+            "full_steps": len(first.full_steps),
+            "retrieve_steps": len(first.retrieve_steps),
         }
-        if its[0].retrieve_steps:
-            seconds[name]["retrieve_step"] = spread([s for t in its for s in t.retrieve_steps])
+        if first.retrieve_steps:
+            seconds[name]["retrieve_step"] = spread([s for t in repeats for s in t.retrieve_steps])
         for part in PARTS:
-            if getattr(its[0], part):
-                seconds[name][part] = spread([sum(getattr(t, part)) for t in its])
+            if getattr(first, part):
+                seconds[name][part] = spread([sum(getattr(t, part)) for t in repeats])
     speed_up = pairwise(*([t.unet for t in times[name]] for name in RUNS))
-    operations = _operations(pipe, branch, calls)
-    operations["share_of_bound"] = speed_up["median"] / operations["bound"]
-    return {"seconds": seconds, "speed_up": speed_up, "operations": operations}
+    return {"seconds": seconds, "speed_up": speed_up, "operations": _macs(pipe, branch, calls, speed_up["median"])}
 
 
-def _operations(pipe: Any, branch: int, calls: dict[str, list[Call]]) -> dict[str, float]:
-    """Multiply-accumulates of a full and a retrieve step of the U-Net, for one image or video without guidance.
-
-    The bound on the U-Net's speed-up is the ratio of operations, matrix products of attention counted, of all calls
-    with the batches that they had.
-    """
+def _macs(pipe: Any, branch: int, calls: dict[str, list[UNetCall]], speed_up: float) -> StageMacs:
+    """Counted for the shape of the latents; `bound` is of all calls with the batches that they had."""
     shape = calls["baseline"][0].shape
     tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     tokens = tokenizer.model_max_length if tokenizer is not None else 1
@@ -152,32 +193,34 @@ def _operations(pipe: Any, branch: int, calls: dict[str, list[Call]]) -> dict[st
     full, _ = count_steps(pipe.unet, inputs, branch)
     kinds = {(call.branch, call.attention) for call in calls["deepcache"] if call.branch is not None}
     retrieve = {kind: count_steps(pipe.unet, inputs, kind[0], keep_attention=kind[1])[1] for kind in kinds}
-    run = {
+    total = {
         name: sum(
-            c.shape[0] * (full if c.branch is None else retrieve[c.branch, c.attention]).with_attention for c in its
+            call.shape[0] * (full if call.branch is None else retrieve[call.branch, call.attention]).with_attention
+            for call in calls_of_run
         )
-        for name, its in calls.items()
+        for name, calls_of_run in calls.items()
     }
     cheapest = min(retrieve.values(), key=lambda macs: macs.with_attention, default=full)
+    bound = total["baseline"] / total["deepcache"]
     return {
         "full_macs": full.paper,
         "retrieve_macs": cheapest.paper,
         "full_macs_with_attention": full.with_attention,
         "retrieve_macs_with_attention": cheapest.with_attention,
-        "bound": run["baseline"] / run["deepcache"],
+        "bound": bound,
+        "share_of_bound": speed_up / bound,
     }
 
 
-def _distance(images: dict[str, list[Image.Image]]) -> dict[str, Any]:
-    """Of each DeepCache image to its baseline image; PSNR is null where they are equal, its median over the others."""
-    apart = distance(images["baseline"], images["deepcache"])
-    finite = [value for value in apart["psnr"] if math.isfinite(value)]
+def _distances(images: dict[str, list[Image.Image]]) -> Distances:
+    found = distance(images["baseline"], images["deepcache"])
+    finite = [value for value in found["psnr"] if math.isfinite(value)]
     return {
-        "psnr": [value if math.isfinite(value) else None for value in apart["psnr"]],
-        "ssim": apart["ssim"],
-        "equal_images": len(apart["psnr"]) - len(finite),
+        "psnr": [value if math.isfinite(value) else None for value in found["psnr"]],
+        "ssim": found["ssim"],
+        "equal_images": len(found["psnr"]) - len(finite),
         "median_psnr": statistics.median(finite) if finite else None,
-        "median_ssim": statistics.median(apart["ssim"]),
+        "median_ssim": statistics.median(found["ssim"]),
     }
 
 

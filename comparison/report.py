@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .measure import PARTS, RUNS
+from .measure import PARTS, RUNS, Comparison, Distances
 
 
-def report(result: dict[str, Any]) -> str:
+def report(result: Comparison) -> str:
     """The measurements as a table to read."""
 
     def row(title: str, values: list[dict[str, float] | None], ratio: dict[str, float] | None = None) -> str:
         cells = ["–" if value is None else _seconds(value["median"]) for value in values]
-        gain = f"{ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})" if ratio else ""
-        return f"{title:<16}{cells[0]:>12}{cells[1]:>12}   {gain}".rstrip()
+        speed_up = f"{ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})" if ratio else ""
+        return f"{title:<16}{cells[0]:>12}{cells[1]:>12}   {speed_up}".rstrip()
 
     lines = [
         f"{'':<16}{'baseline':>12}{'DeepCache':>12}   speed-up, median (least–greatest of the pairs)",
-        row("whole call", [result["seconds"][name] for name in RUNS], result["speed_up"]),
+        row("end-to-end", [result["seconds"][name] for name in RUNS], result["speed_up"]),
     ]
-    for stage, its in result["stages"].items():
-        sides = [its["seconds"][name] for name in RUNS]
-        operations = its["operations"]
+    for name, stage in result["stages"].items():
+        sides = [stage["seconds"][run] for run in RUNS]
+        macs = stage["operations"]
         rows = {"unet": "U-Net", "full_step": "  full step", "retrieve_step": "  retrieve step", **PARTS}
-        lines += [stage] if len(result["stages"]) > 1 else []
+        lines += [name] if len(result["stages"]) > 1 else []
         lines += [
-            row(title, [side.get(part) for side in sides], its["speed_up"] if part == "unet" else None)
+            row(title, [side.get(part) for side in sides], stage["speed_up"] if part == "unet" else None)
             for part, title in rows.items()
             if part in sides[0] or part in sides[1]
         ]
         lines += [
             f"Steps            {sides[1]['full_steps']} full, {sides[1]['retrieve_steps']} retrieve",
-            f"Bound            {operations['bound']:.2f}× by operations; "
-            f"the U-Net reached {operations['share_of_bound']:.0%} of it",
+            f"Expected         {macs['bound']:.2f}× from MACs; measured: {macs['share_of_bound']:.0%} of that",
         ]
     unsafe, memory = result["unsafe_images"], result["peak_memory"]
     lines.append(f"Images           {_distances(result['distance'])}")
@@ -42,14 +39,14 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _distances(apart: dict[str, Any]) -> str:
-    if apart["median_psnr"] is None:
+def _distances(found: Distances) -> str:
+    if found["median_psnr"] is None:
         return "equal to the baseline's, pixel for pixel"
-    least = min(value for value in apart["psnr"] if value is not None)
-    equal = f"{apart['equal_images']} equal, the others " if apart["equal_images"] else ""
+    least = min(value for value in found["psnr"] if value is not None)
+    equal = f"{found['equal_images']} equal, the others " if found["equal_images"] else ""
     return (
-        f"{equal}PSNR {apart['median_psnr']:.1f} dB (least {least:.1f}), "
-        f"SSIM {apart['median_ssim']:.4f} (least {min(apart['ssim']):.4f}) to the baseline's"
+        f"{equal}PSNR {found['median_psnr']:.1f} dB (least {least:.1f}), "
+        f"SSIM {found['median_ssim']:.4f} (least {min(found['ssim']):.4f}) to the baseline's"
     )
 
 

@@ -43,28 +43,28 @@ def save_comparison(
     With `fps` the images are a video's frames: `output.png` shows some of them, and `output.mp4` and `output.gif` the
     runs side by side.
     """
-    aside, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("aside", "old"))
-    for path in (aside, old):
+    tmp_dir, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("aside", "old"))
+    for path in (tmp_dir, old):
         shutil.rmtree(path, ignore_errors=True)
     try:
-        aside.mkdir()
+        tmp_dir.mkdir()
         rows = list(runs.values())
         if fps is not None:
             frames = [np.asarray(side_by_side([list(pair)])) for pair in zip(*rows, strict=True)]
             # A macro block of 2 keeps sizes as they are: all that the pixel format asks is that they are even.
-            imageio.imwrite(aside / "output.mp4", frames, fps=fps, codec="libx264", macro_block_size=2)
-            imageio.imwrite(aside / "output.gif", frames, duration=1000 / fps, loop=0)
+            imageio.imwrite(tmp_dir / "output.mp4", frames, fps=fps, codec="libx264", macro_block_size=2)
+            imageio.imwrite(tmp_dir / "output.gif", frames, duration=1000 / fps, loop=0)
             some = sorted({round(k) for k in np.linspace(0, len(frames) - 1, FRAMES_SHOWN)})
             rows = [[row[k] for k in some] for row in rows]
-        side_by_side(rows).save(aside / "output.png")
+        side_by_side(rows).save(tmp_dir / "output.png")
         for name, images in runs.items():
             for k, image in enumerate(images):
-                image.save(aside / f"{name}_{k:03d}.png")
-        files = sorted(path.name for path in aside.iterdir())
-        (aside / RESULT).write_text(json.dumps({**result, "files": files}, indent=1) + "\n")
+                image.save(tmp_dir / f"{name}_{k:03d}.png")
+        files = sorted(path.name for path in tmp_dir.iterdir())
+        (tmp_dir / RESULT).write_text(json.dumps({**result, "files": files}, indent=1) + "\n")
         if out.exists():
             os.replace(out, old)
-        os.replace(aside, out)
+        os.replace(tmp_dir, out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(tmp_dir, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

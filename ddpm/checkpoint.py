@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from common.safe_load import build, check_shapes, is_state_dict, read_checkpoint, refuse_differences, shapes_of
+from common.safe_load import build, check_shapes, is_state_dict, raise_on_mismatch, read_checkpoint, shapes_of
 from unets.unet_2d import UNet2DModel
 
 from .configs import CONFIGS, Config
@@ -143,8 +143,8 @@ def _load_directory(path: Path, config: Config | None, dtype: torch.dtype) -> UN
     differences += [f"{name} is not expected" for name in info["unexpected_keys"]]
     differences += [f"{n} is {tuple(a)} instead of {tuple(b)}" for n, a, b in info["mismatched_keys"]]
     for key, value in config.unet.items() if config else ():
-        there = unet.config[key]
-        if (tuple(there) if isinstance(there, list) else there) != value:
-            differences.append(f"{key} is {there} instead of {value}")
-    refuse_differences(differences, path)
+        found = unet.config[key]
+        if (tuple(found) if isinstance(found, list) else found) != value:
+            differences.append(f"{key} is {found} instead of {value}")
+    raise_on_mismatch(differences, path)
     return unet

@@ -18,7 +18,7 @@ from common.command_line import Formatter, at_least, run_cli
 from common.device import resolve_device
 from common.files import atomic_write, write_json
 
-from .metrics.clip_score import MODEL, PRETRAINED, _prompts, compute
+from .metrics.clip_score import MODEL, PRETRAINED, compute, prompts_for
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     at_least(args, batch_size=1)
     device = resolve_device(args.device)
-    prompts = _prompts(args.images, args.prompts)
+    prompts = prompts_for(args.images, args.prompts)
     result = compute(
         args.images, prompts, model=args.model, pretrained=args.pretrained, device=device,
         batch_size=args.batch_size, quiet=args.quiet,

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"there is no {source}; give a folder of images, an .npz or a .pt")
     extractor, device = extractor_of(args)
 
-    def run() -> dict[str, Any]:
+    def measure() -> dict[str, Any]:
         settings = {"samples": str(args.samples), "reference": str(args.reference)}
         return settings | compute(
             args.samples, args.reference, variant=args.variant, extractor=extractor, device=device,
@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
 
     if args.out:
-        with atomic_write(args.out) as tmp_path:
-            result = run()
+        with atomic_write(args.out) as tmp_path:  # opened first, so that an --out that can't be written costs no time
+            result = measure()
             tmp_path.write_text(json.dumps(result, indent=1) + "\n")
     else:
-        result = run()
+        result = measure()
     for warning in result["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{result['num_samples']} images, variant {args.variant}")

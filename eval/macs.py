@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int, help="of the latents (default: the model's)")
     p.add_argument("--tokens", type=int, help="of the text (default: the model's, else 77)")
     p.add_argument("--frames", type=int, help="of a video (default: the model's)")
-    p.add_argument("--plot", type=Path, metavar="FILE", help="draw Figure 4, operations by skip branch")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="draw Figure 4, MACs by skip branch")
     p.add_argument("--out", type=Path, metavar="FILE", help="write everything to this JSON file")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     return p

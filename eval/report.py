@@ -190,7 +190,7 @@ def comparison_html(folder: Path, title: str) -> str:
         raise ValueError(f"{folder / RESULT} is not JSON; run the script that wrote it again") from None
     if not isinstance(result, dict):
         raise ValueError(f"{folder / RESULT} is not a result of a script of this repository; remove it")
-    prompts = _at(result, "settled", "prompt") or _at(result, "arguments", "prompt") or []
+    prompts = _at(result, "resolved", "prompt") or _at(result, "arguments", "prompt") or []
     prompts = prompts if isinstance(prompts, list) else [prompts]
     baselines = sorted(folder.glob("baseline_*.png"))
     pairs = []
@@ -234,19 +234,22 @@ def _measured(result: dict[str, Any]) -> list[list[str]]:
             rows.append([title, form.format(value)])
 
     add("model", _at(result, "arguments", "model"))
-    add("scheduler", _at(result, "settled", "scheduler"))
+    add("scheduler", _at(result, "resolved", "scheduler"))
     add("steps", _at(result, "arguments", "steps"))
-    add("cache interval N", _at(result, "arguments", "cache_interval"))
-    add("skip branch m", _at(result, "arguments", "cache_branch_id"))
+    if isinstance(full_steps := _at(result, "cache", "cache_steps"), list):
+        add("full steps", ", ".join(map(str, full_steps)))
+    else:
+        add("cache interval N", _at(result, "cache", "cache_interval"))
+    add("skip branch m", _at(result, "cache", "cache_branch_id"))
     for run, title in (("baseline", "baseline"), ("deepcache", "DeepCache")):
-        add(f"{title}, whole call", _number_at(result, "seconds", run, "median"), "{:.3g} s")
-    add("speed-up of the whole call", _number_at(result, "speed_up", "median"), "{:.2f}×")
+        add(f"{title}, end-to-end", _number_at(result, "seconds", run, "median"), "{:.3g} s")
+    add("speed-up, end-to-end", _number_at(result, "speed_up", "median"), "{:.2f}×")
     stages = result.get("stages")
     stages = stages if isinstance(stages, dict) else {}
     for name, stage in stages.items():
         of = f" of {name}" if len(stages) > 1 else ""
         add(f"speed-up of the U-Net{of}", _number_at(stage, "speed_up", "median"), "{:.2f}×")
-        add(f"bound by operations{of}", _number_at(stage, "operations", "bound"), "{:.2f}×")
+        add(f"expected from MACs{of}", _number_at(stage, "operations", "bound"), "{:.2f}×")
     add("PSNR to the baseline, median", _number_at(result, "distance", "median_psnr"), "{:.1f} dB")
     add("SSIM to the baseline, median", _number_at(result, "distance", "median_ssim"), "{:.4f}")
     add("device", _at(result, "versions", "device"))

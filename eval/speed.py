@@ -1,4 +1,4 @@
-"""Throughput of DeepCache, the baseline and competitors, in turn in one process: images a second and speed-up.
+"""Throughput of DeepCache, the baseline and competitors, in turn in one process: images/s and speed-up.
 
 python -m eval.speed                                              the model shipped with this repository
 python -m eval.speed --model stable-diffusion-v1-5/stable-diffusion-v1-5 --batch-sizes 1,8 --out results/speed.json
@@ -11,7 +11,6 @@ plms25, tomesd (merges half of the tokens; tomesd30 merges 30 %). What is not in
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,15 +22,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.command_line import Formatter, at_least, run_cli, whole_numbers
+from common.command_line import Formatter, at_least, divisible_by_8, run_cli, whole_numbers
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.environment import versions
-from common.files import atomic_write, write_json
-from common.shipped import SHAPES_SD
+from common.files import write_json, write_text
+from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
 from common.timing import CallTimes, alternate, pairwise, spread, time_call
 from pipelines import StableDiffusionPipeline
-from pipelines.competitors import INSTALL, package_enabled, stock_pipeline, tokens_merged
-from pipelines.loading import SCHEDULERS, load_pipeline, new_scheduler
+from pipelines.competitors import INSTALL, is_installed, package_enabled, stock_pipeline, tokens_merged
+from pipelines.loading import SCHEDULERS, check_steps, load_pipeline, new_scheduler, place_pipeline
 from unets import UNet2DConditionModel
 
 from .counting.macs import count_steps, unet_inputs
@@ -59,7 +58,7 @@ def measure(
 
     Returns:
         For each its name, `seconds` and `unet_seconds` of a call, and the same as `throughput` and `unet_throughput`
-        in images a second; `speed_up` and `unet_speed_up` of the pairs; how many steps were full and retrieve steps.
+        in images/s; `speed_up` and `unet_speed_up` of the pairs; how many steps were full and retrieve steps.
     """
 
     def run(variant: Variant) -> tuple[float, CallTimes]:
@@ -118,7 +117,7 @@ def make_variants(
         if not 0 < percent <= 75:
             raise ValueError(f"--competitors has {name}; tomesd merges between 1 and 75 % of the tokens")
         module = "DeepCache" if name == "package" else "tomesd" if merged else None
-        if module is not None and importlib.util.find_spec(module) is None:
+        if module is not None and not is_installed(module):
             notes.append(f"{name}: not measured, for it is not installed ({INSTALL[module]})")
         elif name == "package":
             for n in cached:
@@ -142,7 +141,7 @@ def make_variants(
 
 
 def add_bounds(rows: list[dict[str, Any]], pipe: Any, size: Sequence[int], branch: int) -> None:
-    """Adds to the rows with retrieve steps what the ratio of operations, attention's counted, allows at most."""
+    """Adds to the rows with retrieve steps the speed-up expected from MACs, attention's matrix products counted."""
     tokens = pipe.tokenizer.model_max_length
     full, retrieve = count_steps(pipe.unet, unet_inputs(pipe.unet, *size, tokens=tokens), branch)
     for row in rows:
@@ -175,7 +174,7 @@ def document(result: dict[str, Any]) -> str:
         f"branch m = {settings['branch']}, {settings['height']} × {settings['width']} pixels, {settings['dtype']}, "
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}. Medians of "
         f"{settings['repeats']} rounds, all variants in turn in one process; a speed-up is the median of the ratios "
-        "within a round; the bound is the ratio of operations, matrix products of attention counted."
+        "within a round; the bound is the ratio of MACs, matrix products of attention counted."
     )
     parts = [f"# Speed of {settings['model']}", table(result["rows"]), setting, *result["notes"]]
     return "\n\n".join(parts) + "\n"
@@ -188,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
     p.add_argument("--intervals", type=whole_numbers, default=[1, 2, 3, 5, 10], metavar="N,…", help="1 is the baseline")
-    p.add_argument("--branch", type=int, default=1, metavar="m", help="skip branch of the kept feature, from 0")
+    p.add_argument("--branch", type=int, default=1, metavar="m", help="skip branch of the cached feature, from 0")
     p.add_argument("--competitors", default="", metavar="NAME,…", help="package, plms25, tomesd … (default: none)")
     p.add_argument("--prompt", action="append", help="may be given several times (default: examples)")
     p.add_argument("--guidance-scale", type=float, help="(default: 7.5; 2.5 for the shipped model)")
@@ -205,17 +204,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    from common.shipped import GUIDANCE, PROMPTS
-    from pipelines.loading import check_steps, prepare
-
     # 1. Check what can be checked before a model is loaded.
     at_least(args, steps=1, repeats=1, warm_up=0, seed=0, height=8, width=8)
     for name, values in (("batch-sizes", args.batch_sizes), ("intervals", args.intervals)):
         if min(values) < 1:
             raise ValueError(f"--{name} has {min(values)}; they are at least 1")
-    for side in ("height", "width"):
-        if (getattr(args, side) or 8) % 8:
-            raise ValueError(f"--{side} is {getattr(args, side)}; it must be divisible by 8")
+    divisible_by_8(args, "height", "width")
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
 
@@ -226,7 +220,7 @@ def run(args: argparse.Namespace) -> None:
     assert isinstance(pipe.unet, UNet2DConditionModel)
     pipe.unet.check_branch(args.branch)
     check_steps(pipe, args.steps)
-    prepare(pipe, device, channels_last=args.channels_last, compiled=False, cpu_offload=False)
+    place_pipeline(pipe, device, channels_last=args.channels_last, compiled=False, cpu_offload=False)
     scale = pipe.vae_scale_factor
     size = [(side or pipe.unet.config.sample_size * scale) for side in (args.height, args.width)]
     call = {
@@ -255,14 +249,13 @@ def run(args: argparse.Namespace) -> None:
     add_bounds(rows, pipe, [side // scale for side in size], args.branch)
 
     # 4. Show and save.
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "cpu_offload"}
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     settings |= {**call, "model": Path(model).name, "scheduler": type(pipe.scheduler).__name__}
     settings |= {"dtype": str(dtype).removeprefix("torch."), "device": str(device)}
     result = {"settings": settings, "notes": notes, "rows": rows, "versions": versions(device)}
     print(document(result), end="")
     if args.out:
-        with atomic_write(args.out.with_suffix(".md")) as tmp_path:
-            tmp_path.write_text(document(result))
+        write_text(args.out.with_suffix(".md"), document(result))
         write_json(args.out, result)
 
 

@@ -16,38 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts in a text file, one a line, or in a JSON file, a list of strings.
-
-    Raises:
-        ValueError: no such file, or something else in it.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the prompts {path}: {error}") from None
-    if path.suffix != ".json":
-        prompts = text.removesuffix("\n").split("\n")
-        if "" in (stripped := [prompt.strip() for prompt in prompts]):
-            raise ValueError(f"line {stripped.index('') + 1} of {path} is empty; there is one prompt a line")
-        return stripped
-    try:
-        prompts = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"cannot read the prompts {path}: {error}") from None
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"{path} is not a list of strings")
-    return prompts
-
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 8 bits, which a conversion to RGB would clip
 
-
 Source = str | Path | np.ndarray
-
-
 """Where images come from: a path, or uint8 (N, H, W, 3) in memory."""
 
 
@@ -109,6 +81,30 @@ def pt_prompts(path: str | Path) -> list[str]:
     prompts = _load_pt(_existing(path)).get("prompts")
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"{path} has no list of prompts; give a file of prompts")
+    return prompts
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a text file, one a line, or in a JSON file, a list of strings.
+
+    Raises:
+        ValueError: no such file, or something else in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the prompts {path}: {error}") from None
+    if path.suffix != ".json":
+        prompts = text.removesuffix("\n").split("\n")
+        if "" in (stripped := [prompt.strip() for prompt in prompts]):
+            raise ValueError(f"line {stripped.index('') + 1} of {path} is empty; there is one prompt a line")
+        return stripped
+    try:
+        prompts = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"cannot read the prompts {path}: {error}") from None
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"{path} is not a list of strings")
     return prompts
 
 

@@ -45,13 +45,15 @@ class ImageSet:
         file = self.out / "settings.json"
         if file.is_file():
             try:
-                there = json.loads(file.read_text())
+                existing = json.loads(file.read_text())
             except ValueError:
                 raise ValueError(f"{file} is not JSON; remove the folder, or name another --out") from None
-            names = sorted(there.keys() | self.settings.keys())
-            apart = [name for name in names if there.get(name) != self.settings.get(name)]
-            if apart:
-                what = ", ".join(f"{k} is {there.get(k)!r} there and {self.settings.get(k)!r} now" for k in apart)
+            names = sorted(existing.keys() | self.settings.keys())
+            differing = [name for name in names if existing.get(name) != self.settings.get(name)]
+            if differing:
+                what = ", ".join(
+                    f"{name} is {existing.get(name)!r} there and {self.settings.get(name)!r} now" for name in differing
+                )
                 raise ValueError(f"{self.out} holds images of other settings: {what}; name another --out")
         elif self.out.exists() and (not self.out.is_dir() or any(p.name != HALF_MADE for p in self.out.iterdir())):
             raise ValueError(f"{self.out} holds something other than a set of images; name another --out")

@@ -138,12 +138,13 @@ def original_names(layout: Layout) -> dict[str, dict[str, tuple[str, torch.Size,
         config = getattr(layout, model)
         names[model] = {}
         for name, shape in shapes_of(cls, config).items():
-            there, shape_there = name, shape
+            their_name, their_shape = name, shape
             if model == "unet":
-                there = unet_name(name, config)
+                their_name = unet_name(name, config)
             elif model == "vqvae":
-                there, shape_there = original_name(name, len(config["block_out_channels"])), original_shape(name, shape)
-            names[model][name] = (PREFIXES[model] + there, shape_there, shape)
+                their_name = original_name(name, len(config["block_out_channels"]))
+                their_shape = original_shape(name, shape)
+            names[model][name] = (PREFIXES[model] + their_name, their_shape, shape)
     return names
 
 
@@ -157,14 +158,14 @@ def to_diffusers(
     """
     names = original_names(layout)
     weights = {name: weight for name, weight in state.items() if name not in SCHEDULE}
-    check_shapes(weights, {there: shape for model in names.values() for there, shape, _ in model.values()}, source)
+    check_shapes(weights, {theirs: shape for model in names.values() for theirs, shape, _ in model.values()}, source)
     betas = new_scheduler().betas
     if "betas" in state and not (
         state["betas"].shape == betas.shape and torch.allclose(state["betas"].float(), betas, rtol=1e-4)  # both rounded
     ):
         raise ValueError(f"{source} was trained with another noise schedule; give the checkpoint of cin256-v2")
     return {
-        model: {name: weights[there].reshape(shape) for name, (there, _, shape) in entries.items()}
+        model: {name: weights[theirs].reshape(shape) for name, (theirs, _, shape) in entries.items()}
         for model, entries in names.items()
     }
 

@@ -26,16 +26,16 @@ def convert(checkpoint: Path, out: Path, dtype: str) -> None:
     if out.exists():
         raise ValueError(f"{out} is there already; give another --out or remove it")
     pipe = load_pipeline(checkpoint, DTYPES[dtype])
-    aside = out.with_name(f"{out.name}.{os.getpid()}.aside")
+    tmp_dir = out.with_name(f"{out.name}.{os.getpid()}.aside")
     try:
-        pipe.save_pretrained(aside, safe_serialization=True)
-        os.replace(aside, out)
+        pipe.save_pretrained(tmp_dir, safe_serialization=True)
+        os.replace(tmp_dir, out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(tmp_dir, ignore_errors=True)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    p = argparse.ArgumentParser(prog="python -m ldm.convert", description=__doc__, formatter_class=Formatter)
     p.add_argument("checkpoint", type=Path, metavar="model.ckpt", help=f"from {URL}")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
     p.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights written")

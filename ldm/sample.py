@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +130,9 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
     labels_of([0], settings.labels, pipe.num_classes, settings.seed)
     num_calls = len(pipe.set_timesteps(settings.steps, "cpu"))
     pipe.start_cache(settings.cache, pipe.schedule_length(settings.steps, num_calls), num_calls)
-    call = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale, "eta": settings.eta}
+    call: dict[str, Any] = {
+        "num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale, "eta": settings.eta,
+    }  # fmt: skip
     recorded = {
         "weights": {part: digest(getattr(pipe, part)) for part in ("unet", "vqvae", "class_embedder")},
         "sampler": settings.sampler, "labels": settings.labels, "seed": settings.seed, "dtype": settings.dtype,

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -11,10 +10,10 @@ import torch
 from PIL import Image
 
 from common.command_line import RunError
+from common.shipped import SHAPES_CLIP, SHAPES_SD
 from eval import clip_score
 from shapes.scenes import random_scene, render
 
-JUDGE = Path("assets/shapes-clip")
 RNG = np.random.default_rng(5)
 SCENES = [random_scene(RNG, held_out=True) for _ in range(6)]
 IMAGES = np.stack([render(scene, RNG)[0] for scene in SCENES])
@@ -24,11 +23,11 @@ CAPTIONS = [scene.caption for scene in SCENES]
 @pytest.fixture(scope="module")
 def by_hand():
     """Cosines (6, 6) of images and captions."""
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{JUDGE}")
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{SHAPES_CLIP}")
     model.eval()
     with torch.no_grad():
         images = model.encode_image(torch.stack([transform(Image.fromarray(image)) for image in IMAGES]))
-        texts = model.encode_text(open_clip.get_tokenizer(f"local-dir:{JUDGE}")(CAPTIONS))
+        texts = model.encode_text(open_clip.get_tokenizer(f"local-dir:{SHAPES_CLIP}")(CAPTIONS))
     return (images @ texts.T / images.norm(dim=1)[:, None] / texts.norm(dim=1)).numpy()
 
 
@@ -45,13 +44,13 @@ def test_negative_cosines_count_as_zero(by_hand):
     image, text = np.unravel_index(by_hand.argmin(), by_hand.shape)
     assert by_hand[image, text] < 0, "the six pictures have no pair that disagrees"
     pair = [IMAGES[image], IMAGES[text]]
-    result = clip_score.compute(np.stack(pair), [CAPTIONS[text]] * 2, model=str(JUDGE), quiet=True)
+    result = clip_score.compute(np.stack(pair), [CAPTIONS[text]] * 2, model=str(SHAPES_CLIP), quiet=True)
     assert result["per_image"][0] == 0
     assert result["mean"] == pytest.approx(50 * by_hand[text, text], abs=1e-3)  # rounding, as above
 
 
 def test_one_image_has_no_standard_error():
-    result = clip_score.compute(IMAGES[:1], CAPTIONS[:1], model=f"local-dir:{JUDGE}", quiet=True)
+    result = clip_score.compute(IMAGES[:1], CAPTIONS[:1], model=f"local-dir:{SHAPES_CLIP}", quiet=True)
     assert result["standard_error"] is None
 
 
@@ -84,7 +83,7 @@ def test_wrong_calls(tmp_path, capsys):
     fails("6 images and 5 prompts", CAPTIONS[:5], model="shapes")
     fails("unknown model 'ViT-x-3'", model="ViT-x-3")
     fails("no weights 'mine' of ViT-g-14; there are laion2b_s12b_b42k, ", pretrained="mine")
-    fails(r"no open_clip_config\.json", model="assets/shapes-sd")
+    fails(r"no open_clip_config\.json", model=str(SHAPES_SD))
     fails("cannot read the prompts .*nowhere", tmp_path / "nowhere.txt")
     (tmp_path / "a.txt").write_text("one\n\nthree\n")
     fails("line 2 of .* is empty", tmp_path / "a.txt")

@@ -15,17 +15,7 @@ from eval.metrics.distributions import (
     frechet_distance,
     precision_recall,
 )
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape)
-
-
-def gaussian(rows):
-    return Gaussian(rows.mean(0), np.cov(rows, rowvar=False))
-
-
-# --- distributions ---------------------------------------------------------------------------------------------------
+from tests.statistics_of import gaussian, normal
 
 
 @given(seed=st.integers(0, 10**6), size=st.integers(2, 12), number=st.integers(30, 60))
@@ -114,7 +104,8 @@ def test_precision_and_recall_are_those_of_a_loop(seed, n, m, k, tied):
     a, b = normal(seed, n, 3), normal(seed + 1, m, 3) + 0.5
     if tied:
         a, b = a.round(), b.round()
-    with mock.patch.multiple("eval.distributions", ROWS=5, COLUMNS=3):  # several blocks, also fewer columns than k + 1
+    # Several blocks, also of fewer columns than k + 1.
+    with mock.patch.multiple("eval.metrics.distributions", ROWS=5, COLUMNS=3):
         assert precision_recall(a, b, k=k) == (by_loop(a, b, k), by_loop(b, a, k))
 
 
@@ -135,6 +126,3 @@ def test_duplicates_are_at_distance_zero():
     points = np.repeat(normal(3, 1, 2048).astype(np.float32) * 100, 4, axis=0)
     assert precision_recall(points, points) == (1, 1)
     assert precision_recall(points + 1, points) == (0, 0)
-
-
-# --- features --------------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from eval import fid, reference
 from eval.metrics import inception
 from eval.metrics.distributions import RunningInceptionScore, frechet_distance, precision_recall
 from eval.metrics.features import open_extractor
+from eval.metrics.fid import load_reference, measure
 from eval.metrics.inception import Features, InceptionFeatures, resize_tf1
 from shapes.scenes import COLOURS, SHAPES, random_scene, render
-from tests.test_distributions import gaussian, normal
+from tests.statistics_of import gaussian, normal
 
 
 def test_tf1_resize_by_hand():
@@ -155,7 +156,7 @@ def test_result_is_that_of_the_parts(shapes, drawn, capsys):
         "precision": precision,
         "recall": recall,
     }
-    # The judge rounds differently with the batch size, and covariances of so few images are singular.
+    # The network rounds differently with the batch size, and covariances of so few images are singular.
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert (result["variant"], result["num_samples"], result["num_reference"]) == ("shapes", 40, 50)
     assert [warning.split(":")[0] for warning in result["warnings"]] == [
@@ -227,11 +228,11 @@ def test_openais_reference_is_of_variant_adm(tmp_path):
     np.savez(tmp_path / "bare.npz", mu=pooled.mean, sigma=pooled.covariance)
     named = {name: SimpleNamespace(variant=name, weights="", sizes=(5, 3)) for name in ("adm", "pytorch-fid")}
     for name, file in (("adm", "both"), ("adm", "bare"), ("pytorch-fid", "bare")):
-        loaded = fid.load_reference(tmp_path / f"{file}.npz", named[name], quiet=True)
+        loaded = load_reference(tmp_path / f"{file}.npz", named[name], quiet=True)
         assert np.array_equal(loaded.pooled.covariance, pooled.covariance)
         assert (loaded.spatial is None) == (file == "bare")
     with pytest.raises(ValueError, match="of the variant adm, not of pytorch-fid"):
-        fid.load_reference(tmp_path / "both.npz", named["pytorch-fid"], quiet=True)
+        load_reference(tmp_path / "both.npz", named["pytorch-fid"], quiet=True)
 
 
 def test_wrong_calls(tmp_path, shapes, drawn, capsys):
@@ -250,7 +251,7 @@ def test_wrong_calls(tmp_path, shapes, drawn, capsys):
             return features
 
     with pytest.raises(ValueError, match="features of image 5 of the array are not finite"):
-        fid.measure(images, Broken(), batch_size=3, quiet=True)
+        measure(images, Broken(), batch_size=3, quiet=True)
 
     np.savez(tmp_path / "a.npz", images)
     a = str(tmp_path / "a.npz")
@@ -270,8 +271,8 @@ def test_a_batch_more_or_less_is_no_matter(tmp_path, shapes, drawn):
     """The kept features are those of the first images, whatever the batches."""
     all_of_them = shapes(drawn[0]).pooled
     for batch_size in (7, 32):
-        made = fid.measure(drawn[0], shapes, batch_size=batch_size, keep=20, quiet=True)
+        made = measure(drawn[0], shapes, batch_size=batch_size, keep=20, quiet=True)
         assert made.features is not None
         np.testing.assert_allclose(made.features, all_of_them[:20], rtol=1e-3, atol=1e-3)  # float32 of about 6
         assert made.count == 90
-    assert fid.measure(drawn[0], shapes, keep=0, limit=20, quiet=True).features is None
+    assert measure(drawn[0], shapes, keep=0, limit=20, quiet=True).features is None

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from common.command_line import RunError
-from common.shipped import SHAPES
+from common.shipped import SHAPES_SD
 from eval import clip_score, generate
 from eval.generation import prompts
 from eval.generation.prompts import open_prompts
 from image_sets.batches import image_generator, to_uint8
+from image_sets.reading import read_prompts
 from image_sets.sets import ImageSet
 from pipelines import StableDiffusionPipeline
 from shapes.scenes import is_held_out, random_scene, words
-
-from . import tiny
+from tests import tiny
 
 FEW = ["--steps", "3", "--batch-size", "3", "--device", "cpu", "--quiet"]
 CAPTIONS = [open_prompts("shapes").text(k) for k in range(5)]
@@ -90,7 +90,7 @@ def test_any_texts_come_back_from_every_kind_of_file(tmp_path_factory, texts):
     assert len({f.digest for f in found}) == 1
     # What is written beside the images is read back as it was.
     generate.write_prompts(folder, one_line)
-    assert clip_score.read_prompts(folder / "prompts.txt") == one_line
+    assert read_prompts(folder / "prompts.txt") == one_line
 
 
 def test_coco_is_the_first_caption_of_each_image_in_the_order_of_images(tmp_path):
@@ -212,7 +212,7 @@ def by_hand(pipe, batches, **arguments) -> np.ndarray:
 @pytest.mark.parametrize("rounding", ["nearest", "truncate"])
 def test_the_baseline_is_diffusers_own(tmp_path, rounding):
     ours = run(tmp_path / "set", "--num-images", "5", "--cache-interval", "1", "--rounding", rounding)
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(SHAPES)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(SHAPES_SD)
     theirs = by_hand(pipe, [[0, 1, 2], [3, 4]], num_inference_steps=3, guidance_scale=2.5)
     if rounding == "truncate":
         assert np.array_equal(ours, (theirs * 255).astype(np.uint8))
@@ -234,7 +234,7 @@ def test_deepcache_is_the_pipelines(tmp_path):
     call = ["--prompts", str(tmp_path / "prompts.txt"), "--negative-prompt", "a green ring", "--scheduler", "dpm++"]
     call += ["--cache-interval", "2", "--cache-branch-id", "3", "--guidance-scale", "4", "--height", "72"]
     ours = run(tmp_path / "set", *call, "--steps", "4", "--rounding", "truncate")
-    pipe = StableDiffusionPipeline.from_pretrained(SHAPES)
+    pipe = StableDiffusionPipeline.from_pretrained(SHAPES_SD)
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     theirs = by_hand(
         pipe, [[0, 1]], negative_prompt=["a green ring"] * 2, num_inference_steps=4, guidance_scale=4.0, height=72,
@@ -353,6 +353,6 @@ def test_wrong_calls_end_in_one_line(tmp_path, capsys, call, named):
 
 
 def test_images_that_are_not_finite(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(generate, "make_images", lambda pipe, texts, generators, **_: torch.full((3, 3, 8, 8), np.nan))
+    monkeypatch.setattr("eval.generation.text.make_images", lambda *_, **__: torch.full((3, 3, 8, 8), np.nan))
     assert generate.main([*FEW, "--num-images", "3", "--out", str(tmp_path / "set")]) == 1
     assert "image 0 holds values that are not finite" in capsys.readouterr().err

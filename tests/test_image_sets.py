@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ddpm.sample
-import image_sets.sets as image_sets
+import image_sets.sets
 import ldm.sample
 from common.command_line import RunError
 from image_sets.batches import Batch
-from image_sets.generate import generate
+from image_sets.generate import Run, generate
 from image_sets.sets import ImageSet
+from unets.cache.config import CacheConfig
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"ddpm": ddpm.sample.main, "ldm": ldm.sample.main}
@@ -49,8 +50,13 @@ def make(batch: Batch) -> torch.Tensor:
 
 def run(out: Path, num_images: int, batch_size: int, make=make, **changed) -> int:
     """What `generate` makes of small random images, labelled with their index."""
-    image_set = ImageSet(out, SETTINGS | changed)
-    return generate(image_set, num_images, batch_size, make, seed=0, labels_of=np.array, quiet=True)
+    return generate(run_of(out, SETTINGS | changed, make, labels_of=np.array), num_images, batch_size, quiet=True)
+
+
+def run_of(out: Path, recorded: dict, make=make, **options) -> Run:
+    """A run without a model: what makes its images needs none."""
+    seed = recorded["seed"]
+    return Run(ImageSet(out, recorded), None, CacheConfig(), lambda batch, cache: make(batch), seed, **options)
 
 
 def arrays(out: Path) -> dict[str, np.ndarray]:
@@ -124,7 +130,7 @@ def test_a_killed_script_is_continued(tmp_path):
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_at_any_moment(tmp_path, monkeypatch, seed):
     run(tmp_path / "unbroken", 40, 2)
-    out, read = tmp_path / "killed", image_sets.image_batches
+    out, read = tmp_path / "killed", image_sets.sets.image_batches
 
     def slowly_made(batch):
         time.sleep(0.02)
@@ -135,7 +141,7 @@ def test_killed_at_any_moment(tmp_path, monkeypatch, seed):
         yield from read(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_sets, "image_batches", slowly_read)
+        patch.setattr(image_sets.sets, "image_batches", slowly_read)
         pid = forked(lambda: run(out, 40, 2, slowly_made))
         # 20 batches are made in 0.4 s or more, and put together in 0.4 s or more.
         time.sleep(random.Random(seed).uniform(0.0, 0.8))
@@ -210,7 +216,7 @@ def test_a_set_is_extended_and_asked_for_again(tmp_path):
 
 def test_images_of_different_indices_and_seeds_differ(tmp_path):
     run(tmp_path / "0", 8, 8)
-    generate(ImageSet(tmp_path / "1", {"seed": 1}), 8, 8, make, seed=1, quiet=True)
+    generate(run_of(tmp_path / "1", {"seed": 1}), 8, 8, quiet=True)
     both = np.concatenate([arrays(tmp_path / name)["arr_0"] for name in "01"])
     assert len(np.unique(both.reshape(16, -1), axis=0)) == 16
     assert "arr_1" not in arrays(tmp_path / "1")

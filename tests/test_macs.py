@@ -1,4 +1,4 @@
-"""Counted operations against the published figures, and against arithmetic done by hand."""
+"""Counted MACs against the published figures, and against arithmetic done by hand."""
 
 import functools
 import itertools
@@ -81,7 +81,7 @@ def test_the_models_have_the_published_number_of_weights(name):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_the_models_have_the_verified_operations_to_the_printed_digit(name):
+def test_the_models_have_the_verified_macs_to_the_printed_digit(name):
     figures, model = FIGURES[name], MODEL_OF[name]
     size = (64, 64) if name == "sd21_512" else None
     assert round(full(model, size).paper / 1e9, 4) == figures["full"]
@@ -120,7 +120,7 @@ def test_the_tables_of_the_paper(cell):
         assert fits
 
 
-def test_half_the_steps_of_plms_take_half_the_operations_in_table_3():
+def test_half_the_steps_of_plms_take_half_the_macs_in_table_3():
     assert round(full("sd15").paper / 1e9 * 25 / 50, 2) == 169.42
 
 

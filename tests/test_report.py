@@ -50,8 +50,9 @@ def results(tmp_path):
     Image.new("RGB", (40, 30), "blue").save(folder / "deep" / "figure<4>.png")
     pictures = [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue", "white", "black", "gray")]
     result = {
-        "arguments": {"steps": 50, "cache_interval": 5, "cache_branch_id": 1, "model": None},
-        "settled": {"prompt": [HOSTILE, "a ring", "a cross"], "scheduler": "DDIMScheduler"},
+        "arguments": {"steps": 50, "model": None},
+        "cache": {"cache_interval": 5, "cache_branch_id": 1},
+        "resolved": {"prompt": [HOSTILE, "a ring", "a cross"], "scheduler": "DDIMScheduler"},
         "speed_up": {"median": 2.345, "min": 2, "max": 3},
         "stages": {"pipeline": {"speed_up": {"median": 2.5}, "operations": {"bound": 1.9}}},
     }
@@ -126,14 +127,25 @@ def test_a_run_is_shown_with_its_figures_and_both_pictures_of_each_pair(results)
     assert len(sliders) == 6
     assert all(slider["type"] == "range" and slider["aria-label"] for slider in sliders)
     assert len(elements.of("details")) == 1
-    for cell in ("DDIMScheduler", "2.35×", "2.50×", "1.90×"):
+    for cell in ("DDIMScheduler", "5", "1", "2.35×", "2.50×", "1.90×"):
         assert f">{cell}</td>" in content
+    assert "cache interval N" in content and "full steps" not in content
     first = (results / "run" / "deepcache_000.png").read_bytes()
     assert base64.b64decode(elements.of("img")[1]["src"].split(",")[1]) == first
 
 
+def test_a_run_with_a_schedule_of_its_own_names_its_full_steps(results):
+    file = results / "run" / "result.json"
+    result = json.loads(file.read_text())
+    result["cache"] |= {"cache_steps": [0, 7, 20]}
+    file.write_text(json.dumps(result))
+    content = dict(sections(results))["run"]
+    assert ">0, 7, 20</td>" in content
+    assert "cache interval N" not in content
+
+
 def test_a_result_that_says_nothing_is_shown_all_the_same(results):
-    (results / "run" / "result.json").write_text('{"speed_up": 3, "settled": [], "arguments": {"prompt": "a ring"}}')
+    (results / "run" / "result.json").write_text('{"speed_up": 3, "resolved": [], "arguments": {"prompt": "a ring"}}')
     content = dict(sections(results))["run"]
     assert len(Elements(content).of("img")) == 12
 

@@ -76,7 +76,7 @@ def test_sdxl_makes_all_kinds_of_pictures(tmp_path, kind, picture, mask):
     status, out, result = run(XL, tmp_path, *options[kind], "--scheduler", "ddim")
     assert status == 0
     assert Image.open(out / "deepcache_000.png").size == ((48, 64) if kind == "text" else (72, 64))
-    assert result["settled"]["scheduler"] == "DDIMScheduler"
+    assert result["resolved"]["scheduler"] == "DDIMScheduler"
     steps = result["stages"]["base"]["seconds"]["deepcache"]
     assert steps["full_steps"] + steps["retrieve_steps"] == (5 if kind == "image" else 10)
 
@@ -97,13 +97,13 @@ def test_videos_are_written_side_by_side(tmp_path, script):
         frame = Image.open(out / f"{name}_000.png").resize((192, 192), Image.Resampling.NEAREST)
         shown = video[0, 4:196, 4 + k * 196 : 196 + k * 196].astype(float)
         assert np.abs(shown - np.asarray(frame, float)).mean() < 16
-    assert result["settled"]["dtype"] == "torch.float32"
+    assert result["resolved"]["dtype"] == "torch.float32"
 
 
 def test_a_video_model_runs_in_bfloat16_and_channels_last(tmp_path):
     status, _, result = run(SVD, tmp_path, "--dtype", "bfloat16", "--channels-last", "--decode-chunk-size", "1")
     assert status == 0
-    assert result["settled"]["dtype"] == "torch.bfloat16"
+    assert result["resolved"]["dtype"] == "torch.bfloat16"
 
 
 @pytest.mark.parametrize("steps", [2, 3, 8])
@@ -181,13 +181,13 @@ WRONG = [
     (T2V, ["--cache-steps", "0,3"], "three loops"),
     (T2V, ["--scheduler", "euler"], "EulerDiscreteScheduler does not fit"),
     ((text2video_zero, ["--steps", "1"]), [], "--steps is 1"),
-    (XL, ["--cache-interval", "0"], "cache_interval is 0"),
+    (XL, ["--cache-interval", "0"], "--cache-interval is 0"),
     (XL, ["--mask", "mask.png"], "need --image"),
     (XL, ["--refine", "--image", "x.png"], "--refine"),
-    (XL, ["--refine", "--steps", "1"], "one of the two models none"),
+    (XL, ["--refine", "--steps", "1"], "too few steps to split between base and refiner"),
     (XL, ["--pow", "2"], "--pow"),
     ((main, ["--model_type", "sd1.5", "--tiny"]), ["--cache_branch_id", "12"], "cache_branch_id is 12"),
-    ((main, ["--model_type", "sd1.5", "--tiny"]), ["--cache_interval", "0"], "cache_interval is 0"),
+    ((main, ["--model_type", "sd1.5", "--tiny"]), ["--cache_interval", "0"], "--cache-interval is 0"),
     ((main, ["--model_type", "t2v-zero", "--tiny"]), ["--cache-steps", "0,1"], "cache_steps"),
     ((main, ["--model_type", "svd", "--tiny"]), ["--dtype", "bfloat16"], "bfloat16"),
     ((main, ["--model_type", "svd", "--tiny"]), ["--image", "nowhere.png"], "no image"),

@@ -1,6 +1,5 @@
 """Throughput of variants: what they do, in which order, and what is made of their seconds."""
 
-import importlib.util
 import json
 
 import pytest
@@ -11,7 +10,7 @@ from eval.counting.macs import average, count_steps, unet_inputs
 from eval.report import Table, markdown_blocks
 from eval.speed import Variant, add_bounds, main, make_variants, measure
 from pipelines import StableDiffusionPipeline
-from pipelines.competitors import stock_pipeline
+from pipelines.competitors import is_installed, stock_pipeline
 from pipelines.loading import new_scheduler
 from tests.tiny import parts
 
@@ -56,7 +55,8 @@ def test_variants_are_timed_in_turn_after_the_warm_up(pipe):
 
 def test_the_variants_make_the_images_they_should_and_leave_nothing_behind(pipe):
     """DeepCache is the package's, bit for bit, and the baseline before is the baseline afterwards."""
-    variants, notes = variants_of(pipe, "package", "ddim2", *(["tomesd"] if importlib.util.find_spec("tomesd") else []))
+    merging = ["tomesd"] if is_installed("tomesd") else []
+    variants, notes = variants_of(pipe, "package", "ddim2", *merging)
     assert not notes
     images = {variant.name: variant.call(2).images for variant in variants}
     assert torch.equal(images["DeepCache N=3"], images["package N=3"])
@@ -83,7 +83,7 @@ def test_tomesd_merges_tokens_while_it_runs(pipe):
 
 
 def test_what_is_not_installed_is_named_with_the_remedy(pipe, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("eval.speed.is_installed", lambda module: False)
     variants, notes = variants_of(pipe, "package", "tomesd")
     assert [variant.name for variant in variants] == ["baseline", "DeepCache N=3"]
     assert ["pip install DeepCache" in notes[0], "pip install tomesd" in notes[1]] == [True, True]
@@ -95,7 +95,7 @@ def test_an_unknown_competitor_is_refused(pipe, name):
         variants_of(pipe, name)
 
 
-def test_the_bound_is_the_ratio_of_operations(pipe):
+def test_the_bound_is_the_ratio_of_macs(pipe):
     rows = measure(variants_of(pipe, intervals=(4,))[0], 1, repeats=1, warm_up=0, device=CPU)
     add_bounds(rows, pipe, (8, 8), branch=1)
     tokens = pipe.tokenizer.model_max_length

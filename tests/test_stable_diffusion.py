@@ -50,7 +50,7 @@ def test_writes_both_rows_every_image_and_all_that_was_measured(tmp_path, capsys
     assert Image.open(out / "baseline_000.png").size == (64, 64)
 
     result = json.loads((out / "result.json").read_text())
-    assert result["settled"]["prompt"] == ["a large red ring", "a small blue square"]
+    assert result["resolved"]["prompt"] == ["a large red ring", "a small blue square"]
     part = result["stages"]["pipeline"]
     assert part["seconds"]["baseline"]["full_steps"] == 7  # PLMS makes one call more than steps
     assert part["seconds"]["deepcache"]["full_steps"] == 2
@@ -65,7 +65,17 @@ def test_writes_both_rows_every_image_and_all_that_was_measured(tmp_path, capsys
 
     printed = capsys.readouterr().out
     starts = [line.split("  ")[0] for line in printed.splitlines()]
-    for words in ("whole call", "U-Net", "text encoder", "VAE", "Steps", "Bound", "Images", "Peak memory", "Written"):
+    for words in (
+        "end-to-end",
+        "U-Net",
+        "text encoder",
+        "VAE",
+        "Steps",
+        "Expected",
+        "Images",
+        "Peak memory",
+        "Written",
+    ):
         assert words in starts
 
 
@@ -115,7 +125,7 @@ def test_options_reach_the_run(tmp_path, options, seen):
     assert status == 0
     result = json.loads((out / "result.json").read_text())
     found = {
-        **result["settled"],
+        **result["resolved"],
         **result["stages"]["pipeline"]["seconds"]["deepcache"],
         "size": Image.open(out / "deepcache_000.png").size,
     }
@@ -139,7 +149,7 @@ def test_without_out_the_folder_is_named_after_the_settings(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--cache-interval", "0"], "cache_interval is 0"),
+        (["--cache-interval", "0"], "--cache-interval is 0"),
         (["--cache-branch-id", "12"], "skip branches 0 to 11"),
         (["--non-uniform", "--pow", "1.4"], "--center"),
         (["--pow", "1.4", "--center", "2"], "--non-uniform"),
@@ -149,7 +159,7 @@ def test_without_out_the_folder_is_named_after_the_settings(tmp_path, monkeypatc
         (["--height", "0"], "--height is 0"),
         (["--width", "-8"], "--width is -8"),
         (["--seed", "-1"], "--seed is -1"),
-        (["--pow", "1.0", "--center", "2", "--non-uniform"], "pow is 1.0"),
+        (["--pow", "1.0", "--center", "2", "--non-uniform"], "--pow is 1.0"),
         (["--center", "6", "--pow", "1.4", "--non-uniform"], "center is 6"),
         (["--width", "61"], "--width is 61"),
         (["--steps", "0"], "--steps is 0"),
@@ -163,7 +173,7 @@ def test_without_out_the_folder_is_named_after_the_settings(tmp_path, monkeypatc
         (["--model", str(ROOT / "unets")], "has no model_index.json"),
         (["--model", __file__], "is a file"),
         (["--model", "someone/some-model"], "--model the path"),
-        (["--device", "tpu"], "--device"),
+        (["--device", "tpu"], "unknown --device 'tpu'; use cuda, mps or cpu"),
         (["--cpu-offload"], "needs --device cuda"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,

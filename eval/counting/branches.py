@@ -1,4 +1,4 @@
-"""TODO eval.counting.branches."""
+"""MACs of a U-Net by skip branch: its retrieve step, its two layers, averages over a run; and Figure 4."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ def measure(
     exceptions: Exceptions = NONE,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Operations of the full step, and of each branch: its retrieve step, its two layers, averages by interval."""
+    """MACs of a full step, and for each branch those of its retrieve step, of d_m and u_m, and on average by interval.
+
+    Returns:
+        steps, parameters, full and branches, for JSON; MACs in both conventions of `Macs`.
+
+    Raises:
+        ValueError: no such branch.
+    """
     for branch in branches:
         fork.check_branch(branch)
     macs = count_modules(fork, inputs, exceptions)
@@ -54,7 +61,7 @@ def measure(
 
 
 def plot(result: dict[str, Any], title: str, path: Path) -> None:
-    """Figure 4: a bar for each skip branch that was counted."""
+    """Figure 4: a bar for each branch counted, written to `path`."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     names = [str(row["cache_branch_id"]) for row in result["branches"]]

@@ -33,7 +33,7 @@ class Exceptions(NamedTuple):
     """Where the paper counted another code than diffusers', by names of layers as patterns such as "*.norm1".
 
     uncounted: layers of a class that its counter did not know; they count nothing in the paper's convention.
-    as_convolutions: linear layers that are 1 × 1 convolutions there, whose biases are counted at every place.
+    as_convolutions: linear layers that are 1 × 1 convolutions there, whose biases are counted at every position.
     """
 
     uncounted: tuple[str, ...] = ()
@@ -49,14 +49,14 @@ def count(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE
 
 
 def count_modules(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> dict[str, Macs]:
-    """The same of every module by its name, with all that is within it; "" is the whole."""
+    """`count` for every module by its name, submodules included; "" is the whole U-Net."""
     with torch.no_grad(), _paper_convention(unet, exceptions) as paper, FlopCounterMode(display=False) as flops:
         unet(**inputs)
     within: Counter[str] = Counter()
-    for layer, operations in paper.items():
+    for layer, macs_of_layer in paper.items():
         parts = layer.split(".")
         for depth in range(len(parts) + 1):
-            within[".".join(parts[:depth])] += operations
+            within[".".join(parts[:depth])] += macs_of_layer
     products = flops.get_flop_counts()
     macs = {}
     for name, _ in unet.named_modules():
@@ -73,11 +73,14 @@ def count_retrieve(
     *,
     keep_attention: bool = False,
 ) -> Macs:
-    """A retrieve step at the branch, with what a full step keeps."""
-    more = {"keep_attention": True} if keep_attention else {}
+    """A retrieve step at the branch, from the feature of a full step, and with `keep_attention` from its attention."""
+    keep = {"keep_attention": True} if keep_attention else {}
     with torch.no_grad():
-        kept = fork(**inputs, **more, cache_branch_id=cache_branch_id).cached_feature
-    return count(fork, {**inputs, "cache_branch_id": cache_branch_id, "cached_feature": kept}, exceptions)
+        output = fork(**inputs, **keep, cache_branch_id=cache_branch_id)
+    retrieve = {"cache_branch_id": cache_branch_id, "cached_feature": output.cached_feature}
+    if keep_attention:
+        retrieve["cached_attention"] = output.attention
+    return count(fork, {**inputs, **retrieve}, exceptions)
 
 
 def count_steps(
@@ -99,11 +102,12 @@ def count_steps(
 
 
 def count_branches(fork: Any, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> list[Macs]:
-    """Figure 4: the operations of down layer d_k and up layer u_k together, for every skip branch k."""
+    """Figure 4: MACs of down layer d_k and up layer u_k together, for every skip branch k."""
     return branches_of(fork, count_modules(fork, inputs, exceptions))
 
 
 def branches_of(fork: Any, macs: dict[str, Macs]) -> list[Macs]:
+    """The same, from what `count_modules` counted."""
     names = {module: name for name, module in fork.named_modules()}
     down = [(fork.conv_in,), *fork.down_layers]
     branches = []
@@ -114,7 +118,7 @@ def branches_of(fork: Any, macs: dict[str, Macs]) -> list[Macs]:
 
 
 def average(full: float, retrieve: float, steps: int, interval: int) -> float:
-    """Operations of a step on average, where every `interval`-th of `steps` steps is full: ceil(T/N) of them."""
+    """MACs of a step on average, where every `interval`-th of `steps` steps is full: ceil(T/N) of them."""
     num_full = math.ceil(steps / interval)
     return (num_full * full + (steps - num_full) * retrieve) / steps
 

@@ -154,7 +154,7 @@ def _coco(quiet: bool) -> Path:
 
 def _download(url: str, path: Path, file: str, quiet: bool, **check: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:  # written tmp_path, checked, renamed
+    try:  # written to a temporary file, checked, renamed
         torch.hub.download_url_to_file(url, str(path), progress=not quiet, **check)
     except (OSError, RuntimeError) as error:
         where = _cached(file)

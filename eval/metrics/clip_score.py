@@ -1,4 +1,4 @@
-"""TODO eval.metrics.clip_score."""
+"""CLIP Score of images with their prompts, by a model of open_clip: 100 × cosine, 0 where it is negative."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.command_line import RunError
+from common.shipped import SHAPES_CLIP
 from image_sets.reading import Source, count_images, image_batches, pt_prompts, read_prompts
-
-from .features import SHAPES_CLIP
 
 MODEL, PRETRAINED = "ViT-g-14", "laion2b_s34b_b88k"  # section 5 of the paper
 
@@ -36,9 +35,9 @@ def compute(
 
     Args:
         prompts: the prompts, or a file of them (see `read_prompts`); None: those in the `.pt` that `images` is.
-        model: of open_clip; or a folder in its format, with or without `local-dir:` before it; or `shapes`, the judge
-            of the shipped models.
-        pretrained: open_clip's name of the weights, or a file. Of no account for a folder.
+        model: of open_clip; or a folder in its format, with or without `local-dir:` before it; or `shapes`, the
+            CLIP scorer of the shipped models.
+        pretrained: open_clip's name of the weights, or a file. Ignored for a folder.
 
     Returns:
         model, pretrained, num_images, mean, standard_error (None of one image), per_image.
@@ -47,7 +46,7 @@ def compute(
         ValueError: another number of prompts than of images, unknown names, unusable files.
         RunError: weights that can't be had.
     """
-    texts = _prompts(images, prompts)
+    texts = prompts_for(images, prompts)
     if (number := count_images(images)) != len(texts):
         raise ValueError(f"{number} images and {len(texts)} prompts; there must be one for each")
     name, weights = _resolve(model, pretrained)
@@ -74,7 +73,12 @@ def compute(
     }
 
 
-def _prompts(images: Source, prompts: Sequence[str] | Path | None) -> list[str]:
+def prompts_for(images: Source, prompts: Sequence[str] | Path | None) -> list[str]:
+    """The prompts given, or in the file given; or those in the `.pt` that `images` is.
+
+    Raises:
+        ValueError: no prompts, or a file that can't be used.
+    """
     if isinstance(prompts, Path):
         return read_prompts(prompts)
     if isinstance(prompts, str):

@@ -1,4 +1,4 @@
-"""TODO eval.metrics.distances."""
+"""Distances between pairs of images."""
 
 from __future__ import annotations
 

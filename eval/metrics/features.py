@@ -1,4 +1,4 @@
-"""Spaces in which sets of images are compared: Inception, and for pictures of coloured shapes the shipped judge."""
+"""Feature extractors for sets of images: Inception; for pictures of coloured shapes, the shipped CLIP scorer."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ShapesFeatures:
 
     Pooled: the image embedding before it is normalised (B, 128). Spatial: the first seven channels after the third
     stage, 4 × 4 each (B, 112). Classes: the 40 pairs of colour and shape; the probabilities of one are the softmax, at
-    the judge's own temperature, of the cosine to the mean embedding of all captions with one such thing.
+    the model's own temperature, of the cosine to the mean embedding of all captions with one such thing.
     The figures say nothing outside this repository.
     """
 

@@ -1,4 +1,4 @@
-"""TODO eval.metrics.fid."""
+"""FID, sFID, Inception Score, precision and recall: statistics of sets of images, made, stored and compared."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def _published(quiet: bool) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:  # written aside, checked, renamed
+        try:  # written to a temporary file, checked, renamed
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256, progress=not quiet)
         except (OSError, RuntimeError) as error:
             raise RunError(f"cannot download {URL}: {error}; put the file at {path} or pass --weights FILE") from None
