@@ -43,6 +43,11 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
             self.controlnet = ControlNetModel.sharing(self.controlnet)
             self.register_to_config(controlnet=("diffusers", "ControlNetModel"))
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As the parent's, whatever ControlNet was put in place meanwhile."""
+        self.fork_controlnet()
+        super().save_pretrained(*args, **kwargs)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -94,6 +99,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         # 0. Check. What is for each ControlNet becomes a list.
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         config.refuse("reuse_guidance", "guidance_stop")
+        self.fork_controlnet()  # if another was put in place meanwhile
         nets = self.controlnet.nets if isinstance(self.controlnet, MultiControlNetModel) else [self.controlnet]
         starts, ends, scales = (
             value if isinstance(value, list) else [value] * len(nets)

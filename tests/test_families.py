@@ -1,6 +1,7 @@
 """The forks of SDXL, Stable Video Diffusion, Text2Video-Zero and ControlNet against diffusers' own and DeepCache's."""
 
 import inspect
+import json
 from typing import Any
 
 import diffusers
@@ -228,6 +229,22 @@ def test_what_is_saved_loads_as_the_stock_pipeline(name, tmp_path):
                 assert torch.equal(a, b)
     assert type(pipe.unet).__module__.startswith("diffusers.")
     assert np.array_equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("name", ["controlnet", "controlnets"])
+def test_whatever_controlnet_is_given_it_runs_as_the_fork_and_is_saved_under_the_stock_name(name, tmp_path):
+    family = FAMILIES[name]
+    stock, fork = family.pair()
+    settings = {"cache_interval": 3, "cache_branch_id": 1}
+    expected, saved_as = family.run(fork, 4, **settings), fork.config.controlnet
+    for given in (stock.controlnet, fork.controlnet):
+        fork.controlnet = given
+        fork.save_pretrained(tmp_path)
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        assert tuple(index["controlnet"]) == saved_as
+        fork.controlnet = given
+        assert np.array_equal(family.run(fork, 4, **settings), expected)
+    assert type(stock.controlnet).__module__.startswith("diffusers.")
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -285,9 +285,10 @@ def test_whatever_unet_is_given_it_runs_as_the_fork_and_is_saved_under_the_stock
     again = pipelines.StableDiffusionPipeline(**fork.components, requires_safety_checker=False)
     again.set_progress_bar_config(disable=True)
     assert np.array_equal(run(again, {}, cache_interval=3), expected)
-    again.unet = stock.unet
-    again.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "model_index.json").read_text())["unet"] == ["diffusers", "UNet2DConditionModel"]
+    for given in (stock.unet, fork.unet):
+        again.unet = given
+        again.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "model_index.json").read_text())["unet"] == ["diffusers", "UNet2DConditionModel"]
     again.unet = stock.unet
     assert np.array_equal(run(again, {}, cache_interval=3), expected)
     assert type(again.unet) is UNet2DConditionModel
