@@ -235,8 +235,7 @@ def make(model_type: str, pipes: list[Any], arguments: dict[str, Any], generator
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    return run_cli(lambda: run(args))
+    return run_cli(run, parser().parse_args(argv))
 
 
 if __name__ == "__main__":

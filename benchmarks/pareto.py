@@ -31,7 +31,7 @@ from tqdm import tqdm
 from common.command_line import Formatter, at_least, run_cli
 from common.environment import versions
 from common.files import atomic_write, write_text
-from common.plotting import pyplot
+from common.plotting import pyplot, save_figure
 from common.timing import alternate, pairwise, time_call
 from eval import clip_score, fid
 from eval.generation.prompts import shapes_caption
@@ -167,9 +167,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     axes.set(title=title, xlabel="speed-up of the whole call", ylabel="PSNR to the baseline (dB)")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as tmp_path:
-        figure.savefig(tmp_path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
 def document(model: str, rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
@@ -247,8 +245,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    return run_cli(lambda: run(args))
+    return run_cli(run, parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
         )
 
     for name, sampler, model, branch in (("DDPM", ddpm, unet, 2), ("LDM", ldm, pipe.unet, 0)):
+
         def seconds(sampler: Any, unet: Any, branch: int, interval: int) -> float:
             call = partial(sampler, cache_interval=interval, cache_branch_id=branch)
             return time_call([SimpleNamespace(unet=unet)], call, device)[2][0].unet
@@ -68,8 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    return run_cli(lambda: run(args))
+    return run_cli(run, parser().parse_args(argv))
 
 
 if __name__ == "__main__":

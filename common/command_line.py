@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class RunError(Exception):
@@ -47,10 +48,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def run_cli(run: Callable[[], None]) -> int:
-    """Runs a command; a wrong call ends in one line and 2, a failed run in one line and 1, Ctrl-C in 130."""
+def run_cli(run: Callable[..., None], *args: Any) -> int:
+    """Runs a command with its arguments; a wrong call ends in one line and 2, a failed run in one line and 1, Ctrl-C in 130."""
     try:
-        run()
+        run(*args)
     except ValueError as error:
         message, status = str(error), 2
     except RunError as error:

@@ -197,8 +197,7 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args, passed = parser().parse_known_args(argv)
-    return run_cli(lambda: run(args, passed))
+    return run_cli(run, *parser().parse_known_args(argv))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,9 @@ def run(args: argparse.Namespace) -> None:
     rng = np.random.default_rng((11, args.seed))
     scenes = [random_scene(rng, held_out=True, things=2) for _ in range(args.count)]
     classifier = CaptionClassifier(args.encoder)
-    rendered = [classifier.verdicts(Image.fromarray(render(scene, rng)[0]), scene) for scene in tqdm(scenes, desc="renders")]
+    rendered = [
+        classifier.verdicts(Image.fromarray(render(scene, rng)[0]), scene) for scene in tqdm(scenes, desc="renders")
+    ]
 
     pipe = StableDiffusionPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
@@ -112,8 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    return run_cli(lambda: run(args))
+    return run_cli(run, parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.files import atomic_write
-from common.plotting import pyplot
+from common.plotting import pyplot, save_figure
 
 from .macs import NONE, Exceptions, average, branches_of, count_modules, count_retrieve
 
@@ -68,6 +67,4 @@ def plot(result: dict[str, Any], title: str, path: Path) -> None:
     axes.bar(names, [row["layers"]["paper"] / 1e9 for row in result["branches"]], color="#4c78a8")
     axes.set(title=title, xlabel="skip branch m", ylabel="G multiply-accumulates of $d_m$ and $u_m$")
     axes.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as tmp_path:
-        figure.savefig(tmp_path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, path, dpi=150)

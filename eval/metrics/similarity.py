@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import atomic_write
-from common.plotting import pyplot
+from common.plotting import pyplot, save_figure
 from unets.cache.observe import observed_calls
 
 THRESHOLD = 0.95  # Figure 2's
@@ -76,6 +75,4 @@ def plot(matrix: np.ndarray, share: np.ndarray, title: str, path: Path) -> None:
     curve.plot(100 * share, color="#4c78a8")
     curve.set(xlabel="step", ylabel=f"% of steps\nabove {THRESHOLD}", ylim=(0, 105))
     curve.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as tmp_path:
-        figure.savefig(tmp_path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, path, dpi=150)

@@ -30,12 +30,12 @@ def observed_calls(unet: Any, cache_branch_id: int, see: See) -> Iterator[None]:
     unet.check_branch(cache_branch_id)
     signature = inspect.signature(unet.forward)
 
-    def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if kwargs.get("cache_branch_id") is not None:
             raise ValueError("the run has a cache of its own; run with cache_interval=1")
         return args, kwargs | {"cache_branch_id": cache_branch_id}
 
-    def show(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def show(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         inputs = signature.bind(*args, **kwargs).arguments
         if isinstance(output, tuple):
             see(inputs, output[0], output[1])
