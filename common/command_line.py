@@ -49,7 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_cli(run: Callable[..., None], *args: Any) -> int:
-    """Runs a command with its arguments; a wrong call ends in one line and 2, a failed run in one line and 1, Ctrl-C in 130."""
+    """Runs a command: a wrong call ends in one line and 2, a failed run in one line and 1, Ctrl-C in 130."""
     try:
         run(*args)
     except ValueError as error:

@@ -1,3 +1,3 @@
-"""Measuring: time, operations, distance between images."""
+"""Commands: sets of images, their scores, the paper's tables, MACs, speed, calibration."""
 
 import common  # noqa: F401  # silences a warning that diffusers triggers at import
