@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,31 +16,26 @@ import numpy as np
 import pytest
 import torch
 
-from eval import tables
+import ddpm.sample
+import ldm.sample
+from eval import generate, tables
 from eval.counting.macs import average
-from eval.paper import results as row_results
+from eval.generation import text
+from eval.metrics.distances import psnr
+from eval.paper.data import FOLDER, SCALES, TABLES, RowRun, load_scale, load_table, parse_scale, parse_table
+from eval.paper.estimate import tmacs_of
+from eval.paper.jobs import Job, Options, baseline_of, job_of
+from eval.paper.macs import macs_of, steps_of
 from eval.paper.output import agrees
-from eval.paper.rows import (
-    PAPER,
-    SCALES,
-    TABLES,
-    Options,
-    baseline_of,
-    cost,
-    job_of,
-    load_scale,
-    load_table,
-    macs_of,
-    num_full,
-    steps_of,
-)
+from eval.paper.scores import median_psnr
 from ldm.checkpoint import new_scheduler
 from pipelines import LDMClassPipeline
+from unets.cache.config import CacheConfig
 from unets.cache.zeroed import zero_cached_features
 
 ROOT = Path(__file__).parent.parent
-ROWS = [(name, k, row) for name in TABLES for k, row in enumerate(load_table(name)["rows"], 1)]
-RUNS = [(name, k, row) for name, k, row in ROWS if "run" in row]
+ROWS = [(name, k, row) for name in TABLES for k, row in enumerate(load_table(name).rows, 1)]
+RUNS = [(name, k, row.run) for name, k, row in ROWS if row.run is not None]
 EXCEPTIONS = {("table12", k) for k in (6, 7, 8, 9)} | {("table3", 6), ("table3", 12)}
 
 
@@ -51,8 +47,8 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def options(scale: str, tmp_path: Path, **more) -> Options:
-    return Options(scale, tmp_path / "work", tmp_path / "inputs", **more)
+def options(scale: str, tmp_path: Path, **more: Any) -> Options:
+    return Options(load_scale(scale), tmp_path / "work" / scale, tmp_path / "inputs", torch.device("cpu"), **more)
 
 
 def published_macs() -> dict[str, set[str]]:
@@ -66,14 +62,14 @@ def published_macs() -> dict[str, set[str]]:
 @pytest.mark.parametrize("name", published_macs())
 def test_every_printed_macs_cell_is_counted_and_agrees_but_for_the_exceptions_named(name):
     table = load_table(name)
-    models = load_scale("paper")["models"]
+    models = load_scale("paper").models
     apart, seen = set(), set()
-    for k, row in enumerate(table["rows"], 1):
-        if "run" not in row:
+    for k, row in enumerate(table.rows, 1):
+        if row.run is None:
             continue
-        counted = macs_of(row["run"], models[row["run"]["model"]]["layout"], table["macs_over"])
-        seen.add(row["paper"]["macs_g"])
-        if not agrees(row["paper"]["macs_g"], counted):
+        counted = macs_of(row.run, models[row.run.model].unet, table.macs_over)
+        seen.add(row.paper["macs_g"])
+        if not agrees(row.paper["macs_g"], counted):
             apart.add((name, k))
     assert published_macs()[name] <= seen
     assert apart == {exception for exception in EXCEPTIONS if exception[0] == name}
@@ -81,7 +77,7 @@ def test_every_printed_macs_cell_is_counted_and_agrees_but_for_the_exceptions_na
 
 def test_macs_of_a_run_are_the_average_of_its_steps():
     full, retrieve = (step.paper / 1e9 for step in steps_of("ddpm-cifar10", 2))
-    run = {"model": "ddpm-cifar10", "steps": 100, "cache_interval": 3, "cache_branch_id": 2}
+    run = RowRun("ddpm-cifar10", 100, CacheConfig(cache_interval=3, cache_branch_id=2))
     assert macs_of(run, "ddpm-cifar10", 100) == pytest.approx(average(full, retrieve, 100, 3), rel=1e-12)
 
 
@@ -94,58 +90,110 @@ def test_a_number_agrees_rounded_or_cut_off(printed, value, same):
     assert agrees(printed, value) is same
 
 
+def typed_in(job: Job) -> Any:
+    """The settings that the sampling script makes of a row's options as a user would type them."""
+    script: Any = {ddpm.sample.Settings: ddpm.sample, ldm.sample.Settings: ldm.sample, text.Settings: generate}[
+        type(job.settings)
+    ]
+    run, cache = job.run, job.run.cache
+    argv = ["--steps", str(run.steps), "--cache-interval", str(cache.cache_interval)]
+    if cache.cache_interval > 1:
+        argv += ["--cache-branch-id", str(cache.cache_branch_id)]
+    if cache.center is not None:
+        argv += ["--non-uniform", "--center", str(cache.center), "--pow", str(cache.pow)]
+    if run.zero_cache:
+        argv += ["--zero-cache"]
+    own = {name: getattr(job.settings, name, None) for name in ("model", "config", "checkpoint", "prompts", "seed")}
+    for name, value in own.items():
+        if value is not None:
+            argv += [f"--{name}", str(value)]
+    args = script.parser().parse_args([*argv, "--num-images", str(job.num_images)])
+    return replace(script.settings_of(args), cache_label=None)  # which names the folder of a set that has no --out
+
+
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_row_is_a_command_that_its_script_understands(tmp_path, scale):
-    by_out: dict[Path, list[str]] = {}
-    ldm: Any = SimpleNamespace(scheduler=new_scheduler())
-    for _, _, row in RUNS:
-        job = job_of(row["run"], options(scale, tmp_path))
+def test_every_row_has_the_settings_that_its_script_would_make_of_its_options(tmp_path, scale):
+    by_out: dict[Path, Any] = {}
+    pipe: Any = SimpleNamespace(scheduler=new_scheduler())
+    for _, _, run in RUNS:
+        job = job_of(run, options(scale, tmp_path))
         if job is None:
             continue
-        script = row_results.SCRIPTS[job.model["sampler"]]
-        args = script.parser().parse_args([*job.argv, "--num-images", str(job.num_images)])
-        interval = row["run"].get("cache_interval", 1)
-        assert (args.steps, args.cache_interval) == (job.run["steps"], interval)
-        assert num_full(job.run) == -(-job.run["steps"] // interval)
-        assert getattr(args, "zero_cache", False) == row["run"].get("zero_cache", False)
-        assert by_out.setdefault(job.out, job.argv) == job.argv  # equal places are equal commands, and
-        assert cost(job)["tmacs"] > 0
-        if job.model["sampler"] == "ldm":  # whose timesteps can begin too high
-            LDMClassPipeline.set_timesteps(ldm, job.run["steps"], "cpu")
-    commands = [" ".join(argv) for argv in by_out.values()]
-    # only prompts' or models' stand-ins differ where the arguments don't
-    assert len({(path.name.split("-")[0], c) for path, c in zip(by_out, commands, strict=True)}) == len(commands)
+        interval = run.cache.cache_interval
+        assert job.settings == typed_in(job)
+        assert (job.settings.steps, job.settings.cache.cache_interval) == (job.run.steps, interval)
+        assert job.run.num_full == -(-job.run.steps // interval)
+        assert getattr(job.settings, "zero_cache", False) == run.zero_cache
+        assert by_out.setdefault(job.out, job.settings) == job.settings  # equal places are equal settings, and
+        assert tmacs_of(job) > 0
+        if isinstance(job.settings, ldm.sample.Settings):  # whose timesteps can begin too high
+            LDMClassPipeline.set_timesteps(pipe, job.run.steps, "cpu")
+    # only prompts' or models' stand-ins differ where the settings don't
+    assert len({(path.name.split("-")[0], settings) for path, settings in by_out.items()}) == len(by_out)
 
 
 def test_every_row_has_a_model_at_the_papers_scale():
-    models = load_scale("paper")["models"]
-    assert {row["run"]["model"] for _, _, row in RUNS} == set(models)
+    models = load_scale("paper").models
+    assert {run.model for _, _, run in RUNS} == set(models)
     for model in models.values():
-        assert model.get("speed_of", "sd15-parti") in models
+        assert (model.speed_of or "sd15-parti") in models
 
 
 def test_the_small_scale_shortens_runs_and_moves_centres(tmp_path):
-    run = {"model": "ldm4", "steps": 250, "cache_interval": 20, "cache_branch_id": 0, "center": 120, "pow": 1.2}
+    cache = CacheConfig(cache_interval=20, cache_branch_id=0, uniform=False, center=120, pow=1.2)
+    run = RowRun("ldm4", 250, cache)
     job = job_of(run, options("shapes", tmp_path))
     assert job is not None
-    assert (job.run["steps"], job.run["center"]) == (100, 48)
-    assert run["steps"] == 250
+    assert (job.run.steps, job.run.cache.center) == (100, 48)
+    assert run.steps == 250
     paper = job_of(run, options("paper", tmp_path))
     assert paper is not None
-    assert (paper.run["steps"], paper.run["center"], paper.num_images) == (250, 120, 50000)
-    assert job_of({"model": "ddpm-church", "steps": 100}, options("shapes", tmp_path)) is None
+    assert (paper.run.steps, paper.run.cache.center, paper.num_images) == (250, 120, 50000)
+    assert job_of(RowRun("ddpm-church", 100), options("shapes", tmp_path)) is None
+
+
+def test_a_row_can_have_steps_of_its_own_at_a_scale(tmp_path):
+    run = load_table("table4").rows[0].run
+    assert run is not None and run.steps == 59
+    steps = [job.run.steps for scale in SCALES if (job := job_of(run, options(scale, tmp_path))) is not None]
+    assert dict(zip(SCALES, steps, strict=True)) == {"shapes": 25, "paper": 59}
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [((), "table3: .*'colour'"), (("rows", 0), "table3, row 1: .*'colour'"),
+     (("rows", 0, "run"), "table3, row 1: .*'colour'")],
+)  # fmt: skip
+def test_an_unknown_key_of_a_table_is_refused(path, says):
+    part = content = json.loads((FOLDER / "table3.json").read_text())
+    for key in path:
+        part = part[key]
+    part["colour"] = 1
+    with pytest.raises(ValueError, match=says):
+        parse_table("table3", content)
+
+
+@pytest.mark.parametrize("path", [(), ("models", "ldm4"), ("models", "ldm4", "settings"), ("models", "ldm4", "score")])
+def test_an_unknown_key_of_a_scale_is_refused(path):
+    part = content = json.loads((FOLDER / "scales.json").read_text())["paper"]
+    for key in path:
+        part = part[key]
+    part["colour"] = 1
+    with pytest.raises(ValueError, match=r"paper.*'colour'"):
+        parse_scale("paper", content)
 
 
 def test_what_is_missing_is_named(tmp_path):
-    job = job_of({"model": "ddpm-cifar10", "steps": 100}, options("paper", tmp_path))
+    run = RowRun("ddpm-cifar10", 100)
+    job = job_of(run, options("paper", tmp_path))
     assert job is not None
-    assert [text.split(" ")[0] for text in job.missing] == [
+    assert [line.split(" ")[0] for line in job.missing] == [
         str(tmp_path / "inputs" / "ema_cifar10.ckpt"),
         str(tmp_path / "inputs" / "cifar10-reference.npz"),
     ]
     (tmp_path / "inputs").mkdir()
     (tmp_path / "inputs" / "ema_cifar10.ckpt").touch()
-    job = job_of({"model": "ddpm-cifar10", "steps": 100}, options("paper", tmp_path))
+    job = job_of(run, options("paper", tmp_path))
     assert job is not None
     assert len(job.missing) == 1
 
@@ -171,13 +219,16 @@ def run(tmp_path: Path, *names: str, num_images: int = 4) -> int:
 
 def short(monkeypatch) -> None:
     """Runs of a fifth of their steps, references of few pictures."""
-    monkeypatch.setattr(
-        "eval.plan.scaled", lambda run, time, scale: {**run, "steps": 10} | ({"center": 4} if "center" in run else {})
-    )
-    load = load_scale
-    small = {"reference_images": 40}
-    for module in ("eval.row_results", "eval.tables", "eval.plan"):
-        monkeypatch.setattr(f"{module}.load_scale", lambda name: load(name) | (small if name == "shapes" else {}))
+
+    def at(run: RowRun, scale: str, steps_factor: float) -> RowRun:
+        cache = run.cache if run.cache.center is None else replace(run.cache, center=4)
+        return replace(run, steps=10, cache=cache)
+
+    def load(name: str) -> Any:
+        return replace(load_scale(name), reference_images=40)
+
+    monkeypatch.setattr(RowRun, "at", at)
+    monkeypatch.setattr(tables, "load_scale", load)
 
 
 def test_a_table_from_nothing_and_nothing_the_second_time(tmp_path, monkeypatch, capsys):
@@ -195,10 +246,9 @@ def test_a_table_from_nothing_and_nothing_the_second_time(tmp_path, monkeypatch,
     def fail(*_, **__):
         raise AssertionError("something was done again")
 
-    for name in ("make_images", "alternate", "draw"):
-        monkeypatch.setattr(row_results, name, fail)
-    monkeypatch.setattr(tables, "make_images", fail)
-    monkeypatch.setattr("eval.fid.measure", fail)
+    for name in ("tables.make_images", "paper.images.make_set", "paper.speed.alternate", "paper.scores.draw",
+                 "metrics.fid.measure"):  # fmt: skip
+        monkeypatch.setattr(f"eval.{name}", fail)
     assert run(tmp_path, "table5", "table9") == 0
     assert "0 sets of images made" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
@@ -227,8 +277,8 @@ def test_rows_are_shared_between_tables_timed_and_compared_with_the_baseline(tmp
 
 def test_psnr_is_the_median_over_pairs(tmp_path):
     jobs = []
-    for level, run_ in ((100, {"model": "ddpm-cifar10", "steps": 100}), (110, {"model": "ddpm-cifar10", "steps": 50})):
-        job = job_of(run_, options("shapes", tmp_path, num_images=3))
+    for level, steps in ((100, 100), (110, 50)):
+        job = job_of(RowRun("ddpm-cifar10", steps), options("shapes", tmp_path, num_images=3))
         assert job is not None
         job.out.mkdir(parents=True)
         images = np.full((3, 32, 32, 3), level, np.uint8)
@@ -237,8 +287,18 @@ def test_psnr_is_the_median_over_pairs(tmp_path):
         jobs.append(job)
     baseline, job = jobs
     assert baseline_of(job, options("shapes", tmp_path, num_images=3)).out == baseline.out
-    assert row_results.psnr(job, baseline) == pytest.approx(20 * np.log10(255 / 10), rel=1e-12)
-    assert row_results.psnr(baseline, baseline) is None
+    assert median_psnr(job, baseline) == pytest.approx(20 * np.log10(255 / 10), rel=1e-12)
+    assert median_psnr(baseline, baseline) is None
+
+
+def test_psnr_of_each_image_by_its_definition():
+    images, reference = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 6, 3), np.uint8)
+    images[3] = reference[3]
+    found = psnr(images, reference)
+    errors = [((a.astype(float) - b) ** 2).mean() for a, b in zip(images, reference, strict=True)]
+    assert found.dtype == np.float64 and found.shape == (4,)
+    assert found[:3] == pytest.approx([10 * np.log10(255**2 / error) for error in errors[:3]], rel=1e-12)
+    assert found[3] == pytest.approx(10 * np.log10(255**2 / 1e-12), rel=1e-12)  # equal ones
 
 
 def test_a_killed_table_is_continued_and_ends_as_an_unbroken_one(tmp_path):
@@ -278,7 +338,7 @@ def test_a_dry_run_says_what_is_missing_and_makes_nothing(tmp_path, capsys):
     call = ["table2", "--scale", "paper", "--rows", "2,4,9", "--dry-run", "--device", "cpu"]
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--inputs", str(tmp_path / "in")]
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("eval.estimate.tmacs_a_second", lambda *_: 2.0)
+    monkey.setattr("eval.paper.estimate.tmacs_a_second", lambda *_: 2.0)
     assert tables.main([*call, *places]) == 0
     monkey.undo()
     said = capsys.readouterr().out
@@ -320,10 +380,10 @@ def test_wrong_calls(call, says, capsys, tmp_path):
 
 
 def test_notes_name_where_the_paper_contradicts_itself():
-    notes = {name: " ".join(load_table(name)["notes"]) for name in TABLES}
+    notes = {name: " ".join(load_table(name).notes) for name in TABLES}
     assert "113.63" in notes["table3"] and "130.52" in notes["table3"]
     assert "50.6" in notes["table4"]
     assert "10.38" in notes["table6"] and "9.74" in notes["table6"]
     assert "7.11" in notes["table11"] and "7.36" in notes["table11"]
     assert "equation 7" in notes["table1"]
-    assert {path.stem for path in PAPER.glob("table*.json")} == set(TABLES)
+    assert {path.stem for path in FOLDER.glob("table*.json")} == set(TABLES)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from common.files import atomic_write, write_text
 from common.plotting import pyplot
 from image_sets.batches import Batch
+from image_sets.generate import Run
 from image_sets.reading import image_batches
 
 from ..counting.branches import measure
@@ -21,22 +21,52 @@ from ..counting.layouts import open_model
 from ..counting.macs import unet_inputs
 from ..metrics.similarity import THRESHOLD, features_of_run, share_above, similarity
 from ..metrics.similarity import plot as plot_similarity
-from .results import open_run
-from .rows import Job
+from .data import RowRun, Table
+from .images import is_made, open_run
+from .jobs import Job, Options, Plan, job_of
+from .results import Result
 
+FIGURES = {"figure2": [], "figure4": [], "figure6": ["table13", "table14"], "figure7": ["table13"]}  # and their tables
 FIGURE_2_BRANCH, FIGURE_2_IMAGES = 1, 4
 FIGURE_7_IMAGES = 6
 
 
-def figure2(jobs: dict[str, Job], out: Path, quiet: bool) -> None:
+def draw_figure(
+    name: str, plans: Mapping[str, Plan], results: Mapping[str, list[Result]], options: Options, out: Path
+) -> None:
+    """One of `FIGURES` into `out`, if what it needs is there."""
+    if name == "figure4":
+        figure4(out, options.quiet)
+    elif name == "figure2":
+        models = options.scale.models
+        chosen = [m for m in ("ldm4", "ddpm-bedroom", "ddpm-cifar10", "sd15-parti") if m in models]
+        jobs = {m: job_of(RowRun(m, models[m].baseline_steps), options) for m in chosen}
+        ready = {m: job for m, job in jobs.items() if job is not None and not job.missing}
+        if ready and not all((out / f"figure2-{m}.png").is_file() for m in ready):
+            figure2(ready, options.device, out, options.quiet)
+    elif name == "figure6":
+        titles = {"PartiPrompts": "table13", "COCO 2017": "table14"}
+        figure6({title: (plans[table].table, results[table]) for title, table in titles.items()}, out)
+    else:
+        plan = plans["table13"]
+        rows = [
+            (row.name.removeprefix("uniform ").removesuffix(" steps"), job)
+            for row, job in zip(plan.table.rows, plan.jobs, strict=True)
+            if row.name.startswith(("PLMS 50", "uniform")) and job is not None and is_made(job)
+        ]
+        if rows:
+            figure7(rows, out)
+
+
+def figure2(jobs: Mapping[str, Job], device: torch.device, out: Path, quiet: bool) -> None:
     """Similarity of the features that enter u_1, between all pairs of steps, of each model's baseline."""
     rows = []
     for name, job in jobs.items():
-        run = open_run(job)
+        run = open_run(job.settings, device)
         matrix = torch.zeros(())
         for k in tqdm(range(FIGURE_2_IMAGES), desc=f"figure 2, {name}", disable=quiet, leave=False):
 
-            def sample(k: int = k, run: Any = run) -> None:
+            def sample(k: int = k, run: Run = run) -> None:
                 run.make(Batch.of(0, [k]))
 
             matrix = matrix + similarity(features_of_run(sample, run.unet, FIGURE_2_BRANCH)) / FIGURE_2_IMAGES
@@ -44,7 +74,7 @@ def figure2(jobs: dict[str, Job], out: Path, quiet: bool) -> None:
         plot_similarity(matrix.numpy(), share.numpy(), f"{name}, what enters u_1", out / f"figure2-{name}.png")
         with atomic_write(out / f"figure2-{name}.csv") as tmp_path:
             np.savetxt(tmp_path, matrix.numpy(), delimiter=",", fmt="%.4f")
-        _write(out / f"figure2-{name}.md", f"# Figure 2, {name}: similarity of all pairs of steps\n")
+        write_text(out / f"figure2-{name}.md", f"# Figure 2, {name}: similarity of all pairs of steps\n")
         rows.append(
             f"| {name} | {len(matrix)} | {100 * share.mean():.1f} | {100 * share.min():.1f} | "
             f"{matrix.diagonal(1).min():.3f} | {matrix.min():.3f} |"
@@ -59,11 +89,11 @@ def figure2(jobs: dict[str, Job], out: Path, quiet: bool) -> None:
         "|:--|--:|--:|--:|--:|--:|",
         *rows,
     ]
-    _write(out / "figure2.md", "\n".join(lines) + "\n")
+    write_text(out / "figure2.md", "\n".join(lines) + "\n")
 
 
 def figure4(out: Path, quiet: bool) -> None:
-    """Operations of each skip branch, of the published layouts."""
+    """MACs of each skip branch, of the published layouts."""
     for name, title in (("ddpm-cifar10", "DDPM, CIFAR-10"), ("sd15", "Stable Diffusion v1.5, 512 × 512")):
         model = open_model(name)
         fork = model.on_meta()
@@ -81,10 +111,10 @@ def figure4(out: Path, quiet: bool) -> None:
             f"| {row['cache_branch_id']} | {row['layers']['paper'] / 1e9:.4f} | {row['retrieve']['paper'] / 1e9:.4f} |"
             for row in result["branches"]
         ]
-        _write(out / f"figure4-{name}.md", "\n".join(lines) + "\n")
+        write_text(out / f"figure4-{name}.md", "\n".join(lines) + "\n")
 
 
-def figure6(tables: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]], out: Path) -> None:
+def figure6(tables: Mapping[str, tuple[Table, list[Result]]], out: Path) -> None:
     """CLIP Score against speed-up: fewer steps, uniform and non-uniform caches; the paper's left, ours right."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2 * len(tables), figsize=(8 * len(tables), 3.6), layout="constrained")
@@ -93,12 +123,14 @@ def figure6(tables: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]], out:
         for side, panel in enumerate(axes[2 * k : 2 * k + 2]):
             for kind, colour in kinds.items():
                 points = []
-                for row, result in zip(table["rows"], results, strict=True):
-                    if row["name"].split()[0] != kind:
+                for row, result in zip(table.rows, results, strict=True):
+                    if row.name.split()[0] != kind:
                         continue
-                    source = row["paper"] if side == 0 else result
-                    if source.get("speedup") is not None and source.get("clip_score") is not None:
-                        points.append((float(source["speedup"]), float(source["clip_score"])))
+                    x, y = (
+                        row.paper.get(column) if side == 0 else result[column] for column in ("speedup", "clip_score")
+                    )
+                    if x is not None and y is not None:
+                        points.append((float(x), float(y)))
                 if points:
                     xs, ys = zip(*sorted(points), strict=True)
                     panel.plot(xs, ys, "o-", color=colour, label=kind, markersize=4)
@@ -108,7 +140,7 @@ def figure6(tables: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]], out:
     with atomic_write(out / "figure6.png") as tmp_path:
         figure.savefig(tmp_path, dpi=120)
     plt.close(figure)
-    _write(out / "figure6.md", "# Figure 6: CLIP Score against speed-up\n\nThe data are Tables 13 and 14.\n")
+    write_text(out / "figure6.md", "# Figure 6: CLIP Score against speed-up\n\nThe data are Tables 13 and 14.\n")
 
 
 def figure7(rows: Sequence[tuple[str, Job]], out: Path) -> None:
@@ -134,8 +166,4 @@ def figure7(rows: Sequence[tuple[str, Job]], out: Path) -> None:
     plt.close(figure)
     prompts = (rows[0][1].out / "prompts.txt").read_text(encoding="utf-8").splitlines()[:FIGURE_7_IMAGES]
     text = "# Figure 7: the same prompts as N grows\n\n" + "\n".join(f"- {prompt}" for prompt in prompts) + "\n"
-    _write(out / "figure7.md", text)
-
-
-def _write(path: Path, text: str) -> None:
-    write_text(path, text)
+    write_text(out / "figure7.md", text)

@@ -1,0 +1,212 @@
+"""The tables as the paper prints them, and the models that they are run on: the JSON files beside this one, typed.
+
+A file `table*.json` has the published numbers, and the settings of each row that can be run. `scales.json` says which
+model a row's settings are run on, and with what.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ddpm.sample
+import ldm.sample
+from common.shipped import ASSETS
+from unets.cache.config import CacheConfig
+
+from ..generation import text
+
+FOLDER = Path(__file__).parent
+TABLES = [f"table{k}" for k in range(1, 15)]
+SCALES = ("shapes", "paper")
+
+Settings = ddpm.sample.Settings | ldm.sample.Settings | text.Settings  # of the three ways to make a set of images
+SAMPLERS = {"ddpm": ddpm.sample.Settings, "ldm": ldm.sample.Settings, "text": text.Settings}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """What a row of a table is a run of."""
+
+    model: str  # by its name in scales.json
+    steps: int
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    zero_cache: bool = False
+    steps_at: Mapping[str, int] = field(default_factory=dict)  # by scale, where the row itself says them
+
+    def at(self, scale: str, steps_factor: float) -> RowRun:
+        """The same with another number of steps, the centre of the schedule moved alike.
+
+        Where the row itself says its steps at a scale, they stand: LDM-4-G's sampler does not take any number of them.
+        """
+        steps = self.steps_at.get(scale, round(self.steps * steps_factor))
+        center = self.cache.center
+        cache = replace(self.cache, center=None if center is None else round(center * steps_factor))
+        return replace(self, steps=steps, cache=cache, steps_at={})
+
+    @property
+    def num_full(self) -> int:
+        """How many of its steps are full."""
+        return len(self.cache.full_steps(self.steps))
+
+    @property
+    def slug(self) -> str:
+        """The settings as part of a file's name."""
+        cache, parts = self.cache, [str(self.steps)]
+        if cache.cache_interval > 1:
+            parts += [f"n{cache.cache_interval}", f"m{cache.cache_branch_id}"]
+        if not cache.uniform:
+            parts.append(f"c{cache.center}-p{cache.pow:g}")
+        return "-".join(parts) + ("-zero" if self.zero_cache else "")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Of Tables 9 and 10, whose rows are schedules and not runs."""
+
+    num_steps: int
+    cache: CacheConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: what is printed in it, by column, and how it came about, unless it is of another method or paper."""
+
+    name: str
+    paper: Mapping[str, str]
+    run: RowRun | None = None
+    schedule: Schedule | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper. Columns have the names of `COLUMNS`."""
+
+    name: str  # such as table3
+    title: str
+    setting: str
+    kind: str  # scores or schedules
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    macs_over: int | None = None  # the steps that a run's MACs are divided by
+
+    @property
+    def heading(self) -> str:
+        """Number and title."""
+        return f"Table {self.name.removeprefix('table')}: {self.title}"
+
+
+@dataclass(frozen=True)
+class FidScore:
+    """Images are scored by FID and its kin."""
+
+    variant: str  # of the extractor
+    reference: str  # a path, with the places that `Options.place` fills in
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """Images are scored by their CLIP Score."""
+
+    clip: str  # open_clip's name of the model
+
+
+@dataclass(frozen=True)
+class Model:
+    """What stands for a model of the paper."""
+
+    unet: str  # of which MACs are counted: a published layout's name, or a path
+    settings: Settings  # but for steps, cache and dtype; paths with the places that `Options.place` fills in
+    baseline_steps: int
+    num_images: int
+    batch_size: int
+    size: int  # of the images, pixels
+    score: FidScore | ClipScore
+    guided: bool = False  # two halves a step
+    steps_factor: float = 1  # steps of a run for one of the paper's
+    speed_of: str | None = None  # the model that has the same speed, which is measured once
+    speed_over: str | None = None  # the model whose baseline is that of the speed-up; None: its own
+    hub: str | None = None  # id of the model that must be in the hub's cache
+    files: Mapping[str, str] = field(default_factory=dict)  # needed in --inputs, and where each is from
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Which models stand for the paper's."""
+
+    name: str
+    about: str
+    models: Mapping[str, Model]
+    reference_images: int | None  # pictures of the renderer in a reference; None: references are files of the user's
+
+
+def load_table(name: str) -> Table:
+    """A table of the paper, by its name such as table3. Raises as `parse_table`."""
+    return parse_table(name, json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def load_scale(name: str) -> Scale:
+    """The models of a scale, one of `SCALES`. Raises as `parse_scale`."""
+    return parse_scale(name, json.loads((FOLDER / "scales.json").read_text(encoding="utf-8"))[name])
+
+
+def parse_table(name: str, content: dict[str, Any]) -> Table:
+    """The table in a file's content. Raises ValueError for a key that is unknown or lacking."""
+    rows = tuple(_row(row, f"{name}, row {k}") for k, row in enumerate(content["rows"], 1))
+    lists = {"columns": tuple(content["columns"]), "rows": rows, "notes": tuple(content["notes"])}
+    return _make(Table, {**content, **lists, "name": name}, name)
+
+
+def parse_scale(name: str, content: dict[str, Any]) -> Scale:
+    """The scale in an entry of scales.json. Raises ValueError for a key that is unknown or lacking."""
+    models = {model: _model(entry, f"{name}, {model}") for model, entry in content["models"].items()}
+    return _make(Scale, {**content, "models": models, "name": name}, name)
+
+
+def _row(content: dict[str, Any], where: str) -> Row:
+    parts: dict[str, Any] = {}
+    if "run" in content:
+        run = dict(content["run"])
+        steps_at = {scale: _steps(run.pop(scale), where) for scale in SCALES if scale in run}
+        parts["run"] = _make(RowRun, {**_with_cache(run), "steps_at": steps_at}, where)
+    if "schedule" in content:
+        parts["schedule"] = _make(Schedule, _with_cache(content["schedule"]), where)
+    return _make(Row, {**content, **parts}, where)
+
+
+def _steps(own: dict[str, int], where: str) -> int:
+    """What a row says of itself at a scale."""
+    if own.keys() != {"steps"}:
+        raise ValueError(f"{where}: at a scale, a row can have its own steps and nothing else")
+    return own["steps"]
+
+
+def _with_cache(content: dict[str, Any]) -> dict[str, Any]:
+    """The same with the entries that describe a cache made into one."""
+    cache = {k: v for k, v in content.items() if k in ("cache_interval", "cache_branch_id", "center", "pow")}
+    others = {k: v for k, v in content.items() if k not in cache}
+    return {**others, "cache": CacheConfig(uniform="center" not in cache, **cache)}
+
+
+def _model(content: dict[str, Any], where: str) -> Model:
+    content = dict(content)
+    parts = {
+        "settings": _make(SAMPLERS[content.pop("sampler")], content["settings"], f"{where}, settings"),
+        "score": _make(ClipScore if "clip" in content["score"] else FidScore, content["score"], f"{where}, score"),
+    }
+    if "/" in content["unet"]:  # beside the code, wherever the command is started
+        parts["unet"] = str(ASSETS.parent / content["unet"])
+    return _make(Model, {**content, **parts}, where)
+
+
+def _make(cls: type[T], content: Mapping[str, Any], where: str) -> T:
+    try:
+        return cls(**content)
+    except TypeError as error:  # which names the key
+        raise ValueError(f"{where}: {error}") from None
