@@ -4,7 +4,7 @@ python -m benchmarks.pareto --count 500
 python -m benchmarks.pareto --models text --count 64 --points "plain N=5, m=1" "forecast N=5, m=1"
 
 Quality is the distance of each picture to the baseline's from the same noise (mean squared error, PSNR, SSIM, cosine
-distance of the judge's features), agreement with the prompt (the judge's CLIP Score) and FID to fresh renders. Time is
+distance of the CLIP scorer's features), agreement with the prompt (its CLIP Score) and FID to fresh renders. Time is
 the U-Net's and the whole call's, all points in turn in one process. Pictures are kept in --work, and a larger --count
 adds to them; results are a table, a CSV file and a plot for each model in --out.
 """
@@ -35,6 +35,7 @@ from common.plotting import pyplot, save_figure
 from common.timing import alternate, pairwise, time_call
 from eval import clip_score, fid
 from eval.generation.prompts import shapes_caption
+from eval.metrics.distances import psnr
 from eval.metrics.features import ShapesFeatures
 from eval.metrics.fid import make_reference
 from image_sets.batches import Batch, to_uint8
@@ -75,18 +76,20 @@ def pictures(point: Point, file: Path, count: int, batch_size: int, quiet: bool)
     return images
 
 
-def distances(ours: np.ndarray, baseline: np.ndarray, judge: ShapesFeatures) -> dict[str, float]:
+def distances(ours: np.ndarray, baseline: np.ndarray, extractor: ShapesFeatures) -> dict[str, float]:
     """Of each picture to its own of the baseline, from the same noise."""
     squared = ((ours.astype(np.float64) - baseline) / 255) ** 2
     each = squared.mean((1, 2, 3))
     x, y = (torch.from_numpy(a).permute(0, 3, 1, 2).double() for a in (ours, baseline))
     ssim = structural_similarity_index_measure(x, y, data_range=255.0, reduction="none")
-    features = [np.concatenate([judge(a[k : k + 64]).pooled for k in range(0, len(a), 64)]) for a in (ours, baseline)]
+    features = [
+        np.concatenate([extractor(a[k : k + 64]).pooled for k in range(0, len(a), 64)]) for a in (ours, baseline)
+    ]
     a, b = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in features)
     assert isinstance(ssim, Tensor)
     return {
         "mse": 1e4 * float(each.mean()),
-        "psnr": float(np.median(-10 * np.log10(each.clip(1e-12)))),
+        "psnr": float(np.median(psnr(ours, baseline))),
         "ssim": float(ssim.median()),
         "features": float((1 - (a * b).sum(1)).mean()),
     }
@@ -102,11 +105,11 @@ def quality(
 ) -> list[dict[str, Any]]:
     """What was measured of each point's pictures: from its file, if it is there."""
     stands_for = MODELS[model][0]
-    reference, judge = work / f"reference-{stands_for}.npz", ShapesFeatures()
+    reference, extractor = work / f"reference-{stands_for}.npz", ShapesFeatures()
     if not reference.is_file():
         drawn = work / f"drawn-{stands_for}.npz"
         draw(stands_for, 2000, drawn, quiet)
-        make_reference(drawn, reference, judge, quiet=True)
+        make_reference(drawn, reference, extractor, quiet=True)
     rows: list[dict[str, Any]] = []
     baseline: np.ndarray | None = None
 
@@ -120,8 +123,8 @@ def quality(
             if baseline is None:
                 baseline = images_of(points[0])
             images = images_of(point)
-            row = {} if point is points[0] else distances(images, baseline, judge)
-            row["fid"] = fid.compute(images, reference, variant="shapes", extractor=judge, quiet=True)["fid"]
+            row = {} if point is points[0] else distances(images, baseline, extractor)
+            row["fid"] = fid.compute(images, reference, variant="shapes", extractor=extractor, quiet=True)["fid"]
             if model == "text":
                 captions = [shapes_caption(k) for k in range(count)]
                 row["clip_score"] = clip_score.compute(images, captions, model="shapes", quiet=True)["mean"]

@@ -125,8 +125,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    return run_cli(lambda: run(args))
+    return run_cli(run, parser().parse_args(argv))
 
 
 if __name__ == "__main__":
