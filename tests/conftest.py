@@ -1,4 +1,4 @@
-"""Settings for all tests: no network, few threads, no gradients."""
+"""Settings for all tests: no network, no gradients, no time limits on examples."""
 
 import os
 

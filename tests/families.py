@@ -73,7 +73,7 @@ FAMILIES = {
     "sd": Family("StableDiffusionPipeline", tiny.sd21_parts, PROMPT),
     "sd-img2img": Family("StableDiffusionImg2ImgPipeline", tiny.sd21_parts, {**PROMPT, "image": image()}),
     "sd-inpaint": Family(
-        "StableDiffusionInpaintPipeline", lambda: tiny.sd21_parts(4), {**PROMPT, "image": image(), "mask_image": mask()}
+        "StableDiffusionInpaintPipeline", tiny.sd21_parts, {**PROMPT, "image": image(), "mask_image": mask()}
     ),
     "xl": Family("StableDiffusionXLPipeline", tiny.xl_parts, PROMPT),
     "xl-base": Family("StableDiffusionXLPipeline", tiny.xl_parts, {**PROMPT, "denoising_end": 0.8}),
