@@ -25,8 +25,8 @@ def distance(reference: list[Image.Image], images: list[Image.Image]) -> dict[st
             result["psnr"].append(float("inf"))
             result["ssim"].append(1.0)
             continue
-        tensors = (torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).double() for pixels in (y, x))
-        ssim = structural_similarity_index_measure(*tensors, data_range=255.0)
+        theirs, ours = (torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).double() for pixels in (x, y))
+        ssim = structural_similarity_index_measure(ours, theirs, data_range=255.0)
         assert isinstance(ssim, torch.Tensor)  # it can return a map as well, if asked to
         result["psnr"].append(psnr(y, x).item())
         result["ssim"].append(ssim.item())
