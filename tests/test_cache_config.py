@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ schedules = st.one_of(
     ),
     st.lists(st.integers(0, 99)).flatmap(lambda steps: st.permutations([0, *steps])).map(lambda s: {"cache_steps": s}),
 )
-refreshes = st.one_of(
+refreshes: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.just({}),
     st.fixed_dictionaries({"refresh_interval": st.integers(1, 20), "refresh_branch_id": st.integers(12, 20)}),
 )
@@ -237,7 +238,8 @@ EXTENSIONS = {
 @given(st.sets(st.sampled_from(sorted(EXTENSIONS))), st.sets(st.sampled_from(sorted(EXTENSIONS))))
 def test_what_a_loop_does_not_have_is_refused_if_it_is_on(on, missing):
     assume(("refresh_interval" in on) == ("refresh_branch_id" in on))
-    config = CacheConfig(**{name: EXTENSIONS[name] for name in on})
+    given: dict[str, Any] = {name: EXTENSIONS[name] for name in on}
+    config = CacheConfig(**given)
     if on & missing:
         with pytest.raises(ValueError, match=rf"^({'|'.join(on & missing)}) is not available here; leave it out$"):
             config.refuse(*missing)

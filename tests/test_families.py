@@ -16,6 +16,7 @@ from pipelines.competitors import original_package
 from tests.families import FAMILIES, NEW, PROMPT, image
 from tests.recorders import full_steps_of
 from unets import UNet2DConditionModel, UNetSpatioTemporalConditionModel
+from unets.controlnet import ControlNetModel
 
 SCHEDULERS = {  # the model's own among them; Text2Video-Zero's noise needs timesteps that are whole numbers
     "svd": ["euler", "ddim"],
@@ -132,7 +133,7 @@ def test_a_retrieve_step_runs_of_a_controlnet_what_the_branch_needs():
 
 
 def test_what_a_controlnet_gives_to_the_skips_does_not_depend_on_how_far_it_is_run():
-    net = pipelines.stable_diffusion_controlnet.ControlNetModel.sharing(tiny.controlnet(tiny.unet(tiny.SD21)))
+    net = ControlNetModel.sharing(tiny.controlnet(tiny.unet(tiny.SD21)))
     torch.manual_seed(0)
     arguments = {
         "sample": torch.randn(2, 4, 8, 8),

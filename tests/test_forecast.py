@@ -93,7 +93,9 @@ def test_what_attention_adds_has_the_channels_mean_of_g():
     cache = FeatureCache([0, 10], T, table)
     cache.put(0, (a, c))
     cache.put(10, (b, d))
-    deep, added = cache.get(12, 2)
+    cached = cache.get(12, 2)
+    assert cached is not None
+    deep, added = cached
     assert torch.equal(deep, feature_at(cache_of({0: a, 10: b}, forecast=table), 12))
     assert torch.equal(added, feature_at(cache_of({0: c, 10: d}, forecast=table.mean(1)), 12))
 

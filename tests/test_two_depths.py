@@ -131,7 +131,7 @@ def test_ldm_has_both_beside_what_else_there_is():
         seen.append((len(args[0]), kwargs["cache_branch_id"], *given))
 
     pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
-    beyond = {"refresh_interval": 2, "refresh_branch_id": 5, "reuse_attention": True}
+    beyond: dict[str, Any] = {"refresh_interval": 2, "refresh_branch_id": 5, "reuse_attention": True}
     found = run_ldm(
         pipe, cache_interval=6, cache_branch_id=3, output_type="latent", reuse_guidance=True, forecast=1.0, **beyond
     )
