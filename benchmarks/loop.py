@@ -116,9 +116,9 @@ def run(args: argparse.Namespace) -> None:
     first_name, first = next(iter(results.items()))
     print(f"{args.size} × {args.size}, {args.steps} steps of PLMS, N = {args.interval}, {args.dtype}, {args.device}, "
           f"{torch.get_num_threads()} threads, whole loops, {args.repeats} rounds in turn")  # fmt: skip
-    for name, its in results.items():
-        ratio = pairwise(first, its)
-        print(f"{name:<36}{spread(its)['median']:8.1f} s{ratio['median']:7.2f}× {first_name} "
+    for name, timed in results.items():
+        ratio = pairwise(first, timed)
+        print(f"{name:<36}{spread(timed)['median']:8.1f} s{ratio['median']:7.2f}× {first_name} "
               f"({ratio['min']:.2f}–{ratio['max']:.2f})")  # fmt: skip
 
 

@@ -61,11 +61,11 @@ def pictures(point: Point, file: Path, count: int, batch_size: int, quiet: bool)
     parts: list[np.ndarray] = []
     if file.is_file():
         with np.load(file) as archive:
-            its = archive["arr_0"]
-        if len(its) >= count:
-            return its[:count]
-        made = len(its) // batch_size * batch_size
-        parts.append(its[:made])
+            stored = archive["arr_0"]
+        if len(stored) >= count:
+            return stored[:count]
+        made = len(stored) // batch_size * batch_size
+        parts.append(stored[:made])
     for start in tqdm(range(made, count, batch_size), desc=point.name, disable=quiet, leave=False):
         indices = list(range(start, min(start + batch_size, count)))
         batch = Batch.of(SEED, indices)
@@ -151,10 +151,10 @@ def times(model: str, points: list[Point], batch_size: int, repeats: int, quiet:
     first, *others = alternate(calls, repeats)
     bar.close()
     rows = [{"unet_speed_up": 1.0, "speed_up": 1.0, "seconds": statistics.median(w for _, w in first) / batch_size}]
-    for its in others:
-        unet, whole = (pairwise([f[k] for f in first], [o[k] for o in its])["median"] for k in (0, 1))
+    for timed in others:
+        unet, whole = (pairwise([f[k] for f in first], [o[k] for o in timed])["median"] for k in (0, 1))
         rows.append(
-            {"unet_speed_up": unet, "speed_up": whole, "seconds": statistics.median(w for _, w in its) / batch_size}
+            {"unet_speed_up": unet, "speed_up": whole, "seconds": statistics.median(w for _, w in timed) / batch_size}
         )
     return rows
 
@@ -164,9 +164,9 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for kind, colour in KINDS.items():
-        its = sorted((r["speed_up"], r["psnr"]) for r in rows if r["kind"] == kind and "psnr" in r)
-        if its:
-            axes.plot(*zip(*its, strict=True), "o", color=colour, label=kind, ms=4)
+        points = sorted((r["speed_up"], r["psnr"]) for r in rows if r["kind"] == kind and "psnr" in r)
+        if points:
+            axes.plot(*zip(*points, strict=True), "o", color=colour, label=kind, ms=4)
     axes.set(title=title, xlabel="speed-up of the whole call", ylabel="PSNR to the baseline (dB)")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)

@@ -32,7 +32,7 @@ class CachedXLPipeline(CachedPipeline):
     def encode_conditions(
         self, ip_adapter_image: Any, num_images_per_prompt: int, device: torch.device, **texts: Any
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What the U-Net is told of the texts and of an IP-Adapter's image.
+        """What the U-Net gets of the texts and of an IP-Adapter's image.
 
         Args:
             texts: `encode_prompt`'s arguments: prompts, and embeddings that were given instead.

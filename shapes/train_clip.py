@@ -115,17 +115,17 @@ def run(args: argparse.Namespace) -> None:
         images, texts, scale = model(pictures, tokens)
         features = torch.cat([images, texts[: len(pictures)]]) * 10  # unit length is too short for sharp scores
         scores = torch.stack([head(features) for head in model.heads], 1)  # (2B, 4, 18)
-        told = attribute_loss(scores, sides.repeat(2, 1, 1))
+        sides_loss = attribute_loss(scores, sides.repeat(2, 1, 1))
         near = texts[len(pictures) :].view(len(pictures), NEGATIVES, -1)
-        return scale * images @ texts[: len(pictures)].T, scale * (near @ images[:, :, None])[..., 0], told
+        return scale * images @ texts[: len(pictures)].T, scale * (near @ images[:, :, None])[..., 0], sides_loss
 
     def loss_of(step: int) -> torch.Tensor:
-        logits, near, told = similarities(encoder, *batch(args.batch, 0, step))
+        logits, near, sides_loss = similarities(encoder, *batch(args.batch, 0, step))
         truth = torch.arange(len(logits))
         with torch.no_grad():
             encoder.logit_scale.clamp_(max=np.log(100))
         contrast = F.cross_entropy(torch.cat([logits, near], 1), truth) + F.cross_entropy(logits.T, truth)
-        return contrast / 2 + told
+        return contrast / 2 + sides_loss
 
     fixed = batch(512, 1, held_out=True)
 
@@ -134,12 +134,12 @@ def run(args: argparse.Namespace) -> None:
         # Batch normalisation's running statistics are buffers, which the moving average does not cover.
         for kept, new in zip(average.buffers(), encoder.buffers(), strict=True):
             kept.copy_(new)
-        logits, near, told = similarities(average, *fixed)
+        logits, near, sides_loss = similarities(average, *fixed)
         own = logits.diagonal()
         return {
             "near_misses_beaten": (own > near.max(1).values).float().mean().item(),
             "first_of_512": (logits.argmax(1) == torch.arange(512)).float().mean().item(),
-            "sides": told.item(),
+            "sides": sides_loss.item(),
         }
 
     average = train(

@@ -132,7 +132,7 @@ def new_unet_and_text_encoder(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text": text, "head": head})
 
 
-def told_sides(head: Any, context: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+def sides_loss(head: Any, context: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
     """How badly the last four tokens (B, 24, 128) tell which side each stands for, and what is there, sides (B, 4, 3).
 
     The first matters as much: the U-Net finds a token by what it says of itself.
@@ -149,20 +149,20 @@ def train_text_encoder(models: nn.ModuleDict, tokenizer: CLIPTokenizer, work: Pa
     """
     models = nn.ModuleDict({name: models[name] for name in ("text", "head")})
 
-    def told(models: Any, size: int, *seed: int, held_out: bool = False) -> torch.Tensor:
+    def sides_loss_of(models: Any, size: int, *seed: int, held_out: bool = False) -> torch.Tensor:
         rng = np.random.default_rng((3, *seed, int(held_out)))
         scenes = [random_scene(rng, held_out) for _ in range(size)]
         captions = [scene.caption for scene in scenes]
         tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
         sides = torch.from_numpy(np.stack([attributes(scene) for scene in scenes]))
-        return told_sides(models["head"], models["text"](tokens).last_hidden_state, sides)
+        return sides_loss(models["head"], models["text"](tokens).last_hidden_state, sides)
 
     @torch.no_grad()
     def held_out(average: Any) -> dict[str, float]:
-        return {"sides": told(average, HELD_OUT, 1, held_out=True).item()}
+        return {"sides": sides_loss_of(average, HELD_OUT, 1, held_out=True).item()}
 
     average = train(
-        "text", models, lambda step: told(models, 64, 0, step), steps=steps, learning_rate=1e-3, work=work,
+        "text", models, lambda step: sides_loss_of(models, 64, 0, step), steps=steps, learning_rate=1e-3, work=work,
         held_out=held_out, ema_decay=0.98,
     )  # fmt: skip
     models.load_state_dict(average.state_dict())
@@ -214,20 +214,20 @@ def train_unet(
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         weight = (6 * (1 - alpha)).clamp(max=1) * (1 + 2 * data["covered"][rows].float())
         said = ~dropped[:, 0]
-        told = told_sides(models["head"], context[said], data["sides"][rows][said].long())
-        return (weight * (predicted - velocity) ** 2).mean(), told
+        from_tokens = sides_loss(models["head"], context[said], data["sides"][rows][said].long())
+        return (weight * (predicted - velocity) ** 2).mean(), from_tokens
 
     def loss_of(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(step)
         rows = torch.randint(0, len(data["mean"]), (32,), generator=generator)
-        denoised, told = loss(models, data, rows, generator)
-        return denoised + 0.1 * told
+        denoised, sides = loss(models, data, rows, generator)
+        return denoised + 0.1 * sides
 
     @torch.no_grad()
     def held_out(average: Any) -> dict[str, float]:
         generator = torch.Generator().manual_seed(2**40)
-        denoised, told = loss(average, fixed, torch.arange(HELD_OUT), generator)
-        return {"held_out": denoised.item(), "sides": told.item()}
+        denoised, sides = loss(average, fixed, torch.arange(HELD_OUT), generator)
+        return {"held_out": denoised.item(), "sides": sides.item()}
 
     return train("unet", models, loss_of, steps=steps, learning_rate=1e-3, work=work, held_out=held_out)
 

@@ -48,7 +48,7 @@ class CachedUNetOutput(UNet2DConditionOutput):
 
 
 class Condition(NamedTuple):
-    """What every layer is told besides its input."""
+    """What every layer gets besides its input."""
 
     emb: Tensor  # (B, 1280) time embedding
     context: Tensor  # (B, tokens, 768) text, and image tokens of an IP-Adapter

@@ -34,7 +34,7 @@ class CachedVideoUNetOutput(UNetSpatioTemporalConditionOutput):
 
 
 class Condition(NamedTuple):
-    """What every layer is told besides its input."""
+    """What every layer gets besides its input."""
 
     emb: Tensor  # (B·F, 1280) time and micro-conditioning
     context: Tensor  # (B·F, 1, 1024) image embedding

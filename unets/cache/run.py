@@ -126,7 +126,7 @@ class CacheRun:
         return Step(i, branch, cached, keep_branch, self._reuse_attention, guided, delta)
 
     def take(self, step: Step, output: Any) -> Tensor:
-        """Keeps what the step made anew, and returns the noise that it predicts (B, …), if guided of both halves."""
+        """Keeps what later steps retrieve; returns the predicted noise (B, …), of both halves (2B, …) if guided."""
         attention = output.attention or () if self._reuse_attention else ()
         if step.keep_branch is not None:
             self._features.put(step.position, (output.shallow_feature, *attention))
