@@ -76,7 +76,6 @@ def compare(
     stages: dict[str, Any],
     call: Callable[[str, list[torch.Generator]], Any],
     *,
-    cache_branch_id: int,
     num_images: int,
     seed: int,
     repeats: int,
@@ -90,7 +89,6 @@ def compare(
         stages: the pipelines that `call` runs, by name.
         call: given the run's name ("baseline" or "deepcache") and a generator for each image, makes the images; an
             output with `images` (B, 3, H, W) in [0, 1]. Image k starts from the noise of `seed + k` in both runs.
-        cache_branch_id: m, for counting MACs.
 
     Returns:
         The images by run, and what was measured.
@@ -138,7 +136,6 @@ def compare(
     measured_stages = {
         stage: _stage(
             pipe,
-            cache_branch_id,
             times={name: [result[1][k] for result in results] for name, results in measured.items()},
             calls={name: unet_calls[name, stage] for name in RUNS},
         )
@@ -161,9 +158,7 @@ def _record(calls: list[UNetCall], _: Any, args: tuple, kwargs: dict[str, Any]) 
     calls.append(UNetCall(tuple(args[0].shape), branch, kwargs.get("cached_attention") is not None))
 
 
-def _stage(
-    pipe: Any, branch: int, *, times: dict[str, list[CallTimes]], calls: dict[str, list[UNetCall]]
-) -> StageResult:
+def _stage(pipe: Any, *, times: dict[str, list[CallTimes]], calls: dict[str, list[UNetCall]]) -> StageResult:
     """From the times of each repeat, and the U-Net's calls of the last one, by run."""
     seconds: dict[str, dict[str, Any]] = {}
     for name, repeats in times.items():
@@ -180,19 +175,23 @@ def _stage(
             if getattr(first, part):
                 seconds[name][part] = spread([sum(getattr(t, part)) for t in repeats])
     speed_up = pairwise(*([t.unet for t in times[name]] for name in RUNS))
-    return {"seconds": seconds, "speed_up": speed_up, "operations": _macs(pipe, branch, calls, speed_up["median"])}
+    return {"seconds": seconds, "speed_up": speed_up, "operations": _macs(pipe, calls, speed_up["median"])}
 
 
-def _macs(pipe: Any, branch: int, calls: dict[str, list[UNetCall]], speed_up: float) -> StageMacs:
+def _macs(pipe: Any, calls: dict[str, list[UNetCall]], speed_up: float) -> StageMacs:
     """Counted for the shape of the latents; `bound` is of all calls with the batches that they had."""
     shape = calls["baseline"][0].shape
     tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     tokens = tokenizer.model_max_length if tokenizer is not None else 1
     frames = shape[1] if len(shape) == 5 else 1
     inputs = unet_inputs(pipe.unet, *shape[-2:], tokens=tokens, frames=frames)
-    full, _ = count_steps(pipe.unet, inputs, branch)
     kinds = {(call.branch, call.attention) for call in calls["deepcache"] if call.branch is not None}
-    retrieve = {kind: count_steps(pipe.unet, inputs, kind[0], keep_attention=kind[1])[1] for kind in kinds}
+    steps = {
+        (branch, attention): count_steps(pipe.unet, inputs, branch, keep_attention=attention)
+        for branch, attention in kinds or {(0, False)}
+    }
+    full = next(iter(steps.values()))[0]
+    retrieve = {kind: steps[kind][1] for kind in kinds}
     total = {
         name: sum(
             call.shape[0] * (full if call.branch is None else retrieve[call.branch, call.attention]).with_attention

@@ -80,7 +80,6 @@ def compare_and_save(
     images, result = compare(
         stages,
         call,
-        cache_branch_id=settings.cache.cache_branch_id,
         num_images=num_images,
         seed=args.seed,
         repeats=args.repeats,

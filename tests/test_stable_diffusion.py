@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 import stable_diffusion
+from common.shipped import SHAPES_SD
 from pipelines import StableDiffusionPipeline
-from tests.tiny import SHAPES, parts
+from tests.tiny import parts
+from unets.cache.config import CacheConfig
 
 FEW = ["--steps", "6", "--repeats", "1", "--warm-up", "0", "--quiet", "--prompt", "a large red ring", "--device", "cpu"]
 ROOT = Path(stable_diffusion.__file__).parent
@@ -51,6 +53,7 @@ def test_writes_both_rows_every_image_and_all_that_was_measured(tmp_path, capsys
 
     result = json.loads((out / "result.json").read_text())
     assert result["resolved"]["prompt"] == ["a large red ring", "a small blue square"]
+    assert result["cache"] == CacheConfig(cache_interval=3, cache_branch_id=1).to_json()
     part = result["stages"]["pipeline"]
     assert part["seconds"]["baseline"]["full_steps"] == 7  # PLMS makes one call more than steps
     assert part["seconds"]["deepcache"]["full_steps"] == 2
@@ -64,6 +67,7 @@ def test_writes_both_rows_every_image_and_all_that_was_measured(tmp_path, capsys
     assert result["distance"]["psnr"][0] == pytest.approx(10 * np.log10(255**2 / ((a - b) ** 2).mean()), rel=1e-5)
 
     printed = capsys.readouterr().out
+    assert "4 images, 6 steps of PNDMScheduler, cpu, float32; DeepCache N3-m1\n" in printed
     starts = [line.split("  ")[0] for line in printed.splitlines()]
     for words in (
         "end-to-end",
@@ -82,7 +86,9 @@ def test_writes_both_rows_every_image_and_all_that_was_measured(tmp_path, capsys
 def test_interval_1_gives_equal_images_and_says_so(tmp_path, capsys):
     status, out = run(tmp_path, "--cache-interval", "1")
     assert status == 0
-    assert "pixel for pixel" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 image, 6 steps of" in printed and "DeepCache N1-m1" in printed
+    assert "pixel for pixel" in printed
     assert (out / "baseline_000.png").read_bytes() == (out / "deepcache_000.png").read_bytes()
 
 
@@ -174,6 +180,7 @@ def test_without_out_the_folder_is_named_after_the_settings(tmp_path, monkeypatc
         (["--model", __file__], "is a file"),
         (["--model", "someone/some-model"], "--model the path"),
         (["--device", "tpu"], "unknown --device 'tpu'; use cuda, mps or cpu"),
+        (["--device", "cuda:99"], "--device cuda:99 is not available (available: "),
         (["--cpu-offload"], "needs --device cuda"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
@@ -215,7 +222,7 @@ def test_a_strength_that_leaves_no_step_is_refused(tmp_path, capsys, picture):
 
 
 def test_a_damaged_weight_file_is_named(tmp_path, capsys):
-    shutil.copytree(SHAPES, tmp_path / "model")
+    shutil.copytree(SHAPES_SD, tmp_path / "model")
     weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert run(tmp_path, "--model", str(tmp_path / "model"))[0] == 2
@@ -224,7 +231,7 @@ def test_a_damaged_weight_file_is_named(tmp_path, capsys):
 
 @pytest.mark.parametrize("missing", ["unet/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt"])
 def test_a_file_that_is_missing_is_a_wrong_call(tmp_path, capsys, missing):
-    shutil.copytree(SHAPES, tmp_path / "model")
+    shutil.copytree(SHAPES_SD, tmp_path / "model")
     (tmp_path / "model" / missing).unlink()
     status, out = run(tmp_path, "--model", str(tmp_path / "model"))
     assert status == 2

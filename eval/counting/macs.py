@@ -50,8 +50,13 @@ def count(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE
 
 def count_modules(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> dict[str, Macs]:
     """`count` for every module by its name, submodules included; "" is the whole U-Net."""
+    return _counted_call(unet, inputs, exceptions)[1]
+
+
+def _counted_call(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions) -> tuple[Any, dict[str, Macs]]:
+    """The output of `unet(**inputs)`, and the MACs of every module."""
     with torch.no_grad(), _paper_convention(unet, exceptions) as paper, FlopCounterMode(display=False) as flops:
-        unet(**inputs)
+        output = unet(**inputs)
     within: Counter[str] = Counter()
     for layer, macs_of_layer in paper.items():
         parts = layer.split(".")
@@ -62,24 +67,14 @@ def count_modules(unet: nn.Module, inputs: dict[str, Any], exceptions: Exception
     for name, _ in unet.named_modules():
         key = f"{type(unet).__name__}.{name}" if name else "Global"  # the flop counter's
         macs[name] = Macs(within[name], sum(products.get(key, {}).values()) // 2)
-    return macs
+    return output, macs
 
 
-def count_retrieve(
-    fork: Any,
-    inputs: dict[str, Any],
-    cache_branch_id: int,
-    exceptions: Exceptions = NONE,
-    *,
-    keep_attention: bool = False,
-) -> Macs:
-    """A retrieve step at the branch, from the feature of a full step, and with `keep_attention` from its attention."""
-    keep = {"keep_attention": True} if keep_attention else {}
+def count_retrieve(fork: Any, inputs: dict[str, Any], cache_branch_id: int, exceptions: Exceptions = NONE) -> Macs:
+    """A retrieve step at the branch, with the feature of a full step."""
     with torch.no_grad():
-        output = fork(**inputs, **keep, cache_branch_id=cache_branch_id)
+        output = fork(**inputs, cache_branch_id=cache_branch_id)
     retrieve = {"cache_branch_id": cache_branch_id, "cached_feature": output.cached_feature}
-    if keep_attention:
-        retrieve["cached_attention"] = output.attention
     return count(fork, {**inputs, **retrieve}, exceptions)
 
 
@@ -91,14 +86,22 @@ def count_steps(
     *,
     keep_attention: bool = False,
 ) -> tuple[Macs, Macs]:
-    """A full and a retrieve step at the branch, for the configuration of `unet` and the shapes of `inputs`."""
+    """A full and a retrieve step at the branch, for the configuration of `unet` and the shapes of `inputs`.
+
+    With `keep_attention` the retrieve step reuses what attention added in the full one.
+    """
     with torch.device("meta"):
         model = fork_class(unet).from_config(unet.config).to("meta", unet.dtype).eval()
         shapes = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in inputs.items()}
         if "added_cond_kwargs" in inputs:
             shapes["added_cond_kwargs"] = {k: v.to("meta") for k, v in inputs["added_cond_kwargs"].items()}
-        retrieve = count_retrieve(model, shapes, cache_branch_id, exceptions, keep_attention=keep_attention)
-        return count(model, shapes, exceptions), retrieve
+        shapes["cache_branch_id"] = cache_branch_id
+        keep = {"keep_attention": True} if keep_attention else {}
+        output, full = _counted_call(model, {**shapes, **keep}, exceptions)
+        cached = {"cached_feature": output.cached_feature}
+        if keep_attention:
+            cached["cached_attention"] = output.attention
+        return full[""], count(model, {**shapes, **cached}, exceptions)
 
 
 def count_branches(fork: Any, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> list[Macs]:
