@@ -37,7 +37,8 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
     def fork_controlnet(self) -> None:
         """Forks over the same weights take the places of stock ControlNets; the configuration keeps their names."""
         if isinstance(self.controlnet, StockMultiControlNetModel):
-            self.controlnet = MultiControlNetModel([ControlNetModel.sharing(net) for net in self.controlnet.nets])
+            if not isinstance(self.controlnet, MultiControlNetModel):  # else it would lose its hooks
+                self.controlnet = MultiControlNetModel([ControlNetModel.sharing(net) for net in self.controlnet.nets])
             self.register_to_config(controlnet=("controlnet", "MultiControlNetModel"))
         elif isinstance(self.controlnet, diffusers.ControlNetModel):
             self.controlnet = ControlNetModel.sharing(self.controlnet)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_layout import ROOT, product_files
+from tests.layout import ROOT, product_files
 
 GUARD = 'if __name__ == "__main__":'
 MOST_SECONDS = 1.5  # of the processor, for a command that needs no torch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_layout import ROOT
+from tests.layout import ROOT
 
 # `-c` checks the version; `-m venv DIR` makes a Python in DIR; `-m pip` fails while the file `offline` is there.
 PYTHON = """#!/bin/sh

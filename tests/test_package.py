@@ -12,7 +12,7 @@ import pytest
 
 import DeepCache
 import unets
-from tests.test_layout import ROOT
+from tests.layout import ROOT
 
 
 @pytest.fixture(scope="module")
