@@ -44,6 +44,7 @@ def test_the_wheel_holds_the_package_alone(wheel):
     assert {"LICENSE", "NOTICE"} <= {Path(file).name for file in files}
 
 
+@pytest.mark.slow
 def test_the_quick_start_runs_from_the_wheel_alone(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     zipfile.ZipFile(wheel).extractall(site)
