@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -74,6 +75,11 @@ def shallow_clone(model: Any, cls: type | None = None) -> Any:
         own = name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
         vars(clone)[name] = copy.copy(value) if own else value
     return clone
+
+
+def output_class(model: type) -> Any:
+    """What a diffusers model's `forward` returns, from the model's module, which later versions have elsewhere."""
+    return getattr(sys.modules[model.__module__], model.__name__.removesuffix("Model") + "Output")
 
 
 class CachedUNetMixin:

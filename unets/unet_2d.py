@@ -12,13 +12,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.models.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .cached_unet import CachedUNetMixin, DownLayer, UpLayer
+from .cached_unet import CachedUNetMixin, DownLayer, UpLayer, output_class
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
+UNet2DOutput: Any = output_class(diffusers.UNet2DModel)
 
 
 @dataclass

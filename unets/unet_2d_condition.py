@@ -15,21 +15,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from diffusers.models.unet_2d_condition import UNet2DConditionOutput
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
 from .cache.attention import ShallowAttention
-from .cached_unet import CachedUNetMixin, DownLayer, UpLayer
+from .cached_unet import CachedUNetMixin, DownLayer, UpLayer, output_class
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
+# Before diffusers 0.27, every layer is told a LoRA's scale.
+LAYERS_TAKE_SCALE = "scale" in signature(ResnetBlock2D.forward).parameters
+UNet2DConditionOutput: Any = output_class(diffusers.UNet2DConditionModel)
 
 
 @dataclass
@@ -51,11 +55,16 @@ class Condition(NamedTuple):
     """What every layer gets besides its input."""
 
     emb: Tensor  # (B, 1280) time embedding
-    context: Tensor  # (B, tokens, 768) text, and image tokens of an IP-Adapter
+    context: Any  # (B, tokens, 768) text, and image tokens of an IP-Adapter
     attention_mask: Tensor | None  # (B, 1, tokens) bias
     encoder_attention_mask: Tensor | None  # (B, 1, tokens) bias
     cross_attention_kwargs: dict[str, Any] | None
     lora_scale: float
+
+    @property
+    def for_layers(self) -> dict[str, Any]:
+        """What resnets, downsamplers and upsamplers take of it."""
+        return {"scale": self.lora_scale} if LAYERS_TAKE_SCALE else {}
 
     @property
     def for_attention(self) -> dict[str, Any]:
@@ -71,9 +80,9 @@ class Condition(NamedTuple):
 def run_down(d: DownLayer, h: Tensor, condition: Condition, shallow: ShallowAttention | None = None) -> Tensor:
     """d_k for k ≥ 1. A ControlNet's are run by it as well."""
     if d.resnet is not None:
-        h = d.resnet(h, condition.emb, scale=condition.lora_scale)
+        h = d.resnet(h, condition.emb, **condition.for_layers)
     if d.downsampler is not None:
-        h = d.downsampler(h, scale=condition.lora_scale)  # (B, C, H/2, W/2)
+        h = d.downsampler(h, **condition.for_layers)  # (B, C, H/2, W/2)
     return _attend(d.attention, h, condition, shallow)
 
 
@@ -90,10 +99,10 @@ def run_up(
     if all(factors.values()):
         h, skip = apply_freeu(u.block.resolution_idx, h, skip, **factors)  # writes into h
     h = torch.cat([h, skip], dim=1)  # (B, C + C_k, H, W)
-    h = u.resnet(h, condition.emb, scale=condition.lora_scale)
+    h = u.resnet(h, condition.emb, **condition.for_layers)
     h = _attend(u.attention, h, condition, shallow)
     if u.upsampler is not None:
-        h = u.upsampler(h, size, scale=condition.lora_scale)  # (B, C, 2H, 2W)
+        h = u.upsampler(h, size, **condition.for_layers)  # (B, C, 2H, 2W)
     return h
 
 
@@ -226,7 +235,7 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         sample: Tensor,
         timestep: Tensor | float | int,
         timestep_cond: Tensor | None,
-        context: Tensor,
+        context: Any,
         attention_mask: Tensor | None,
         encoder_attention_mask: Tensor | None,
         cross_attention_kwargs: dict[str, Any] | None,
@@ -236,8 +245,11 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         added = added_cond_kwargs or {}
         emb = embedding(self, sample, timestep, timestep_cond, added)  # (B, 1280)
         if self.encoder_hid_proj is not None:  # IP-Adapter
-            image_tokens = self.encoder_hid_proj(_required(added, "image_embeds")).to(context.dtype)  # (B, 4, 768)
-            context = torch.cat([context, image_tokens], dim=1)
+            image_tokens = self.encoder_hid_proj(_required(added, "image_embeds"))
+            if isinstance(image_tokens, Tensor):  # (B, 4, 768)
+                context = torch.cat([context, image_tokens.to(context.dtype)], dim=1)
+            else:  # from diffusers 0.26 on there can be several adapters, and attention takes them apart itself
+                context = (context, image_tokens)
         lora_scale = (cross_attention_kwargs or {}).get("scale", 1.0)
         bias, encoder_bias = mask_bias(attention_mask, sample.dtype), mask_bias(encoder_attention_mask, sample.dtype)
         return Condition(emb, context, bias, encoder_bias, cross_attention_kwargs, lora_scale)

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from diffusers.models.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
 from torch import Tensor, nn
 
 from .cache.attention import ShallowAttention
-from .cached_unet import CachedUNetMixin, DownLayer, UpLayer
+from .cached_unet import CachedUNetMixin, DownLayer, UpLayer, output_class
 
 DOWN_BLOCKS = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
+UNetSpatioTemporalConditionOutput: Any = output_class(diffusers.UNetSpatioTemporalConditionModel)
 
 
 @dataclass
