@@ -99,6 +99,17 @@ def test_the_arguments_of_full_refresh_and_retrieve_steps(unet):
     assert list(arguments_of_steps(unet, **REFRESH, reuse_attention=True)) == [full, retrieve, refresh, retrieve]
 
 
+def test_attention_is_kept_at_the_shallow_branch_alone(unet):
+    cache = CacheRun(CacheConfig(cache_branch_id=1, **REFRESH, reuse_attention=True), unet, 4, 4)
+    cached = []
+    for i in range(4):
+        step = cache.plan(i, 2)
+        cached.append(step.cached)
+        cache.take(step, OUTPUT)
+    retrieved = (SHALLOW, FIRST, SECOND)
+    assert cached == [None, retrieved, (DEEP,), retrieved]
+
+
 def test_a_guided_step_takes_both_halves_and_one_that_reuses_guidance_the_conditional(unet):
     cache = CacheRun(CacheConfig(2, 1, reuse_guidance=True), unet, 4, 4)
     latents, both, noise = torch.zeros(1, 4), torch.tensor([[1.0], [5.0]]), torch.tensor([[7.0]])

@@ -13,11 +13,8 @@ import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
-from common.shipped import SHAPES_SD
 from pipelines import tiny
 from pipelines.tiny import CROSS, CROSS_UP, PLAIN, PLAIN_UP
-
-SHAPES = SHAPES_SD
 
 SD15: dict[str, Any] = {
     **tiny.SMALL,
