@@ -1,6 +1,7 @@
 """What a run makes of a cache's description: which steps are full or refreshed, and how the U-Net is called."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def reuses_attention(arguments):
     return {**arguments, "cached_attention": (FIRST, SECOND), "keep_attention": False}
 
 
-REFRESH = {"cache_interval": 4, "refresh_interval": 2, "refresh_branch_id": 4}
+REFRESH: dict[str, Any] = {"cache_interval": 4, "refresh_interval": 2, "refresh_branch_id": 4}
 
 
 def test_where_every_step_is_full_nothing_is_kept(unet):

@@ -96,6 +96,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_set_of_one(tmp_path):
     call = [*FEW, "--num-images", "10", "--batch-size", "3", "--eta", "0.5"]
     port = ["--nproc_per_node", "2", "--master_port", str(free_port())]
@@ -111,6 +112,7 @@ def test_two_processes_make_the_set_of_one(tmp_path):
     assert_same_set(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_killed_script_is_continued(tmp_path):
     call = [*FEW, "--num-images", "64", "--batch-size", "2", "--sampler", "ddpm"]
     out = tmp_path / "killed"

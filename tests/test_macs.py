@@ -128,6 +128,7 @@ def test_the_130_45_of_table_3_is_near_what_every_fourth_step_full_costs():
     assert round(average(full("sd15").paper, retrieve("sd15", 1).paper, 50, 4) / 1e9, 2) == 130.52
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_branch_are_what_its_retrieve_step_costs_more_than_the_next_shallower():
     fork, given = tiny_on_meta()
     layers = count_branches(fork, given)

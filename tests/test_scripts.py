@@ -59,6 +59,7 @@ def test_sdxl_reports_each_stage(tmp_path, capsys):
     assert "vae" not in result["stages"]["base"]["seconds"]["baseline"]  # latents go from one to the other
 
 
+@pytest.mark.slow
 def test_sdxl_refines_each_picture_with_its_own_prompt(tmp_path):
     """Two pictures of two prompts are those that are made one by one."""
     _, out, _ = run(XL, tmp_path, "--refine", "--num-images", "2", "--prompt", "a ring", "--prompt", "a large cross")
@@ -111,6 +112,7 @@ def test_text_to_video_zero_has_moments_for_few_steps(tmp_path, steps):
     assert run((text2video_zero, ["--video-length", "2"]), tmp_path, "--steps", str(steps))[0] == 0
 
 
+@pytest.mark.slow
 def test_interval_1_gives_equal_videos(tmp_path, capsys):
     for k, script in enumerate((SVD, T2V)):
         status, _, result = run(script, tmp_path / str(k), "--cache-interval", "1")
@@ -207,6 +209,7 @@ def test_a_wrong_call_ends_in_2_with_one_line_and_nothing_written(tmp_path, caps
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_refiner_must_be_one(tmp_path, capsys):
     StableDiffusionXLPipeline(**tiny.xl_parts()).save_pretrained(tmp_path / "base")
     StableDiffusionXLImg2ImgPipeline(**tiny.xl_refiner_parts()).save_pretrained(tmp_path / "refiner")

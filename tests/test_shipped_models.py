@@ -73,6 +73,7 @@ def test_a_killed_training_run_goes_on_as_if_nothing_had_been(tmp_path):
     assert steps == [f'{{"step": {k}' for k in (2, 4, 6, 8)]
 
 
+@pytest.mark.slow
 def test_pictures_of_the_shipped_model_show_what_their_captions_say(classifier):
     pipe = StableDiffusionPipeline.from_pretrained(SHAPES_SD)
     pipe.set_progress_bar_config(disable=True)

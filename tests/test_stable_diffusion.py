@@ -92,6 +92,7 @@ def test_interval_1_gives_equal_images_and_says_so(tmp_path, capsys):
     assert (out / "baseline_000.png").read_bytes() == (out / "deepcache_000.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_images_and_replaces_the_earlier_result(tmp_path):
     _, out = run(tmp_path, "--num-images", "2")
     names = ["deepcache_000.png", "baseline_001.png"]
@@ -254,6 +255,7 @@ def test_images_that_are_not_finite_end_in_1(tmp_path, capsys, monkeypatch):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_interrupted_it_ends_in_130_and_leaves_no_half_result(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "stable_diffusion.py", "--steps", "900", "--repeats", "50", "--out", str(out)]
