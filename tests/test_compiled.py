@@ -13,6 +13,10 @@ from unets import DeepCacheSDHelper
 from unets.compiled import compile_forward
 
 CACHE: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
+
+pytestmark = pytest.mark.slow  # compiling takes long
+
+
 GRAPHS = {"sd": 2, "xl-base": 2, "svd": 2, "controlnet": 2, "t2v-zero": 4}  # one frame and all frames are two batches
 
 

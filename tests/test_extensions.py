@@ -104,6 +104,7 @@ def test_ddpm_forecasts(tmp_path):
     assert not np.array_equal(*sets)
 
 
+@pytest.mark.slow
 def test_the_bound_counts_the_half_batches(tmp_path):
     call = ["--steps", "10", "--repeats", "1", "--warm-up", "0", "--device", "cpu", "--quiet"]
     bounds = []
@@ -119,6 +120,7 @@ def test_the_bound_counts_the_half_batches(tmp_path):
     assert bounds[2] == pytest.approx(11 * full / (1.5 * full + 9 * retrieve / 2), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_bound_counts_refresh_steps_and_attention_that_is_not_run(tmp_path):
     call = ["--steps", "10", "--repeats", "1", "--warm-up", "0", "--device", "cpu", "--quiet", "--cache-branch-id", "0"]
     macs = {}
@@ -157,6 +159,7 @@ def test_a_point_that_is_not_there_is_refused_by_name(capsys):
     assert "'forecast N=6' is not among those of ldm" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_point_of_the_benchmark_makes_the_baselines_pictures_where_its_cache_is_off():
     points = {point.name: point for point in ldm_points()}
     made = {}

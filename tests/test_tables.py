@@ -301,6 +301,7 @@ def test_psnr_of_each_image_by_its_definition():
     assert found[3] == pytest.approx(10 * np.log10(255**2 / 1e-12), rel=1e-12)  # equal ones
 
 
+@pytest.mark.slow
 def test_a_killed_table_is_continued_and_ends_as_an_unbroken_one(tmp_path):
     call = [
         "table5",

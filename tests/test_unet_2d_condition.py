@@ -302,6 +302,7 @@ def test_a_full_step_holds_no_more_memory_than_the_stock_forward_and_the_kept_fe
     assert retrieve <= baseline
 
 
+@pytest.mark.slow
 def test_each_kind_of_step_compiles_to_one_graph_and_is_not_compiled_again():
     _, fork = pair()
     arguments = inputs()
