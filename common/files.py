@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,22 +14,27 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, with the same suffix, which replaces `path` if nothing failed.
+    """A temporary file beside `path`, with the same suffix, which replaces `path` if nothing failed.
+
+    Its name is random and it is made here, so that two processes never write to the same one, nor through a link.
 
     Raises:
         ValueError: `path` is a directory, or nothing can be written there.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a directory; name a file")
-    tmp_path = path.with_name(f".{path.stem}.aside{path.suffix}")
+    tmp_path = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot make the folder {path.parent}: {error.strerror}; name another") from None
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"cannot write to {path.parent}; name another folder")
+    os.close(os.open(tmp_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield tmp_path
+        with tmp_path.open("rb") as file:
+            os.fsync(file.fileno())  # or a crash can leave the name with nothing behind it
         os.replace(tmp_path, path)
     finally:
         tmp_path.unlink(missing_ok=True)
@@ -42,3 +49,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """JSON, a line for each entry. Raises as `atomic_write`."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def remove_half_written(path: Path) -> None:
+    """Removes what killed runs left of `atomic_write(path)`. Only for whoever alone writes there."""
+    for tmp_path in path.parent.glob(f".{glob.escape(path.stem)}.{'[0-9a-f]' * 8}.tmp{glob.escape(path.suffix)}"):
+        tmp_path.unlink(missing_ok=True)

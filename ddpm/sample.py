@@ -20,6 +20,7 @@ from torch import Tensor
 
 from common.command_line import Formatter, at_least, run_cli
 from common.device import DTYPES, resolve_device
+from common.environment import versions
 from common.shipped import SHAPES_DDPM
 from image_sets.batches import Batch, digest
 from image_sets.generate import Run, add_set_arguments, device_of_process, make_set
@@ -122,7 +123,7 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
             unet, batch, timesteps, sampler=settings.sampler, eta=settings.eta, device=device, **cache.arguments
         )
 
-    image_set = ImageSet(out or Path("outputs") / settings.folder, recorded)
+    image_set = ImageSet(out or Path("outputs") / settings.folder, recorded, versions(device))
     return Run(image_set, unet, settings.cache, make, settings.seed)
 
 

@@ -22,9 +22,13 @@ class Batch(NamedTuple):
     generators: list[torch.Generator]  # image k's noise comes from its own, whatever is made beside it
 
     @classmethod
-    def of(cls, seed: int, indices: Sequence[int]) -> Self:
-        """The images of these indices in a set of that seed."""
-        return cls(list(indices), [image_generator(seed, k) for k in indices])
+    def of(cls, seed: int, indices: Sequence[int], noise_period: int | None = None) -> Self:
+        """The images of these indices in a set of that seed.
+
+        With a period B, image k starts from the noise of image k modulo B: what programs make that seed their
+        generator anew before every batch of B.
+        """
+        return cls(list(indices), [image_generator(seed, k % noise_period if noise_period else k) for k in indices])
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from common.command_line import is_out_of_memory
+from common.command_line import RunError, is_out_of_memory
 from common.device import add_device_arguments
 from unets.cache.config import CacheConfig
 
@@ -35,10 +36,11 @@ class Run:
     seed: int
     labels_of: Callable[[Sequence[int]], np.ndarray] | None = None  # class labels, if they are to be kept
     rounding: str = "nearest"
+    noise_period: int | None = None  # image k starts from the noise of image k modulo this
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The images of these indices."""
-        return Batch.of(self.seed, indices)
+        return Batch.of(self.seed, indices, self.noise_period)
 
     def make(self, batch: Batch, cache: CacheConfig | None = None) -> Tensor:
         """Images (B, 3, H, W) in [−1, 1], with the run's own cache or with another."""
@@ -78,20 +80,33 @@ def generate(run: Run, num_images: int, batch_size: int, *, png: bool = False, q
 
     Raises:
         ValueError: the folder holds images of other settings.
-        RunError: an image holds values that are not finite.
+        RunError: an image holds values that are not finite; or another process is making the set.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
-    image_set = run.image_set
+    image_set, lock = run.image_set, None
     shared: list[Any] = [None, None]  # by the first process: what is missing, or what is wrong
     if state.is_main_process:
         try:
             image_set.open()
+            lock = image_set.lock()
+            lock.acquire(blocking=False)
             shared = [image_set.missing(num_images), None]
         except ValueError as error:
-            shared = [None, str(error)]
+            shared = [None, error]
+        except Timeout:
+            shared = [None, RunError(f"another process is making {image_set.out}; wait for it, or name another --out")]
     missing, wrong = broadcast_object_list(shared) if state.num_processes > 1 else shared
     if wrong is not None:
-        raise ValueError(wrong)
+        raise wrong
+    try:
+        return _make_missing(run, missing, num_images, batch_size, png, quiet)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _make_missing(run: Run, missing: list[range], num_images: int, batch_size: int, png: bool, quiet: bool) -> int:
+    state, image_set = PartialState(), run.image_set
     batches = [list(gap[k : k + batch_size]) for gap in missing for k in range(0, len(gap), batch_size)]
     mine = batches[state.process_index :: state.num_processes]
 

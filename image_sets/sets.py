@@ -2,37 +2,43 @@
 
 A set is a folder. While it is made, `parts/` holds a file for each finished batch, named after its first and last
 image; at the end all images are in `samples.npz` (`arr_0` uint8 NHWC, `arr_1` class labels where there are any).
-`settings.json` says what they were made with; images of other settings are never mixed in.
+`settings.json` says what they were made with, and on which machines; images of other settings are never mixed in.
+`samples.json` has the digest of `samples.npz`; another file in its place is never taken for the set's.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from common.files import atomic_write, write_json
+from common.digests import file_digest
+from common.files import atomic_write, remove_half_written, write_json
 from common.images import side_by_side
 
 from .reading import count_images, image_batches
 
 GRID = 64  # images in the overview
 ROW = 8
-HALF_MADE = ".settings.aside.json"  # all that a run leaves that was killed right at its start
+MADE_ON = "made_on"  # of settings.json: the machines, which are no setting
+HALF_MADE = re.compile(r"\.settings\.[0-9a-f]{8}\.tmp\.json|\.lock")  # what is left of a run killed at its start
 
 
 class ImageSet:
-    """The folder `out` with images of these settings."""
+    """The folder `out` with images of these settings; `machine` is recorded beside them and not compared."""
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any], machine: Mapping[str, Any] | None = None) -> None:
         self.out = out
         self.settings = json.loads(json.dumps(settings))
+        self.machine = json.loads(json.dumps(machine)) if machine else None
         self.parts = out / "parts"
         self.samples = out / "samples.npz"
 
@@ -42,28 +48,37 @@ class ImageSet:
         Raises:
             ValueError: the folder holds images of other settings, naming what differs, or something else.
         """
-        file = self.out / "settings.json"
-        if file.is_file():
-            try:
-                existing = json.loads(file.read_text())
-            except ValueError:
-                raise ValueError(f"{file} is not JSON; remove the folder, or name another --out") from None
-            names = sorted(existing.keys() | self.settings.keys())
-            differing = [name for name in names if existing.get(name) != self.settings.get(name)]
+        if (self.out / "settings.json").is_file():
+            content = read_settings(self.out)
+            made_on = content.pop(MADE_ON, [])
+            names = sorted(content.keys() | self.settings.keys())
+            differing = [name for name in names if content.get(name) != self.settings.get(name)]
             if differing:
                 what = ", ".join(
-                    f"{name} is {existing.get(name)!r} there and {self.settings.get(name)!r} now" for name in differing
+                    f"{name} is {content.get(name)!r} there and {self.settings.get(name)!r} now" for name in differing
                 )
                 raise ValueError(f"{self.out} holds images of other settings: {what}; name another --out")
-        elif self.out.exists() and (not self.out.is_dir() or any(p.name != HALF_MADE for p in self.out.iterdir())):
+            samples_digest(self.out)
+            if self.machine and self.machine not in made_on:
+                self._write_settings([*made_on, self.machine])
+        elif self.out.exists() and (
+            not self.out.is_dir() or any(not HALF_MADE.fullmatch(p.name) for p in self.out.iterdir())
+        ):
             raise ValueError(f"{self.out} holds something other than a set of images; name another --out")
         else:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ValueError(f"cannot make the folder {self.out}: {error.strerror}; name another --out") from None
-            write_json(file, self.settings)
+            self._write_settings([self.machine] if self.machine else [])
         self.parts.mkdir(exist_ok=True)
+
+    def _write_settings(self, made_on: list[Any]) -> None:
+        write_json(self.out / "settings.json", {**self.settings, **({MADE_ON: made_on} if made_on else {})})
+
+    def lock(self) -> FileLock:
+        """Held by the process that makes the set, on whichever machine. A killed process holds nothing."""
+        return FileLock(self.out / ".lock", is_singleton=True, preserve_lock_file=True)
 
     def finished(self) -> list[tuple[int, int, Path]]:
         """First and last image and file of each piece that is there, without overlaps, in order."""
@@ -120,22 +135,28 @@ class ImageSet:
 
     def finish(self, num_images: int, *, png: bool = False, quiet: bool = False) -> None:
         """Puts the images into `samples.npz`, batch by batch, removes their parts and draws the overview."""
+        remove_half_written(self.samples)
         total = self.unbroken()[-1][1] + 1
         if not self.samples.is_file() or count_images(self.samples) < total:
-            labels = self.labels()
-            with atomic_write(self.samples) as tmp_path, zipfile.ZipFile(tmp_path, "w") as archive:
-                with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                    bar = tqdm(total=total, desc="samples.npz", unit="images", disable=quiet, delay=5)
-                    for k, batch in enumerate(self.images()):
-                        if k == 0:
-                            header = {"descr": "|u1", "fortran_order": False, "shape": (total, *batch.shape[1:])}
-                            np.lib.format.write_array_header_1_0(member, header)
-                        member.write(np.ascontiguousarray(batch).data)
-                        bar.update(len(batch))
-                    bar.close()
-                if labels is not None:
-                    with archive.open("arr_1.npy", "w") as member:
-                        np.lib.format.write_array(member, labels)
+            labels, record = self.labels(), self.out / "samples.json"
+            before = [digest] if (digest := samples_digest(self.out)) else []
+            with atomic_write(self.samples) as tmp_path:
+                with zipfile.ZipFile(tmp_path, "w") as archive:
+                    with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                        bar = tqdm(total=total, desc="samples.npz", unit="images", disable=quiet, delay=5)
+                        for k, batch in enumerate(self.images()):
+                            if k == 0:
+                                header = {"descr": "|u1", "fortran_order": False, "shape": (total, *batch.shape[1:])}
+                                np.lib.format.write_array_header_1_0(member, header)
+                            member.write(np.ascontiguousarray(batch).data)
+                            bar.update(len(batch))
+                        bar.close()
+                    if labels is not None:
+                        with archive.open("arr_1.npy", "w") as member:
+                            np.lib.format.write_array(member, labels)
+                after = file_digest(tmp_path)
+                write_json(record, {"sha256": [*before, after]})  # both, for this can be killed before the next line
+            write_json(record, {"sha256": [after]})
         behind = {path for first, _, path in self.finished() if first >= total}  # of a larger set, not yet finished
         for path in set(self.parts.iterdir()) - behind:
             path.unlink()
@@ -159,3 +180,35 @@ class ImageSet:
                     with atomic_write(path) as tmp_path:
                         Image.fromarray(image).save(tmp_path, format="png")
             start += len(batch)
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """What a set says of itself. Raises ValueError for a folder that is no set, or a damaged one."""
+    file = out / "settings.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{out} is no set of images: it has no settings.json; remove it to have it made") from None
+    except (OSError, ValueError):
+        raise ValueError(f"{file} is damaged; remove the folder to have it made again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it is not an object; remove the folder to have it made again")
+    return content
+
+
+def samples_digest(out: Path) -> str | None:
+    """SHA-256 of a set's `samples.npz`; None if it has none yet.
+
+    Raises:
+        ValueError: it is not the file that was made there.
+    """
+    samples = out / "samples.npz"
+    if not samples.is_file():
+        return None
+    try:
+        recorded = json.loads((out / "samples.json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = []
+    if (digest := file_digest(samples)) not in recorded:
+        raise ValueError(f"{samples} is not the file that was made there; remove it to have the images made again")
+    return digest

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from common.command_line import Formatter, at_least, run_cli
 from common.device import DTYPES, resolve_device
+from common.environment import versions
 from common.shipped import SHAPES_LDM
 from image_sets.batches import Batch, digest
 from image_sets.generate import Run, add_set_arguments, device_of_process, make_set
@@ -154,7 +155,7 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
         )  # (B, 3, H, W) in [0, 1]  # fmt: skip
         return images * 2 - 1
 
-    image_set = ImageSet(out or Path("outputs") / settings.folder, recorded)
+    image_set = ImageSet(out or Path("outputs") / settings.folder, recorded, versions(device))
     return Run(image_set, pipe.unet, settings.cache, make, settings.seed, labels)
 
 

@@ -12,6 +12,12 @@ settings.register_profile("any machine", deadline=None)  # time limits on exampl
 settings.load_profile("any machine")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Digests of files are remembered outside the user's home; processes that tests start take it over."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _no_gradients():
     with torch.no_grad():

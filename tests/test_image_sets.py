@@ -34,6 +34,7 @@ SCRIPTS = {"ddpm": ddpm.sample.main, "ldm": ldm.sample.main}
 FEW = ["--steps", "4", "--device", "cpu", "--quiet"]
 SIDE, SETTINGS = 16, {"model": "fake", "seed": 0}
 DISK_FULL = 7  # exit status of a forked child
+FILES = {".lock", "grid.png", "samples.json", "samples.npz", "settings.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -152,12 +153,90 @@ def test_killed_at_any_moment(tmp_path, monkeypatch, seed):
     there = len(list(out.glob("parts/0*.npz")))
     assert run(out, 40, 2) == 40 - 2 * there
     assert_same_set(out, tmp_path / "unbroken")
-    assert {path.name for path in out.iterdir()} == {"samples.npz", "grid.png", "settings.json"}
+    assert {path.name for path in out.iterdir()} == FILES
 
 
 def test_killed_while_the_settings_were_written(tmp_path):
-    (tmp_path / ".settings.aside.json").write_text("{")
+    (tmp_path / ".settings.01234567.tmp.json").write_text("{")
     assert run(tmp_path, 2, 2) == 2
+
+
+def test_what_lies_in_the_place_of_the_samples_is_not_the_set(tmp_path):
+    run(tmp_path, 4, 2)
+    samples = tmp_path / "samples.npz"
+    whole, noise = arrays(tmp_path), np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
+    np.savez(samples, arr_0=noise)
+    with pytest.raises(ValueError, match=r"samples.npz is not the file that was made there; remove it"):
+        run(tmp_path, 4, 2)
+    samples.unlink()
+    assert run(tmp_path, 4, 2) == 4
+    assert all(np.array_equal(arrays(tmp_path)[name], whole[name]) for name in whole)
+    (tmp_path / "samples.json").unlink()
+    with pytest.raises(ValueError, match="is not the file that was made there"):
+        run(tmp_path, 4, 2)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\0"])
+def test_damaged_settings_are_no_set(tmp_path, text):
+    run(tmp_path, 2, 2)
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match="settings.json is damaged"):
+        run(tmp_path, 2, 2)
+
+
+def test_killed_between_the_samples_and_their_digest(tmp_path, monkeypatch):
+    run(tmp_path / "once", 6, 2)
+    out = tmp_path / "killed"
+    run(out, 4, 2)
+
+    def cut_short(_path):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_sets.sets, "count_images", cut_short)  # the parts are made, nothing is put together
+        with pytest.raises(Interrupted):
+            run(out, 6, 2)
+    record = (out / "samples.json").read_text()
+    write = image_sets.sets.write_json
+
+    def write_once(path, content):
+        if path.name == "samples.json" and len(content["sha256"]) == 1:
+            raise Interrupted
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_sets.sets, "write_json", write_once)
+        with pytest.raises(Interrupted):
+            run(out, 6, 2)
+    both = json.loads((out / "samples.json").read_text())["sha256"]
+    assert len(both) == 2 and both[:1] == json.loads(record)["sha256"]
+    assert run(out, 6, 2) == 0
+    assert_same_set(out, tmp_path / "once")
+
+
+def test_a_second_process_is_told_at_once(tmp_path):
+    run(tmp_path, 2, 2)
+    ready, done = os.pipe(), os.pipe()
+
+    def hold():
+        with ImageSet(tmp_path, SETTINGS).lock():
+            os.write(ready[1], b"1")
+            os.read(done[0], 1)
+
+    pid = forked(hold)
+    os.read(ready[0], 1)
+    with pytest.raises(RunError, match="another process is making"):
+        run(tmp_path, 4, 2)
+    os.kill(pid, signal.SIGKILL)  # a killed one holds nothing
+    os.waitpid(pid, 0)
+    assert run(tmp_path, 4, 2) == 2
+
+
+def test_the_noise_of_a_period_comes_again(tmp_path):
+    generate(run_of(tmp_path / "3", {"seed": 0}, noise_period=3), 7, 2, quiet=True)
+    generate(run_of(tmp_path / "0", {"seed": 0}), 3, 2, quiet=True)
+    again, first = (arrays(tmp_path / name)["arr_0"] for name in "30")
+    assert np.array_equal(again, first[[0, 1, 2, 0, 1, 2, 0]])
 
 
 class Interrupted(Exception):
@@ -288,7 +367,7 @@ def test_disk_full(tmp_path, limit, parts):
 
     _, status = os.waitpid(forked(with_a_full_disk), 0)
     assert os.waitstatus_to_exitcode(status) == DISK_FULL
-    assert {path.name for path in out.iterdir()} == {"settings.json", "parts"}  # nothing half written
+    assert {path.name for path in out.iterdir()} == {".lock", "settings.json", "parts"}  # nothing half written
     assert len(list((out / "parts").iterdir())) == parts
     assert run(out, 24, 4) == 24 - 4 * parts
     assert_same_set(out, tmp_path / "once")
@@ -313,7 +392,7 @@ def test_scripts_on_the_shipped_models(tmp_path, capsys, script):
     out = tmp_path / "eight"
     assert main([*call, "--batch-size", "8", "--out", str(out)]) == 0
     assert capsys.readouterr().out.startswith("9 images made in ")
-    assert {path.name for path in out.iterdir()} == {"samples.npz", "grid.png", "settings.json", "images"}
+    assert {path.name for path in out.iterdir()} == {*FILES, "images"}
     ours = arrays(out)
     images = ours["arr_0"]
     assert images.dtype == np.uint8 and images.shape[0] == 9 and images.shape[3] == 3
@@ -326,6 +405,8 @@ def test_scripts_on_the_shipped_models(tmp_path, capsys, script):
         assert grid.width >= 8 * side and grid.height >= 2 * side
     there = json.loads((out / "settings.json").read_text())
     assert there["seed"] == 3 and there["cache_interval"] == 5 and there["eta"] == 0
+    (machine,) = there["made_on"]
+    assert machine["torch"] == torch.__version__ and machine["threads"] == 1 and machine["deterministic"] is False
     if script == "ldm":
         assert np.array_equal(ours["arr_1"], ldm.sample.labels_of(range(9), "random", 40, 3))
 

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from common.device import DTYPES
+from common.environment import versions
 from common.files import write_text
 from common.shipped import GUIDANCE, SHAPES_SD
 from image_sets.batches import Batch, digest
@@ -106,5 +107,5 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
         texts = [prompts.text(k) for k in batch.indices]
         return make_images(pipe, texts, batch.generators, **call, **cache.arguments)
 
-    image_set = ImageSet(out or Path("outputs") / name, recorded)
+    image_set = ImageSet(out or Path("outputs") / name, recorded, versions(device))
     return Run(image_set, pipe.unet, settings.cache, make, settings.seed, rounding=settings.rounding)

@@ -1,0 +1,56 @@
+"""SHA-256 of files and folders. Those of big files are remembered, for they are asked for at every start.
+
+What is remembered belongs to a file's device, inode, size and time of change: a file that was written again has
+another one. It is kept in $XDG_CACHE_HOME/deepcache or ~/.cache/deepcache, which can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from pathlib import Path
+
+from .files import write_text
+
+REMEMBERED_FROM = 2**20  # bytes; smaller files are read faster than looked up
+SETTLED = 2.0  # seconds; within one tick of the file system's clock, a file can change and keep its time
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises OSError if it can't be read."""
+    stat = path.stat()
+    if stat.st_size < REMEMBERED_FROM:
+        return _digest(path)
+    key = f"{path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
+    note = _folder() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[0-9a-f]{64}", remembered := note.read_text(encoding="utf-8")):
+            return remembered
+    digest = _digest(path)
+    if time.time() - stat.st_mtime > SETTLED and path.stat().st_mtime_ns == stat.st_mtime_ns:
+        with contextlib.suppress(OSError, ValueError):  # a home that can't be written to costs time alone
+            write_text(note, digest)
+    return digest
+
+
+def path_digest(path: Path) -> str:
+    """SHA-256 of a file; or of a folder, by the names and contents of all that is in it but hidden files."""
+    if not path.is_dir():
+        return file_digest(path)
+    total = hashlib.sha256()
+    for name in sorted(one.relative_to(path).as_posix() for one in path.rglob("*") if one.is_file()):
+        if not any(part.startswith(".") for part in name.split("/")):
+            total.update(f"{name} {file_digest(path / name)}\n".encode())
+    return total.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepcache" / "digests"
