@@ -51,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
         "--rounding", choices=ROUNDINGS, default="nearest",
         help="to whole grey levels; truncate is what the original's experiments/generate.py does",
     )  # fmt: skip
+    p.add_argument(
+        "--noise-period", type=int, metavar="B",
+        help="every B images start from the same noise, as in the original's experiments/generate.py, which seeds each "
+        "batch anew (default: never again)",
+    )  # fmt: skip
     add_cache_arguments(p, interval=5, branch=1, extensions=EXTENSIONS)
     add_set_arguments(p, num_images=None, batch_size=8)
     return p
@@ -58,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """What the arguments ask for. Raises ValueError naming the one that is wrong."""
-    at_least(args, batch_size=1, num_images=1, steps=1, seed=0, height=8, width=8)
+    at_least(args, batch_size=1, num_images=1, steps=1, seed=0, height=8, width=8, noise_period=1)
     divisible_by_8(args, "height", "width")
     cache = cache_config(args)
     if args.model is not None and args.prompts is None:
@@ -67,7 +72,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         model=args.model, prompts=args.prompts or "shapes", negative_prompt=args.negative_prompt,
         scheduler=args.scheduler, steps=args.steps, guidance_scale=args.guidance_scale, height=args.height,
         width=args.width, rounding=args.rounding, cache=cache, cache_label=cache_name(args, cache), seed=args.seed,
-        dtype=args.dtype,
+        noise_period=args.noise_period, dtype=args.dtype,
     )  # fmt: skip
 
 

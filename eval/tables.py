@@ -1,12 +1,17 @@
 """The paper's tables and figures, each with one command: images, scores, MACs and speed, beside the printed ones.
 
-python -m eval.tables all                                        the shipped models, in under an hour on two cores
-python -m eval.tables table3 --scale paper --dry-run             what it takes, and what is missing
+python -m eval.tables all                                        the shipped models, in two hours on two cores
+python -m eval.tables all --scale paper --dry-run --for a100     what it takes, and what is missing
 python -m eval.tables table1 table4 --scale paper --rows 1,7-9
+python -m eval.tables all --render                               the pages alone, from what was measured
 accelerate launch -m eval.tables table1 --scale paper            on several GPUs
 
-Runs are resumable: rerun the same command. Rows that tables share are computed once. Results are Markdown, CSV and PNG
-files in results/SCALE, and a page over them, index.html.
+Runs are resumable: rerun the same command. Rows that tables share are computed once, and any number of commands, on
+one machine or on several with one file system, can run different rows at once: each measures its own, and the pages are
+made from all that is there. Rows that are not asked for stay as they are.
+
+Results are Markdown, CSV and PNG files in results/SCALE, and a page over them, index.html. A run with other settings
+than the scale's, such as --num-images, goes to a folder of its own.
 """
 
 from __future__ import annotations
@@ -22,11 +27,13 @@ from common.device import DTYPES, resolve_device
 from common.files import write_text
 
 from . import report
+from .paper.claims import claims_markdown
 from .paper.data import SCALES, TABLES, load_scale, load_table
-from .paper.estimate import print_costs
+from .paper.estimate import GPUS, HERE, MEASURED_GPU, print_costs
 from .paper.figures import FIGURES, draw_figure
-from .paper.images import is_made, make_images
-from .paper.jobs import Options, plan
+from .paper.images import make_all
+from .paper.jobs import Job, Options, Plan, plan
+from .paper.measure import measure_all
 from .paper.output import as_csv, markdown, readme
 from .paper.results import results_of
 
@@ -36,17 +43,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join([*TABLES, *FIGURES])}, or all")
     p.add_argument("--scale", choices=SCALES, default="shapes", help="models: the shipped ones, or the published ones")
     p.add_argument("--rows", type=_numbers, metavar="1,3-5", help="of each table, as numbered in it (default: all)")
-    p.add_argument("--dry-run", action="store_true", help="say what each row takes and what is missing; run nothing")
+    p.add_argument("--dry-run", action="store_true", help="say what it takes and what is missing; run nothing")
+    p.add_argument(
+        "--for", dest="gpu", choices=[HERE, *GPUS], help="what --dry-run reckons hours of (default: here; the paper's "
+        "rtx2080 for its models)",
+    )  # fmt: skip
+    p.add_argument("--render", action="store_true", help="make the pages from what was measured; run nothing")
     p.add_argument("--num-images", type=int, help="of each row (default: as many as the scale says)")
     p.add_argument("--batch-size", type=int, help="(default: as the scale says)")
+    p.add_argument(
+        "--original-seeds", action="store_true",
+        help="for Stable Diffusion, the noise of 16 images over and over, as from the released script",
+    )  # fmt: skip
     p.add_argument("--inputs", type=Path, default=Path("inputs"), metavar="DIR", help="published weights, references")
-    p.add_argument("--work", type=Path, default=Path("outputs/tables"), metavar="DIR", help="images and their scores")
-    p.add_argument("--out", type=Path, metavar="DIR", help="(default: results/SCALE)")
+    p.add_argument("--work", type=Path, default=Path("outputs/tables"), metavar="DIR", help="images")
+    p.add_argument("--out", type=Path, metavar="DIR", help="(default: results/SCALE, and what differs from the scale)")
     p.add_argument("--no-speed", action="store_true", help="don't time anything")
-    p.add_argument("--speed-batch", type=int, default=4, metavar="B", help="images of a timed call")
-    p.add_argument("--repeats", type=int, default=2, help="timed calls of each row, in turn with the baseline")
+    p.add_argument("--speed-batch", type=int, metavar="B", help="images of a timed call (default: as the scale says)")
+    p.add_argument("--repeats", type=int, default=3, help="timed calls of each row, in turn with the baseline")
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
-    p.add_argument("--dtype", choices=DTYPES, help="of the networks (default: float32)")
+    p.add_argument("--dtype", choices=DTYPES, help="of the networks (default: as the scale says)")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
@@ -58,39 +74,47 @@ def run(args: argparse.Namespace) -> None:
     needed = [table for name in names for table in FIGURES.get(name, [])] + [name for name in names if name in TABLES]
     plans = {name: plan(load_table(name), args.rows, options) for name in dict.fromkeys(needed)}
     if args.dry_run:
-        print_costs(plans.values(), options.device, options.dtype or "float32")
+        print_costs(list(plans.values()), args.gpu or (HERE if args.scale == "shapes" else MEASURED_GPU), options)
         return
+    jobs = {job.name: job for planned in plans.values() for job in planned.asked}
+    if not args.render:
+        # 2. Images, all processes together.
+        main = PartialState(cpu=options.device.type == "cpu")
+        made = make_all([job for job in jobs.values() if not job.missing], args.batch_size, options)
+        if not main.is_main_process:
+            return
+        # 3. Scores, distances to the baseline, speed.
+        measure_all(plans.values(), options)
+        print(f"{made} sets of images made")
 
-    # 2. Images, all processes together.
-    main = PartialState(cpu=options.device.type == "cpu")
-    jobs = {job.out: job for planned in plans.values() for job in planned.jobs if job is not None}
-    to_make = [job for job in jobs.values() if not job.missing and not is_made(job)]
-    for k, job in enumerate(to_make, 1):
-        if main.is_main_process:
-            print(f"{k} of {len(to_make)}: {job.out.name}, {job.num_images} images", flush=True)
-        print(make_images(job, args.batch_size or job.model.batch_size, options.device, args.quiet))
-    if not main.is_main_process:
-        return
+    # 4. The pages, from what was measured, here or elsewhere.
+    _write_pages(names, plans, options)
+    _raise_on_missing(jobs, args.render)
 
-    # 3. Scores, speed and MACs, table by table.
-    out = args.out or Path("results") / args.scale
-    results = {}
-    for name, planned in plans.items():
-        results[name] = results_of(planned, options)
-        if name in names:
-            write_text(out / f"{name}.md", markdown(planned, results[name], options))
-            write_text(out / f"{name}.csv", as_csv(planned.table, results[name]))
 
-    # 4. Figures, and the page over all.
+def _write_pages(names: list[str], plans: dict[str, Plan], options: Options) -> None:
+    out, results = options.out, {name: results_of(planned, options) for name, planned in plans.items()}
     for name in names:
         if name in FIGURES:
-            draw_figure(name, plans, results, options, out)
+            draw_figure(name, plans, results, options)
+        else:
+            write_text(out / f"{name}.md", markdown(plans[name], results[name], options))
+            write_text(out / f"{name}.csv", as_csv(plans[name].table, results[name]))
+    everything = {name: plan(load_table(name), None, options) for name in TABLES}
+    write_text(
+        out / "claims.md", claims_markdown(everything, {name: results_of(p, options) for name, p in everything.items()})
+    )
     write_text(out / "README.md", readme(options))
-    write_text(out / "index.html", report.page(report.sections(out), f"DeepCache's tables, scale {args.scale}"))
-    print(f"{len(to_make)} sets of images made; written {out}: {', '.join(names)}, index.html")
-    if missing := {text for job in jobs.values() for text in job.missing}:
+    write_text(out / "index.html", report.page(report.sections(out), f"DeepCache's tables, scale {options.scale.name}"))
+    print(f"written {out}: {', '.join(names)}, claims, index.html")
+
+
+def _raise_on_missing(jobs: dict[str, Job], rendered: bool) -> None:
+    """The pages are there; that something is not in them is still a failure."""
+    missing = {text for job in jobs.values() for text in job.missing}
+    if missing and not rendered:
         count = sum(bool(job.missing) for job in jobs.values())
-        raise RunError(f"{count} of {len(jobs)} sets were not made, for want of {'; '.join(sorted(missing))}")
+        raise RunError(f"{count} of {len(jobs)} sets skipped; missing: {'; '.join(sorted(missing))}")
 
 
 def _names(args: argparse.Namespace) -> list[str]:
@@ -104,9 +128,14 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 def _options(args: argparse.Namespace) -> Options:
     """What all rows share. Raises ValueError for a device that is not available."""
+    apart = [  # what makes other pictures than the scale's
+        args.num_images and f"{args.num_images}-images", args.dtype, "original-seeds" if args.original_seeds else None,
+    ]  # fmt: skip
+    name = "-".join([args.scale, *filter(None, apart)])
     return Options(
         scale=load_scale(args.scale), work=args.work / args.scale, inputs=args.inputs,
-        device=resolve_device(args.device), num_images=args.num_images, dtype=args.dtype, timed=not args.no_speed,
+        out=args.out or Path("results") / name, device=resolve_device(args.device), num_images=args.num_images,
+        dtype=args.dtype, original_seeds=args.original_seeds, timed=not args.no_speed,
         speed_batch=args.speed_batch, repeats=args.repeats, quiet=args.quiet,
     )  # fmt: skip
 

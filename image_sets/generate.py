@@ -25,6 +25,10 @@ from .batches import Batch, to_uint8
 from .sets import ImageSet
 
 
+class Busy(RunError):
+    """Another process is making the set."""
+
+
 @dataclass
 class Run:
     """What a sampling script was asked for, with its model loaded: the set, and how its images are made."""
@@ -80,7 +84,8 @@ def generate(run: Run, num_images: int, batch_size: int, *, png: bool = False, q
 
     Raises:
         ValueError: the folder holds images of other settings.
-        RunError: an image holds values that are not finite; or another process is making the set.
+        Busy: another process is making the set.
+        RunError: an image holds values that are not finite.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     image_set, lock = run.image_set, None
@@ -94,7 +99,7 @@ def generate(run: Run, num_images: int, batch_size: int, *, png: bool = False, q
         except ValueError as error:
             shared = [None, error]
         except Timeout:
-            shared = [None, RunError(f"another process is making {image_set.out}; wait for it, or name another --out")]
+            shared = [None, Busy(f"another process is making {image_set.out}; wait for it, or name another --out")]
     missing, wrong = broadcast_object_list(shared) if state.num_processes > 1 else shared
     if wrong is not None:
         raise wrong

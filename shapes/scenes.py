@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 SIZE = 64  # pixels, height and width
+HELD_OUT_SEED = 17  # of the list of held-out scenes
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLOURS = {
@@ -90,6 +91,11 @@ def random_scene(rng: np.random.Generator, held_out: bool = False, things: int |
     while is_held_out(scene := _any_scene(rng, things)) != held_out:
         pass
     return scene
+
+
+def held_out_scene(index: int) -> Scene:
+    """Scene `index` of a fixed list of scenes of two things, whose captions were held out of all training."""
+    return random_scene(np.random.default_rng((HELD_OUT_SEED, index)), held_out=True, things=2)
 
 
 def _any_scene(rng: np.random.Generator, things: int | None) -> Scene:

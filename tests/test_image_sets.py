@@ -166,7 +166,7 @@ def test_what_lies_in_the_place_of_the_samples_is_not_the_set(tmp_path):
     samples = tmp_path / "samples.npz"
     whole, noise = arrays(tmp_path), np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
     np.savez(samples, arr_0=noise)
-    with pytest.raises(ValueError, match=r"samples.npz is not the file that was made there; remove it"):
+    with pytest.raises(ValueError, match=r"samples\.npz is not the file that was made there; remove it"):
         run(tmp_path, 4, 2)
     samples.unlink()
     assert run(tmp_path, 4, 2) == 4
@@ -180,7 +180,7 @@ def test_what_lies_in_the_place_of_the_samples_is_not_the_set(tmp_path):
 def test_damaged_settings_are_no_set(tmp_path, text):
     run(tmp_path, 2, 2)
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(ValueError, match="settings.json is damaged"):
+    with pytest.raises(ValueError, match=r"settings\.json is damaged"):
         run(tmp_path, 2, 2)
 
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from common.command_line import RunError
 from common.files import atomic_write
 from image_sets.reading import read_prompts
-from shapes.scenes import random_scene
+from shapes.scenes import held_out_scene
 
 NAMES = ("parti", "coco", "shapes")
 
@@ -30,7 +29,6 @@ COCO_URL = "http://images.cocodataset.org/annotations/annotations_trainval2017.z
 COCO_MD5 = "f4bbac642086de4f52a3fdda2de5fa2c"
 COCO_FILE = "captions_val2017.json"
 
-SHAPES_SEED = 17
 SHAPES_NUMBER = 256  # captions where no number is asked for
 
 
@@ -85,7 +83,7 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
 
 def shapes_caption(index: int) -> str:
     """A caption that was held out of all training, the same whatever else is asked for."""
-    return random_scene(np.random.default_rng((SHAPES_SEED, index)), held_out=True, things=2).caption
+    return held_out_scene(index).caption
 
 
 def digest(texts: Iterable[str]) -> str:

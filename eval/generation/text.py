@@ -40,6 +40,7 @@ class Settings:
     cache: CacheConfig = field(default_factory=CacheConfig)
     cache_label: str | None = None  # of the folder's name, where the cache's own name will not do
     seed: int = 0
+    noise_period: int | None = None  # image k starts from the noise of image k modulo this
     dtype: str = "float32"
 
 
@@ -92,13 +93,15 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
         "scheduler": settings.scheduler,
         "rounding": settings.rounding,
         "seed": settings.seed,
+        **({"noise_period": settings.noise_period} if settings.noise_period else {}),
         "dtype": settings.dtype,
         **call,
         **settings.cache.to_json(),
     }
     name = f"{Path(model).name}-{Path(prompts.name).stem}-{settings.scheduler}-{settings.steps}-"
     name += f"{settings.cache_label or settings.cache.name()}-g{guidance:g}-{call['width']}x{call['height']}-"
-    name += f"{settings.rounding}-seed{settings.seed}-{settings.dtype}"
+    period = f"-period{settings.noise_period}" if settings.noise_period else ""
+    name += f"{settings.rounding}-seed{settings.seed}{period}-{settings.dtype}"
     device = device_of_process(device)
     pipe.to(device)
     pipe.set_progress_bar_config(disable=quiet or not PartialState().is_main_process, leave=False)
@@ -108,4 +111,7 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
         return make_images(pipe, texts, batch.generators, **call, **cache.arguments)
 
     image_set = ImageSet(out or Path("outputs") / name, recorded, versions(device))
-    return Run(image_set, pipe.unet, settings.cache, make, settings.seed, rounding=settings.rounding)
+    return Run(
+        image_set, pipe.unet, settings.cache, make, settings.seed, rounding=settings.rounding,
+        noise_period=settings.noise_period,
+    )  # fmt: skip

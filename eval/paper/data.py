@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import ddpm.sample
 import ldm.sample
+import shapes.renders
 from common.shipped import ASSETS
 from unets.cache.config import CacheConfig
 
@@ -23,8 +24,13 @@ FOLDER = Path(__file__).parent
 TABLES = [f"table{k}" for k in range(1, 15)]
 SCALES = ("shapes", "paper")
 
-Settings = ddpm.sample.Settings | ldm.sample.Settings | text.Settings  # of the three ways to make a set of images
-SAMPLERS = {"ddpm": ddpm.sample.Settings, "ldm": ldm.sample.Settings, "text": text.Settings}
+# Of the three ways to sample a set of images, and of drawing one.
+Settings = ddpm.sample.Settings | ldm.sample.Settings | text.Settings | shapes.renders.Settings
+SAMPLERS = {
+    "ddpm": ddpm.sample.Settings, "ldm": ldm.sample.Settings, "text": text.Settings, "renders": shapes.renders.Settings,
+}  # fmt: skip
+
+FLOOR = "pictures of the renderer"  # the row of what a model without mistakes would score
 
 T = TypeVar("T")
 
@@ -57,7 +63,7 @@ class RowRun:
     @property
     def slug(self) -> str:
         """The settings as part of a file's name."""
-        cache, parts = self.cache, [str(self.steps)]
+        cache, parts = self.cache, [str(self.steps)] if self.steps else []
         if cache.cache_interval > 1:
             parts += [f"n{cache.cache_interval}", f"m{cache.cache_branch_id}"]
         if not cache.uniform:
@@ -97,9 +103,25 @@ class Table:
     macs_over: int | None = None  # the steps that a run's MACs are divided by
 
     @property
+    def is_timed(self) -> bool:
+        """Whether speed is among its columns."""
+        return "throughput" in self.columns or "speedup" in self.columns
+
+    @property
     def heading(self) -> str:
         """Number and title."""
         return f"Table {self.name.removeprefix('table')}: {self.title}"
+
+    def at(self, scale: Scale) -> Table:
+        """The same with a last row for each of its models whose pictures a scale can also draw without mistakes."""
+        models = dict.fromkeys(row.run.model for row in self.rows if row.run is not None)
+        drawn = [name for name in models if name in scale.models and scale.models[name].floor]
+        rows = [
+            Row(FLOOR if len(drawn) == 1 else f"{FLOOR}, for {name}", {}, RowRun(floor, 0))
+            for name in drawn
+            if (floor := scale.models[name].floor) is not None
+        ]
+        return replace(self, rows=(*self.rows, *rows))
 
 
 @dataclass(frozen=True)
@@ -108,6 +130,7 @@ class FidScore:
 
     variant: str  # of the extractor
     reference: str  # a path, with the places that `Options.place` fills in
+    drawn: str | None = None  # what the renderer draws the reference like; None: it is a file of the user's
 
 
 @dataclass(frozen=True)
@@ -121,19 +144,22 @@ class ClipScore:
 class Model:
     """What stands for a model of the paper."""
 
-    unet: str  # of which MACs are counted: a published layout's name, or a path
-    settings: Settings  # but for steps, cache and dtype; paths with the places that `Options.place` fills in
-    baseline_steps: int
+    settings: Settings  # but for steps and cache; paths with the places that `Options.place` fills in
     num_images: int
     batch_size: int
     size: int  # of the images, pixels
     score: FidScore | ClipScore
+    unet: str | None = None  # of which MACs are counted: a published layout's name, or a path; None: nothing to count
+    baseline_steps: int = 0
+    speed_batch: int = 4  # images of a timed call
+    floor: str | None = None  # the model whose pictures are perfect
     guided: bool = False  # two halves a step
     steps_factor: float = 1  # steps of a run for one of the paper's
     speed_of: str | None = None  # the model that has the same speed, which is measured once
     speed_over: str | None = None  # the model whose baseline is that of the speed-up; None: its own
     hub: str | None = None  # id of the model that must be in the hub's cache
     files: Mapping[str, str] = field(default_factory=dict)  # needed in --inputs, and where each is from
+    departures: tuple[str, ...] = ()  # where our runs differ from the paper's: notes of its tables
 
 
 @dataclass(frozen=True)
@@ -143,7 +169,9 @@ class Scale:
     name: str
     about: str
     models: Mapping[str, Model]
-    reference_images: int | None  # pictures of the renderer in a reference; None: references are files of the user's
+    reference_images: int = 0  # pictures of the renderer in a reference that is drawn
+    distance: str | None = None  # the extractor in whose features images are compared with the baseline's
+    departures: Mapping[str, list[str]] = field(default_factory=dict)  # by sampler, of all its models
 
 
 def load_table(name: str) -> Table:
@@ -165,7 +193,14 @@ def parse_table(name: str, content: dict[str, Any]) -> Table:
 
 def parse_scale(name: str, content: dict[str, Any]) -> Scale:
     """The scale in an entry of scales.json. Raises ValueError for a key that is unknown or lacking."""
-    models = {model: _model(entry, f"{name}, {model}") for model, entry in content["models"].items()}
+    common = content.get("departures", {})
+    models = {
+        model: _model(
+            {**entry, "departures": [*common.get(entry["sampler"], ()), *entry.get("departures", ())]},
+            f"{name}, {model}",
+        )
+        for model, entry in content["models"].items()
+    }
     return _make(Scale, {**content, "models": models, "name": name}, name)
 
 
@@ -200,8 +235,9 @@ def _model(content: dict[str, Any], where: str) -> Model:
         "settings": _make(SAMPLERS[content.pop("sampler")], content["settings"], f"{where}, settings"),
         "score": _make(ClipScore if "clip" in content["score"] else FidScore, content["score"], f"{where}, score"),
     }
-    if "/" in content["unet"]:  # beside the code, wherever the command is started
+    if "/" in (content.get("unet") or ""):  # beside the code, wherever the command is started
         parts["unet"] = str(ASSETS.parent / content["unet"])
+    parts["departures"] = tuple(content["departures"])
     return _make(Model, {**content, **parts}, where)
 
 

@@ -1,12 +1,16 @@
-"""What a table takes, before it is run: images, steps, MACs, disk, time, and what is missing."""
+"""What tables take, before they are run: what is missing, and images, TMACs, disk and hours of each row.
+
+Hours are of a GPU named, or of this machine. The paper prints the images/s of nearly every run on one RTX 2080: that is
+the measured figure, and other GPUs are reckoned from it by the ratio of their peak rates.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,23 +18,83 @@ from common.device import DTYPES
 from common.timing import Clock
 from unets import fork_of
 
-from ..counting.layouts import MODELS, open_model
+from ..counting.layouts import open_model
 from ..counting.macs import count, unet_inputs
+from .data import FOLDER, TABLES, Row, RowRun, load_table
 from .images import is_made
-from .jobs import Job, Plan
+from .jobs import Job, Options, Plan
 from .macs import macs_of
+
+GPUS = json.loads((FOLDER / "gpus.json").read_text(encoding="utf-8"))  # TFLOPS at peak
+MEASURED_GPU = "rtx2080"  # the paper's
+HERE = "here"
 
 
 @dataclass(frozen=True)
 class Cost:
     """What sets of images take."""
 
+    images: int = 0
     tmacs: float = 0.0
     bytes: float = 0.0  # on disk
-    seconds: float = 0.0  # in the U-Net
+    seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.tmacs + other.tmacs, self.bytes + other.bytes, self.seconds + other.seconds)
+        return Cost(
+            self.images + other.images, self.tmacs + other.tmacs, self.bytes + other.bytes, self.seconds + other.seconds
+        )
+
+
+def tmacs_of(job: Job) -> float:
+    """T MACs of all U-Net calls of a job, attention counted."""
+    if job.model.unet is None:
+        return 0.0
+    each = macs_of(job.run, job.model.unet, convention="with_attention")
+    return job.num_images * each * (2 if job.model.guided else 1) / 1e3
+
+
+def cost_of(job: Job, gpu: str, options: Options) -> Cost:
+    """What a job takes on a GPU of `GPUS`, or here."""
+    tmacs = tmacs_of(job)
+    if job.model.unet is None:
+        seconds = 0.0
+    elif gpu == HERE:
+        dtype = options.dtype or _dtype_of(job)
+        seconds = tmacs / tmacs_a_second(job.model.unet, job.model.batch_size, options.device, dtype)
+    else:
+        seconds = job.num_images / (printed_throughput(job) * _faster(gpu, options.dtype or _dtype_of(job)))
+    return Cost(job.num_images, tmacs, job.num_images * job.model.size**2 * 3, seconds)
+
+
+def printed_throughput(job: Job) -> float:
+    """Images/s that the paper prints for this run; where it prints none, those of its baseline, by MACs."""
+    rows, unet = _printed_rows(job.printed.model), job.model.unet
+    if (printed := rows.get(job.printed.slug)) is not None:
+        return printed
+    assert unet is not None
+    baseline = RowRun(job.printed.model, job.model.baseline_steps)
+    whole, own = (macs_of(run, unet, convention="with_attention") for run in (baseline, job.printed))
+    return rows[baseline.slug] * whole / own
+
+
+@functools.cache
+def _printed_rows(model: str) -> dict[str, float]:
+    """Printed images/s of the runs of a model, by what tells them apart."""
+    rows: list[Row] = [row for name in TABLES for row in load_table(name).rows]
+    return {
+        row.run.slug: float(row.paper["throughput"])
+        for row in rows
+        if row.run is not None and row.run.model == model and "throughput" in row.paper
+    }
+
+
+def _faster(gpu: str, dtype: str) -> float:
+    kind = "float32" if dtype == "float32" else "float16"
+    return GPUS[gpu][kind] / GPUS[MEASURED_GPU][kind]
+
+
+def _dtype_of(job: Job) -> str:
+    return getattr(job.settings, "dtype", "float32")
 
 
 @functools.cache
@@ -54,52 +118,67 @@ def tmacs_a_second(unet: str, batch_size: int, device: torch.device, dtype: str)
     return counted.with_attention / 1e12 / min(seconds)
 
 
-def tmacs_of(job: Job) -> float:
-    """T MACs of all U-Net calls of a job, attention counted."""
-    each = macs_of(job.run, job.model.unet, convention="with_attention")
-    return job.num_images * each * (2 if job.model.guided else 1) / 1e3
-
-
-def cost_of(job: Job, device: torch.device, dtype: str) -> Cost:
-    """What a job takes here, from one measured step."""
-    model, tmacs = job.model, tmacs_of(job)
-    # On a CPU, a large model's batch would take minutes.
-    batch = 1 if device.type == "cpu" and model.unet in MODELS else model.batch_size
-    return Cost(tmacs, job.num_images * model.size**2 * 3, tmacs / tmacs_a_second(model.unet, batch, device, dtype))
-
-
-def print_costs(plans: Iterable[Plan], device: torch.device, dtype: str) -> None:
-    """A line for each row; a set that an earlier line has is not counted again."""
-    seen: set[Path] = set()
+def print_costs(plans: Sequence[Plan], gpu: str, options: Options) -> None:
+    """What is missing, once; then a line for each row, sets that an earlier line has not counted again, and sums."""
+    jobs = {job.name: job for plan in plans for job in plan.asked}
+    _print_missing(jobs.values())
+    seen: set[str] = set()
     total = Cost()
     for plan in plans:
-        print(f"\n{plan.table.heading}")
-        if plan.table.kind == "schedules":
-            print("   counted, nothing is made")
+        total += _print_table(plan, gpu, options, seen)
+    print(f"\nTo be made: {_line(total)} on {_named(gpu, options)}; {_how(gpu)}. Scores and speed come on top.")
+
+
+def _print_missing(jobs: Iterable[Job]) -> None:
+    missing = sorted({text for job in jobs for text in job.missing})
+    print(f"Missing: {len(missing)}" if missing else "Nothing is missing.")
+    for text in missing:
+        print(f"  {text}")
+
+
+def _print_table(plan: Plan, gpu: str, options: Options, seen: set[str]) -> Cost:
+    total = Cost()
+    print(f"\n{plan.table.heading}")
+    if plan.table.kind == "schedules":
+        print("   counted, nothing is made")
+        return total
+    print(f"{'row':>4} {'images':>7} {'full steps':>11} {'TMACs':>12} {'disk':>10} {'time':>10}  ")
+    for k, (row, job) in enumerate(zip(plan.table.rows, plan.jobs, strict=True), 1):
+        if k not in plan.rows or row.run is None:
             continue
-        print(f"{'row':>4} {'images':>7} {'steps':>10} {'TMACs':>12} {'disk':>10} {'time':>9}  ")
-        for k, (row, job) in enumerate(zip(plan.table.rows, plan.jobs, strict=True), 1):
-            if k not in plan.rows:
-                continue
-            if job is None:
-                why = "of another method or another paper, not run" if row.run is None else "no model at this scale"
-                print(f"{k:>4} {'–':>7} {'':>10} {'':>12} {'':>10} {'':>9}  {row.name}: {why}")
-                continue
-            made = "there" if is_made(job) else "as above" if job.out in seen else ""
-            seen.add(job.out)
-            cost = cost_of(job, device, dtype)
-            if not made:
-                total += cost
-            steps = f"{job.run.num_full} of {job.run.steps}"
-            print(
-                f"{k:>4} {job.num_images:>7} {steps:>10} {cost.tmacs:>12,.1f} {_size(cost.bytes):>10} "
-                f"{made or _duration(cost.seconds):>9}  {row.name}"
-            )
-            for file in job.missing:
-                print(f"{'':>9}missing: {file}")
-    print(
-        f"\nTo be made: {total.tmacs:,.1f} TMACs, {_size(total.bytes)}, about {_duration(total.seconds)} in "
-        f"the U-Net on {device} in {dtype}, from one measured step; decoding, scores and speed come on top."
+        if job is None:
+            print(f"{k:>4} {'–':>7} {'':>11} {'':>12} {'':>10} {'':>10}  {row.name}: no model at this scale")
+            continue
+        state = "made" if is_made(job) else "as above" if job.name in seen else ""
+        cost = cost_of(job, gpu, options)
+        if not state:
+            total += cost
+        seen.add(job.name)
+        steps = f"{job.run.num_full} of {job.run.steps}" if job.run.steps else "–"
+        print(
+            f"{k:>4} {job.num_images:>7} {steps:>11} {cost.tmacs:>12,.1f} {_size(cost.bytes):>10} "
+            f"{state or _duration(cost.seconds):>10}  {row.name}"
+        )
+    print(f"     to be made: {_line(total)}")
+    return total
+
+
+def _line(cost: Cost) -> str:
+    return f"{cost.images:,} images, {cost.tmacs:,.1f} TMACs, {_size(cost.bytes)}, {_duration(cost.seconds)}"
+
+
+def _named(gpu: str, options: Options) -> str:
+    return f"{options.device}, here" if gpu == HERE else f"one {gpu}"
+
+
+def _how(gpu: str) -> str:
+    if gpu == HERE:
+        return "from one measured step of each U-Net, without decoding"
+    if gpu == MEASURED_GPU:
+        return "from the images/s that the paper prints"
+    return (
+        f"from the images/s that the paper prints for an RTX 2080 and the ratio of peak rates ({GPUS[gpu]['source']}): "
+        "expect a factor of two"
     )
 
 

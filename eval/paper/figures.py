@@ -31,10 +31,9 @@ FIGURE_2_BRANCH, FIGURE_2_IMAGES = 1, 4
 FIGURE_7_IMAGES = 6
 
 
-def draw_figure(
-    name: str, plans: Mapping[str, Plan], results: Mapping[str, list[Result]], options: Options, out: Path
-) -> None:
-    """One of `FIGURES` into `out`, if what it needs is there."""
+def draw_figure(name: str, plans: Mapping[str, Plan], results: Mapping[str, list[Result]], options: Options) -> None:
+    """One of `FIGURES`, if what it needs is there."""
+    out = options.out
     if name == "figure4":
         figure4(out, options.quiet)
     elif name == "figure2":
@@ -127,7 +126,8 @@ def figure6(tables: Mapping[str, tuple[Table, list[Result]]], out: Path) -> None
                     if row.name.split()[0] != kind:
                         continue
                     x, y = (
-                        row.paper.get(column) if side == 0 else result[column] for column in ("speedup", "clip_score")
+                        row.paper.get(column) if side == 0 else result.number(column)
+                        for column in ("speedup", "clip_score")
                     )
                     if x is not None and y is not None:
                         points.append((float(x), float(y)))

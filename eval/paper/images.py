@@ -1,51 +1,102 @@
-"""The images of a row: made by the sampler of its model, unless they are there."""
+"""The images of rows: made by the sampler of their model, unless they are there."""
 
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 import ddpm.sample
 import ldm.sample
-from image_sets.generate import Run, make_set
+import shapes.renders
+from image_sets.generate import Busy, Run, make_set
 from image_sets.reading import count_images
+from image_sets.sets import read_settings, samples_digest
 
 from ..generation import text
 from ..generation.prompts import open_prompts
 from .data import Settings
-from .jobs import Job
+from .jobs import Job, Options
+
+BUSY_WAIT = 10.0  # seconds between two looks at a set that another process makes
 
 
 def is_made(job: Job) -> bool:
-    """Whether the set of images is there in full."""
+    """Whether the set of images is there in full.
+
+    Raises:
+        ValueError: in its place is something else: no settings, damaged ones, or images that were not made there.
+    """
+    if not job.may_be_made or not job.out.is_dir():
+        return False
     samples = job.out / "samples.npz"
-    if not samples.is_file() or count_images(samples) < job.num_images:
+    if not samples.is_file():
+        return False
+    read_settings(job.out)
+    if samples_digest(job.out) is None or count_images(samples) < job.num_images:
         return False
     return not isinstance(job.settings, text.Settings) or (job.out / "prompts.txt").is_file()
 
 
+def make_all(jobs: Sequence[Job], batch_size: int | None, options: Options) -> int:
+    """Makes the sets that are not there, together with the other processes that were started with this one.
+
+    A set that a process of another start is making, on this or another machine, is left to it; if that one ends
+    without having finished it, it is gone on with here.
+
+    Returns:
+        How many sets were made here.
+
+    Raises:
+        As `make_images`.
+    """
+    state, made = PartialState(), 0
+    pending = _agreed([k for k, job in enumerate(jobs) if not is_made(job)] if state.is_main_process else None)
+    total, waiting = len(pending), False
+    while pending:
+        busy: list[int] = []
+        for k in pending:
+            if state.is_main_process and not waiting:
+                print(f"{made + 1} of {total}: {jobs[k].out.name}", flush=True)
+            try:
+                print(make_images(jobs[k], batch_size or jobs[k].model.batch_size, options.device, options.quiet))
+                made += 1
+            except Busy:
+                busy.append(k)
+        if busy and state.is_main_process:
+            if not waiting:
+                print(f"waiting for another process, which is making {', '.join(jobs[k].out.name for k in busy)}")
+            time.sleep(BUSY_WAIT)
+            busy = [k for k in busy if not is_made(jobs[k])]
+        pending, waiting = _agreed(busy), True
+    return made
+
+
 def make_images(job: Job, batch_size: int, device: torch.device, quiet: bool) -> str:
-    """Makes the set, together with the other processes that were started with this one; says what this one made.
+    """Makes the set; says what was made.
 
     Raises:
         ValueError: naming a setting that is wrong, or that the folder holds something else.
+        Busy: another process is making it.
         RunError: an image holds values that are not finite; or prompts that are to be downloaded and can't be.
     """
     settings, num_images = job.settings, job.num_images
     if not isinstance(settings, text.Settings):
         run = prepare(settings, device=device, out=job.out, quiet=quiet)
-        made = make_set(run, num_images, batch_size, quiet=quiet)
-        return f"{made}; {num_images} and their overview in {job.out}"
+        return f"{make_set(run, num_images, batch_size, quiet=quiet)} in {job.out}"
     prompts = open_prompts(settings.prompts, quiet=quiet)
     prompts.first(num_images)  # there must be as many
     run = prepare(settings, device=device, out=job.out, quiet=quiet)
     made = make_set(run, num_images, batch_size, quiet=quiet)
     if PartialState().is_main_process:
         text.write_prompts(job.out, prompts.first(count_images(run.image_set.samples)))  # a larger set may be there
-    return f"{made}; {num_images}, their prompts and overview in {job.out}"
+    return f"{made} in {job.out}"
 
 
 def prepare(settings: Settings, *, device: torch.device, out: Path | None = None, quiet: bool = False) -> Run:
@@ -57,9 +108,16 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
             return ldm.sample.prepare(settings, device=device, out=out, quiet=quiet)
         case text.Settings():
             return text.prepare(settings, device=device, out=out, quiet=quiet)
+        case shapes.renders.Settings():
+            return shapes.renders.prepare(settings, out)
 
 
 @functools.lru_cache(maxsize=2)  # a baseline and what is compared with it
 def open_run(settings: Settings, device: torch.device) -> Run:
     """The model of these settings, loaded, for images that are not kept."""
     return prepare(settings, device=device, quiet=True)
+
+
+def _agreed(value: Any) -> Any:
+    """The first process's value, in all processes."""
+    return broadcast_object_list([value])[0] if PartialState().num_processes > 1 else value

@@ -5,8 +5,10 @@ Nothing is run here. Rows of equal settings, of one table or of several, have on
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,10 +16,14 @@ from huggingface_hub import try_to_load_from_cache
 
 import ddpm.sample
 import ldm.sample
+import shapes.renders
 from unets.cache.config import CacheConfig
 
 from ..generation import text
 from .data import FidScore, Model, RowRun, Scale, Settings, Table
+from .sources import key_of, sources_of
+
+ORIGINAL_SEED, ORIGINAL_BATCH = 42, 16  # of the released generate.py, as its README calls it
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,16 @@ class Options:
     """Of the command line, what all rows share."""
 
     scale: Scale
-    work: Path  # images of this scale, and their scores
+    work: Path  # images of this scale
     inputs: Path  # published weights, references
+    out: Path  # what was measured, and the tables made of it
     device: torch.device
     num_images: int | None = None  # None: as many as the scale says
-    dtype: str | None = None  # None: float32
+    dtype: str | None = None  # None: as the scale says
+    original_seeds: bool = False  # noise as the released script for Stable Diffusion has it
     timed: bool = True
-    speed_batch: int = 4  # images of a timed call
-    repeats: int = 2  # timed calls of each row
+    speed_batch: int | None = None  # images of a timed call; None: as the scale says
+    repeats: int = 3  # timed calls of each row
     quiet: bool = False
 
     def place(self, path: str) -> str:
@@ -44,34 +52,50 @@ class Options:
 class Job:
     """The set of images of one row, or of several: equal settings have equal names."""
 
-    name: str
+    name: str  # model, steps and cache, as in the results
     model: Model
-    run: RowRun  # the row's at this scale
+    printed: RowRun  # the row's
+    run: RowRun  # the same at this scale
     settings: Settings
     num_images: int
-    out: Path
+    work: Path
+    measured: Path  # folder of what is measured of it
     reference: Path | None  # of FID and its kin
     missing: tuple[str, ...]
+
+    @cached_property
+    def out(self) -> Path:
+        """The set's folder. Other settings or weights have another one: nothing is made with the wrong ones."""
+        key = key_of(self.settings, sources_of(self.settings))
+        return self.work / f"{self.name}-{self.num_images}-{key}"
+
+    @property
+    def may_be_made(self) -> bool:
+        """Whether there is any set of its name. Weights, which can be large, need not be read to know that."""
+        return any(self.work.glob(f"{glob.escape(self.name)}-{self.num_images}-*"))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run of a table: for each row its job, or None where it has none or was not asked for."""
+    """What is to be run of a table: for each row its job, or None where it has none."""
 
     table: Table
     rows: frozenset[int]  # those that were asked for, counted from 1
     jobs: tuple[Job | None, ...]
 
+    @property
+    def asked(self) -> list[Job]:
+        """The jobs of the rows that were asked for."""
+        return [job for k, job in enumerate(self.jobs, 1) if job is not None and k in self.rows]
+
 
 def plan(table: Table, rows: Sequence[int] | None, options: Options) -> Plan:
     """Plans these rows of a table, or all of them. Raises ValueError if there are not as many."""
+    table = table.at(options.scale)
     chosen = frozenset(rows or range(1, len(table.rows) + 1))
     if max(chosen) > len(table.rows):
         raise ValueError(f"--rows has {max(chosen)}, and {table.name} has {len(table.rows)} rows")
-    jobs = (
-        job_of(row.run, options) if row.run is not None and k in chosen else None for k, row in enumerate(table.rows, 1)
-    )
-    return Plan(table, chosen, tuple(jobs))
+    return Plan(table, chosen, tuple(None if row.run is None else job_of(row.run, options) for row in table.rows))
 
 
 def job_of(run: RowRun, options: Options) -> Job | None:
@@ -79,12 +103,8 @@ def job_of(run: RowRun, options: Options) -> Job | None:
     model = options.scale.models.get(run.model)
     if model is None:
         return None
-    run = run.at(options.scale.name, model.steps_factor)
-    num_images = options.num_images or model.num_images
-    name = f"{run.model}-{run.slug}"
-    if options.dtype is not None:
-        name += f"-{options.dtype}"
-    reference = Path(options.place(model.score.reference)) if isinstance(model.score, FidScore) else None
+    printed, run = run, run.at(options.scale.name, model.steps_factor)
+    name = f"{run.model}-{run.slug}".removesuffix("-")
     missing = [
         f"{options.inputs / file} ({source})"
         for file, source in model.files.items()
@@ -92,34 +112,47 @@ def job_of(run: RowRun, options: Options) -> Job | None:
     ]
     if model.hub is not None and not _is_in_hub_cache(model.hub):
         missing.append(f"{model.hub} is not in the hub's cache")
-    out = options.work / f"{name}-{num_images}"
-    return Job(name, model, run, _settings(model.settings, run, options), num_images, out, reference, tuple(missing))
+    return Job(
+        name, model, printed, run, _settings(model.settings, run, options), options.num_images or model.num_images,
+        options.work,
+        options.out / "measured" / name,
+        Path(options.place(model.score.reference)) if isinstance(model.score, FidScore) else None, tuple(missing),
+    )  # fmt: skip
 
 
-def baseline_of(job: Job, options: Options, of: str | None = None) -> Job:
-    """The job without a cache that this one is compared with, of the same model or of the one named."""
+def baseline_of(job: Job, options: Options, of: str | None = None) -> Job | None:
+    """The job without a cache that this one is compared with, of the same model or of the one named.
+
+    None for pictures of the renderer, which share no noise with any run.
+    """
     name = of or job.run.model
-    baseline = job_of(RowRun(name, options.scale.models[name].baseline_steps), options)
-    assert baseline is not None
-    return baseline
+    if options.scale.models[name].unet is None:
+        return None
+    return job_of(RowRun(name, options.scale.models[name].baseline_steps), options)
 
 
 def _settings(own: Settings, run: RowRun, options: Options) -> Settings:
     """The model's own settings with those of the run."""
-    dtype, place = options.dtype or own.dtype, options.place
+    place = options.place
     match own:
         case ddpm.sample.Settings():
             return replace(
                 own, checkpoint=own.checkpoint and place(own.checkpoint), steps=run.steps, cache=_cache(run, 2),
-                zero_cache=run.zero_cache, dtype=dtype,
+                zero_cache=run.zero_cache, dtype=options.dtype or own.dtype,
             )  # fmt: skip
         case ldm.sample.Settings():
             return replace(
                 own, model=own.model and place(own.model), steps=run.steps, cache=_cache(run, 0),
-                zero_cache=run.zero_cache, dtype=dtype,
+                zero_cache=run.zero_cache, dtype=options.dtype or own.dtype,
             )  # fmt: skip
         case text.Settings() if not run.zero_cache:
-            return replace(own, prompts=place(own.prompts), steps=run.steps, cache=_cache(run, 1), dtype=dtype)
+            if options.original_seeds:
+                own = replace(own, seed=ORIGINAL_SEED, noise_period=ORIGINAL_BATCH)
+            return replace(
+                own, prompts=place(own.prompts), steps=run.steps, cache=_cache(run, 1), dtype=options.dtype or own.dtype
+            )
+        case shapes.renders.Settings():
+            return own
     raise ValueError(f"{run.model} cannot be run with zeros for the cached feature")
 
 

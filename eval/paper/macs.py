@@ -6,17 +6,28 @@ import functools
 from typing import Literal
 
 from ..counting.layouts import open_model
-from ..counting.macs import Macs, count_steps, unet_inputs
+from ..counting.macs import Macs, branches_of, count_modules, unet_inputs
 from .data import RowRun
 
 
 @functools.cache
 def steps_of(unet: str, cache_branch_id: int) -> tuple[Macs, Macs]:
-    """MACs of a full and a retrieve step of a U-Net, a published layout's name or a path, without guidance."""
+    """MACs of a full and a retrieve step of a U-Net, a published layout's name or a path, without guidance.
+
+    A retrieve step leaves out the layers of all deeper branches and what lies below them.
+    """
+    full, below, branches = _counted(unet)
+    left_out = [below, *branches[cache_branch_id + 1 :]]
+    return full, Macs(*(whole - sum(part) for whole, *part in zip(full, *left_out, strict=True)))
+
+
+@functools.cache
+def _counted(unet: str) -> tuple[Macs, Macs, list[Macs]]:
+    """Of a full step, of its middle block, and of the layers of each branch: counted in one call."""
     model = open_model(unet)
     fork = model.on_meta()
-    inputs = unet_inputs(fork, *model.size, tokens=model.tokens)
-    return count_steps(fork, inputs, cache_branch_id, model.exceptions)
+    macs = count_modules(fork, unet_inputs(fork, *model.size, tokens=model.tokens), model.exceptions)
+    return macs[""], macs.get("mid_block", Macs(0, 0)), branches_of(fork, macs)
 
 
 def macs_of(

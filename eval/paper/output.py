@@ -1,4 +1,4 @@
-"""Tables as Markdown and CSV: the paper's number and ours beside each other in every cell."""
+"""Tables as Markdown and CSV: the paper's number and ours beside each other in every cell, ours with its interval."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import io
 import math
 from typing import NamedTuple
 
-from common.environment import versions
-
 from .data import Table
 from .jobs import Options, Plan
-from .results import Number, Result
+from .notes import notes_of
+from .results import Result, Value
 
 
 class Column(NamedTuple):
@@ -25,18 +24,21 @@ COLUMNS = {
     "throughput": Column("images/s", 3),
     "speedup": Column("speed-up", 2),
     "fid": Column("FID", 2),
+    "kid": Column("KID × 10³", 2, 1000),
     "sfid": Column("sFID", 2),
     "is": Column("IS", 2),
     "precision": Column("precision (%)", 2, 100),
     "recall": Column("recall (%)", 2, 100),
     "clip_score": Column("CLIP Score", 2),
     "psnr": Column("PSNR to the baseline (dB)", 1),
+    "distance": Column("distance to the baseline × 10³", 2, 1000),
     "center": Column("c", 0),
     "pow": Column("p", 2),
     "num_full": Column("full steps", 0),
     "num_equation_7": Column("of equation 7", 0),
     "full_steps": Column("which", 0),
 }
+OF_BASELINE = {"speedup", "psnr", "distance"}  # columns that compare with it, and say nothing of itself
 SHOWN_STEPS = 12  # of a schedule in Markdown; the CSV has all
 NOTHING = "–"
 
@@ -48,31 +50,41 @@ def agrees(printed: str, value: float) -> bool:
     return printed in (f"{value:.{decimals}f}", f"{cut:.{decimals}f}")
 
 
-def show(name: str, value: Number) -> str:
-    """A number of ours as text."""
-    if value is None:
+def show(name: str, cell: Value | str | None) -> str:
+    """A cell of ours as text: 451.7 ± 12.3 where the interval is symmetric, 2.15 (2.09–2.47) where it is not."""
+    if cell is None:
         return NOTHING
-    if isinstance(value, str):
-        steps = value.split()
-        return value if len(steps) <= SHOWN_STEPS else " ".join([*steps[:SHOWN_STEPS], "…"])
-    column = COLUMNS[name]
-    return f"{value * column.factor:.{column.decimals}f}"
+    if isinstance(cell, str):
+        steps = cell.split()
+        return cell if len(steps) <= SHOWN_STEPS else " ".join([*steps[:SHOWN_STEPS], "…"])
+    if cell.why is not None:
+        return "too few images"
+    if cell.value is None:
+        return NOTHING
+    _, decimals, factor = COLUMNS[name]
+    value, low, high = (None if x is None else x * factor for x in (cell.value, cell.low, cell.high))
+    assert value is not None
+    if low is None or high is None or low == high:
+        return f"{value:.{decimals}f}"
+    if math.isclose(value - low, high - value, rel_tol=1e-6):
+        return f"{value:.{decimals}f} ± {high - value:.{decimals}f}"
+    return f"{value:.{decimals}f} ({low:.{decimals}f}–{high:.{decimals}f})"
 
 
-def here(name: str, printed: str | None, value: Number) -> str:
-    """A number of ours, marked where it must be the paper's: MACs are counted, all else is measured."""
-    text = show(name, value)
-    if name == "macs_g" and printed is not None and isinstance(value, float):
-        text += " ✓" if agrees(printed, value) else " **≠**"
+def here(name: str, printed: str | None, cell: Value | str | None) -> str:
+    """A cell of ours, marked where it must be the paper's: MACs are counted, all else is measured."""
+    text = show(name, cell)
+    if name == "macs_g" and printed is not None and isinstance(cell, Value) and cell.value is not None:
+        text += " ✓" if agrees(printed, cell.value) else " **≠**"
     return text
 
 
 def markdown(plan: Plan, results: list[Result], options: Options) -> str:
     """The whole file: title, setting, table, and notes as a list."""
     table = plan.table
-    columns = table.columns
-    published = {name for name in columns if any(name in row.paper for row in table.rows)}
+    published = {name for name in table.columns if any(name in row.paper for row in table.rows)}
     given = {"center", "pow"}  # parameters, not results
+    columns = [name for name in table.columns if name in published or any(result[name] for result in results)]
     head = ["#", ""]
     for name in columns:
         title = COLUMNS[name].title
@@ -89,58 +101,59 @@ def markdown(plan: Plan, results: list[Result], options: Options) -> str:
             else:
                 cells.append(show(name, value))
         lines.append("| " + " | ".join(cells) + " |")
-    notes = "\n".join(f"- {note}" for note in [*_about(plan, options), *table.notes])
+    notes = "\n".join(f"- {note}" for note in notes_of(plan, results, options))
     parts = [f"# {table.heading}", table.setting, "\n".join(lines), notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def as_csv(table: Table, results: list[Result]) -> str:
-    """Every number in full: name, then for each column the printed and the measured one, in the same unit."""
+    """Every number in full: for each column the printed and the measured one, in the same unit, and its interval.
+
+    Then how many images they are of, and when and on what device they were scored.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["row", *(f"{name}_{side}" for name in table.columns for side in ("paper", "here"))])
+    sides = ("paper", "here", "low", "high")
+    writer.writerow(
+        [
+            "row",
+            *(f"{name}_{side}" for name in table.columns for side in sides),
+            "images",
+            "date",
+            "device",
+            "not_shown",
+        ]
+    )
     for row, result in zip(table.rows, results, strict=True):
-        cells: list[Number] = []
+        cells: list[object] = []
         for name in table.columns:
-            value = result[name]
-            in_unit = value * COLUMNS[name].factor if isinstance(value, float) else value
-            cells += [row.paper.get(name, ""), "" if value is None else in_unit]
-        writer.writerow([row.name, *cells])
+            cells += [row.paper.get(name, ""), *_in_unit(name, result[name])]
+        made = result.scores
+        about = [made.made_from["num_images"], made.date, made.machine["device"]] if made else [""] * 3
+        hidden = [f"{name}: {cell.why}" for name, cell in result.cells.items() if isinstance(cell, Value) and cell.why]
+        writer.writerow([row.name, *cells, *about, "; ".join(hidden)])
     return out.getvalue()
+
+
+def _in_unit(name: str, cell: Value | str | None) -> list[object]:
+    if not isinstance(cell, Value):
+        return [cell or "", "", ""]
+    if cell.why is not None:
+        return [""] * 3
+    return ["" if x is None else x * COLUMNS[name].factor for x in (cell.value, cell.low, cell.high)]
 
 
 def readme(options: Options) -> str:
     """What a reader of all tables of a scale must know."""
     name, about = options.scale.name, options.scale.about
-    machine = ", ".join(f"{part} {value}" for part, value in versions(options.device).items())
-    seeds = "image k of a set starts from the noise of (seed, k), seed 0, and 1 for COCO's stand-in"
     return (
         f"# The paper's tables, scale {name}\n\n{about}\n\n"
-        f"Regenerate all of it with `python -m eval.tables all --scale {name}`. Seeds: {seeds}. "
-        f"Speed: batches of {options.speed_batch}, whole calls, medians of {options.repeats} in turn with the baseline."
-        f"\n\nMachine of the last run: {machine}.\n"
+        f"Regenerate all of it with `python -m eval.tables all --scale {name}`; make the pages again from what is in "
+        f"[measured](measured), one folder for each run, with `--render`. Each of its files says what it was made "
+        "from, when and on which machine, and has the numbers of every image.\n\n"
+        "± is half of a 95 % interval: 1.96 standard errors; for FID, KID and IS those of a bootstrap over the images, "
+        "the reference being held fixed. Brackets after PSNR, a median, are its 95 % interval, after speed the least "
+        "and the greatest of all timings. Runs of a model start from the same noise, so that differences between rows are "
+        "surer than the intervals of each: [claims](claims.md) has them.\n\n"
+        "Image k of a set starts from the noise of (seed, k).\n"
     )
-
-
-def _about(plan: Plan, options: Options) -> list[str]:
-    """What a reader of the table must know of how our numbers came about."""
-    table, scale = plan.table, options.scale
-    if table.kind == "schedules":
-        return ["Counted here, exactly; nothing of it depends on weights."]
-    notes = []
-    if scale.name == "shapes":
-        counts = sorted({job.num_images for job in plan.jobs if job is not None})
-        notes.append(f"Here: the shipped models, {' and '.join(map(str, counts))} images. {scale.about}")
-    if "macs_g" in table.columns:
-        notes.append(
-            "MACs are of the published layouts, counted without weights; ✓ is the printed number, to its digits."
-        )
-    models = {row.run.model for row in table.rows if row.run is not None}
-    if missing := sorted(models - scale.models.keys()):
-        notes.append(f"No model stands for {', '.join(missing)} at this scale.")
-    if others := [str(k) for k, row in enumerate(table.rows, 1) if row.run is None]:
-        notes.append(f"Rows {', '.join(others)} are of other methods or other papers and are not run.")
-    for k, job in enumerate(plan.jobs, 1):
-        if job is not None and job.missing:
-            notes.append(f"Row {k} was not run, for want of {'; '.join(job.missing)}.")
-    return notes

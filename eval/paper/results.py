@@ -1,86 +1,146 @@
-"""Our numbers for the rows of a table."""
+"""Our numbers for the rows of a table: counted, or taken from the files of what was measured. Nothing is run here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-from tqdm import tqdm
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from unets.cache.schedule import equation_7
 
-from .data import Row, Schedule, Table, load_scale
-from .jobs import Job, Options, Plan, baseline_of
+from . import measured
+from .data import Row, Schedule, load_scale
+from .jobs import Job, Options, Plan
 from .macs import macs_of
-from .scores import median_psnr, scores
-from .speed import speed_of
+from .measured import Measured
+from .speed import timed_job
 
-Number = float | int | str | None
+SPEEDS = ("throughput", "speedup")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number of ours in a cell, with its 95 % interval, or with the least and greatest of what was timed.
+
+    `why` says why there is no number to show.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    why: str | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """Our numbers for a row, as far as it was run; None is what there is not.
+    """Our numbers for a row, by column, as far as it was run, and the files that they are from."""
 
-    A field is a column of the tables; only `inception_score` has another name there, as `is` is a word of Python's.
-    """
+    cells: Mapping[str, Value | str] = field(default_factory=dict)
+    scores: Measured | None = None
+    pairs: Measured | None = None
+    speed: Measured | None = None
 
-    macs_g: float | None = None
-    throughput: float | None = None  # images/s
-    speedup: float | None = None
-    fid: float | None = None
-    sfid: float | None = None
-    inception_score: float | None = None
-    precision: float | None = None  # 0 to 1, as recall
-    recall: float | None = None
-    clip_score: float | None = None
-    psnr: float | None = None  # dB
-    center: int | None = None
-    pow: float | None = None
-    num_full: int | None = None
-    num_equation_7: int | None = None
-    full_steps: str | None = None  # such as "0 5 10"
+    def __getitem__(self, column: str) -> Value | str | None:
+        return self.cells.get(column)
 
-    def __getitem__(self, column: str) -> Number:
-        return getattr(self, "inception_score" if column == "is" else column)
+    def number(self, column: str) -> float | None:
+        """The number of a cell, if it has one."""
+        cell = self.cells.get(column)
+        return cell.value if isinstance(cell, Value) and cell.why is None else None
+
+    @property
+    def made(self) -> Measured | None:
+        """The file that says when and where the row's images were scored."""
+        return self.scores
 
 
 def results_of(plan: Plan, options: Options) -> list[Result]:
-    """Our numbers for each row of a table, as far as it can be run; scores and speeds from their files, if there."""
+    """Our numbers for each row of a table, from what is there.
+
+    Images/s are the baseline's, the median of all its timings in this table, times the row's speed-up: rows that were
+    timed at different moments, or on different machines, compare with nothing else.
+
+    Raises:
+        ValueError: a damaged file.
+    """
     table = plan.table
-    bar = tqdm(table.rows, desc=table.heading[:9], disable=options.quiet or table.kind == "schedules")
-    return [_result(table, row, job, options) for row, job in zip(bar, plan.jobs, strict=True)]
+    results = [_result(plan, row, job, options) for row, job in zip(table.rows, plan.jobs, strict=True)]
+    if not table.is_timed:
+        return results
+    baselines: dict[str, list[float]] = {}
+    for job, result in zip(plan.jobs, results, strict=True):
+        if job is not None and result.speed is not None:
+            baselines.setdefault(_baseline(job), []).append(_of(result.speed, "baseline_throughput"))
+    return [
+        _with_throughput(result, statistics.median(baselines[_baseline(job)]))
+        if job is not None and result.speed is not None
+        else result
+        for job, result in zip(plan.jobs, results, strict=True)
+    ]
 
 
-def _result(table: Table, row: Row, job: Job | None, options: Options) -> Result:
+def baseline_drift(plan: Plan, results: list[Result]) -> dict[str, float]:
+    """By baseline that several rows were timed against, the greatest of its speeds over the least."""
+    found: dict[str, list[float]] = {}
+    for job, result in zip(plan.jobs, results, strict=True):
+        if job is not None and result.speed is not None:
+            found.setdefault(_baseline(job), []).append(_of(result.speed, "baseline_throughput"))
+    return {name: max(values) / min(values) for name, values in found.items() if len(values) > 1}
+
+
+def _baseline(job: Job) -> str:
+    """The model whose baseline a job is timed against."""
+    return job.model.speed_over or job.model.speed_of or job.run.model
+
+
+def _of(measured: Measured, name: str) -> float:
+    value = measured.found.values[name]
+    assert value is not None
+    return value
+
+
+def _with_throughput(result: Result, baseline: float) -> Result:
+    speed = result.cells["speedup"]
+    assert isinstance(speed, Value)
+    parts = (None if x is None else x * baseline for x in (speed.value, speed.low, speed.high))
+    return Result({**result.cells, "throughput": Value(*parts)}, result.scores, result.pairs, result.speed)
+
+
+def _result(plan: Plan, row: Row, job: Job | None, options: Options) -> Result:
+    table, cells = plan.table, dict[str, Value | str]()
     if row.schedule is not None:
-        return _schedule_result(row.schedule)
-    result = Result()
+        return Result(_schedule_cells(row.schedule))
     if row.run is None:
-        return result
-    if "macs_g" in table.columns:  # of the published layout, which needs no weights
-        unet = load_scale("paper").models[row.run.model].unet
-        result = replace(result, macs_g=macs_of(row.run, unet, table.macs_over))
-    if job is None or job.missing:
-        return result
-    found = scores(job, options)
-    result = replace(
-        result, fid=found.get("fid"), sfid=found.get("sfid"), inception_score=found.get("is"),
-        precision=found.get("precision"), recall=found.get("recall"), clip_score=found.get("clip_score"),
-        psnr=median_psnr(job, baseline_of(job, options)),
-    )  # fmt: skip
-    if "throughput" in table.columns and options.timed:
-        speed = speed_of(row.run, job, options)
-        result = replace(result, throughput=speed.throughput, speedup=speed.speedup)
-    return result
+        return Result()
+    printed = load_scale("paper").models.get(row.run.model)
+    if "macs_g" in table.columns and printed is not None and printed.unet is not None:
+        # of the published layout, which needs no weights
+        cells["macs_g"] = Value(macs_of(row.run, printed.unet, table.macs_over))
+    if job is None:
+        return Result(cells)
+    scores, pairs = (measured.read(job.measured / f"{name}.json") for name in ("scores", "pairs"))
+    speed = measured.read(timed_job(job, options).measured / "speed.json") if table.is_timed else None
+    for file in (scores, pairs):
+        if file is not None:
+            cells |= {name: _value(file, name) for name in file.found.values}
+    if speed is not None:
+        cells["speedup"] = _value(speed, "speedup")
+    return Result(cells, scores, pairs, speed)
 
 
-def _schedule_result(schedule: Schedule) -> Result:
+def _value(file: Measured, name: str) -> Value:
+    found = file.found
+    return Value(found.values[name], found.low.get(name), found.high.get(name), found.unreliable.get(name))
+
+
+def _schedule_cells(schedule: Schedule) -> dict[str, Any]:
     """Of Tables 9 and 10: the full steps that the printed parameters give."""
     cache = schedule.cache
     assert cache.center is not None and cache.pow is not None
     steps = cache.full_steps(schedule.num_steps)
     printed = equation_7(schedule.num_steps, cache.cache_interval, pow=cache.pow, center=cache.center)
-    return Result(
-        center=cache.center, pow=cache.pow, num_full=len(steps), num_equation_7=len(printed),
-        full_steps=" ".join(map(str, steps)),
-    )  # fmt: skip
+    return {
+        "center": Value(cache.center), "pow": Value(cache.pow), "num_full": Value(len(steps)),
+        "num_equation_7": Value(len(printed)), "full_steps": " ".join(map(str, steps)),
+    }  # fmt: skip

@@ -1,75 +1,163 @@
-"""The scores of a row's images: FID and its kin or the CLIP Score, and PSNR to the baseline's images.
-
-Scores are kept in `scores.json` beside the images.
-"""
+"""What is measured of a row's images: FID and its kin or the CLIP Score, and distances to the baseline's images."""
 
 from __future__ import annotations
 
 import functools
-import statistics
+import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import scipy.stats
 import torch
+from filelock import FileLock
 
+from common.digests import file_digest
+from common.files import write_json
+from common.shipped import SHAPES_CLIP
 from image_sets.reading import image_batches
+from image_sets.sets import samples_digest
 from shapes.draw import draw
 
 from ..metrics import clip_score, fid
-from ..metrics.distances import psnr
+from ..metrics.distances import feature_distance, psnr
 from ..metrics.features import Extractor, open_extractor
-from . import stored
+from ..metrics.inception import SHA256
+from ..metrics.version import code_version
 from .data import ClipScore, FidScore
-from .images import is_made
 from .jobs import Job, Options
+from .measured import Found, Measured, measured
+
+Z = 1.96  # standard errors to either side of a 95 % interval
+FID_METRICS = ("fid", "sfid", "kid", "is", "precision", "recall")
 
 
-def scores(job: Job, options: Options) -> stored.Numbers:
-    """By column: fid, sfid, is, precision and recall, or clip_score, whichever the model's images are scored by."""
-    file, score = job.out / "scores.json", job.model.score
-    asked = asdict(score)
-    if (found := stored.read(file, asked)) is not None:
-        return found
-    found = _clip_score(job, score, options) if isinstance(score, ClipScore) else _fid(job, score, options)
-    stored.write(file, asked, found, options.device)
-    return found
+def measure_scores(job: Job, options: Options) -> Measured:
+    """The scores of a set of images that is there: by column, whichever the model's images are scored by.
+
+    Raises:
+        ValueError: a reference that can't be used.
+        RunError: a scorer's weights that can't be had.
+    """
+    score = job.model.score
+    made_from: dict[str, Any] = {
+        "score": asdict(score) | {"reference": None}, "samples": samples_digest(job.out), "num_images": job.num_images,
+        "scorer": scorer_identity(score), "code": code_version(),
+    }  # fmt: skip
+    if isinstance(score, ClipScore):
+        made_from["prompts"] = file_digest(job.out / "prompts.txt")
+        return measured(
+            job.measured / "scores.json", made_from, lambda: _clip_score(job, score, options), options.device
+        )
+    assert job.reference is not None
+    if score.drawn is not None:
+        _draw_reference(job.reference, score, score.drawn, options)
+    made_from["reference"] = file_digest(job.reference)
+    return measured(job.measured / "scores.json", made_from, lambda: _fid(job, score, options), options.device)
 
 
-def median_psnr(job: Job, baseline: Job) -> float | None:
-    """dB, the median over the images of both sets, which start from the same noise; None without the baseline's."""
-    if job.out == baseline.out or not is_made(baseline):
-        return None
-    values: list[float] = []
-    sets = (image_batches(one.out / "samples.npz", 64, job.num_images) for one in (job, baseline))
-    for ours, theirs in zip(*sets, strict=True):
-        values += psnr(ours, theirs).tolist()
-    return statistics.median(values)
+def measure_pairs(job: Job, baseline: Job, options: Options) -> Measured:
+    """Distances of each image to the baseline's that starts from the same noise. Both sets are there."""
+    variant = options.scale.distance
+    made_from = {
+        "samples": samples_digest(job.out), "baseline": samples_digest(baseline.out), "num_images": job.num_images,
+        "scorer": variant and _weights_of(variant), "code": code_version(),
+    }  # fmt: skip
+    return measured(job.measured / "pairs.json", made_from, lambda: _pairs(job, baseline, options), options.device)
 
 
-def _clip_score(job: Job, score: ClipScore, options: Options) -> stored.Numbers:
+def scorer_identity(score: FidScore | ClipScore) -> str:
+    """What tells the scorer's weights from others."""
+    if isinstance(score, FidScore):
+        return _weights_of(score.variant)
+    return _weights_of("shapes") if score.clip == "shapes" else f"{score.clip}/{clip_score.PRETRAINED}"
+
+
+def _weights_of(variant: str) -> str:
+    # Inception's published weights are checked against this whenever they are read.
+    return file_digest(SHAPES_CLIP / "open_clip_model.safetensors") if variant == "shapes" else SHA256
+
+
+def _clip_score(job: Job, score: ClipScore, options: Options) -> Found:
     result = clip_score.compute(
         job.out / "samples.npz", job.out / "prompts.txt", model=score.clip, device=options.device, quiet=options.quiet
     )
-    return {"clip_score": result["mean"], "standard_error": result["standard_error"]}
+    return _with_errors({"clip_score": (result["mean"], result["standard_error"])}, {"clip_score": result["per_image"]})
 
 
-def _fid(job: Job, score: FidScore, options: Options) -> stored.Numbers:
+def _fid(job: Job, score: FidScore, options: Options) -> Found:
     assert job.reference is not None
-    extractor = _extractor(score.variant, options.device)
-    number = options.scale.reference_images
-    if number is not None and not job.reference.is_file():  # pictures of the renderer, not a file of the user's
-        _draw_reference(job.run.model, number, job.reference, extractor, options.quiet)
     result = fid.compute(
-        job.out / "samples.npz", job.reference, variant=score.variant, extractor=extractor, device=options.device,
-        quiet=options.quiet,
+        job.out / "samples.npz", job.reference, variant=score.variant,
+        extractor=_extractor(score.variant, options.device), device=options.device, quiet=options.quiet,
     )  # fmt: skip
-    return {name: result[name] for name in ("fid", "sfid", "is", "precision", "recall")}
+    errors = result["standard_errors"]
+    return _with_errors(
+        {name: (result[name], errors.get(name)) for name in FID_METRICS}, result["replicates"], result["unreliable"]
+    )
 
 
-def _draw_reference(model: str, number: int, reference: Path, extractor: Extractor, quiet: bool) -> None:
-    drawn = reference.with_stem(f"{reference.stem}-drawn")
-    draw(model, number, drawn, quiet)
-    fid.make_reference(drawn, reference, extractor, quiet=quiet)
+def _pairs(job: Job, baseline: Job, options: Options) -> Found:
+    variant = options.scale.distance
+    each: dict[str, list[float]] = {"psnr": []} | ({"distance": []} if variant else {})
+    sets = (image_batches(one.out / "samples.npz", 64, job.num_images) for one in (job, baseline))
+    for ours, theirs in zip(*sets, strict=True):
+        each["psnr"] += psnr(ours, theirs).tolist()
+        if variant:
+            each["distance"] += feature_distance(ours, theirs, _extractor(variant, options.device)).tolist()
+    # PSNR is shown as a median: equal images, which have no finite one, would rule a mean.
+    interval = scipy.stats.quantile_test(each["psnr"], p=0.5).confidence_interval(0.95)
+    found = _with_errors({name: _mean(values) for name, values in each.items() if name != "psnr"}, each)
+    return Found(
+        {"psnr": float(np.median(each["psnr"])), **found.values},
+        {"psnr": _finite(interval.low), **found.low},
+        {"psnr": _finite(interval.high), **found.high},
+        each,
+    )
+
+
+def _mean(values: list[float]) -> tuple[float, float | None]:
+    """With its standard error."""
+    return float(np.mean(values)), float(scipy.stats.sem(values)) if len(values) > 1 else None
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _with_errors(
+    values: dict[str, tuple[float | None, float | None]],
+    each: dict[str, list[float]],
+    unreliable: dict[str, str] | None = None,
+) -> Found:
+    """From values and their standard errors."""
+    both = {name: (value, error) for name, (value, error) in values.items() if value is not None and error is not None}
+    return Found(
+        {name: value for name, (value, _) in values.items()},
+        {name: value - Z * error for name, (value, error) in both.items()},
+        {name: value + Z * error for name, (value, error) in both.items()},
+        each,
+        unreliable or {},
+    )
+
+
+def _draw_reference(reference: Path, score: FidScore, like: str, options: Options) -> None:
+    """Draws the reference unless it is there, just as it was drawn."""
+    number, record = options.scale.reference_images, reference.with_suffix(".json")
+    made_from = {"like": like, "number": number, "scorer": _weights_of(score.variant), "code": code_version()}
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(reference.with_suffix(".lock")):  # of processes that come at once, the first draws
+        try:
+            there = json.loads(record.read_text(encoding="utf-8"))
+            if there == {**made_from, "sha256": file_digest(reference)}:
+                return
+        except (OSError, ValueError):
+            pass
+        drawn = reference.with_stem(f"{reference.stem}-drawn")
+        draw(like, number, drawn, options.quiet)
+        fid.make_reference(drawn, reference, _extractor(score.variant, options.device), quiet=options.quiet)
+        write_json(record, {**made_from, "sha256": file_digest(reference)})
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,9 +1,10 @@
-"""What a set of images is made from, as digests: the key under which it and its scores are filed."""
+"""What a set of images is made from: the key that it is filed under."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,47 +12,47 @@ from huggingface_hub import try_to_load_from_cache
 
 import ddpm.sample
 import ldm.sample
+import shapes.renders
 from common.digests import path_digest
 from common.shipped import SHAPES_DDPM, SHAPES_LDM, SHAPES_SD
 
 from ..generation import text
-from ..generation.prompts import open_prompts
+from ..generation.prompts import NAMES, open_prompts
 from .data import Settings
+
+PATHS = ("checkpoint", "model", "prompts", "cache_label")  # of settings: where things are is not what they are
 
 
 def sources_of(settings: Settings) -> dict[str, str]:
-    """Of each file or folder that images of these settings depend on, its digest. "absent" where it is not there."""
+    """Of each file or folder that images of these settings depend on, what tells it from others."""
     match settings:
         case ddpm.sample.Settings():
-            return {"checkpoint": weights_identity(settings.checkpoint or SHAPES_DDPM)}
+            return {"checkpoint": identity(settings.checkpoint or SHAPES_DDPM)}
         case ldm.sample.Settings():
-            return {"model": weights_identity(settings.model or SHAPES_LDM)}
+            return {"model": identity(settings.model or SHAPES_LDM)}
         case text.Settings():
-            return {
-                "model": weights_identity(settings.model or SHAPES_SD),
-                "prompts": prompts_identity(settings.prompts),
-            }
+            return {"model": identity(settings.model or SHAPES_SD), "prompts": _prompts(settings.prompts)}
+        case shapes.renders.Settings():
+            return {}
 
 
-def weights_identity(model: str | Path) -> str:
-    """The digest of a file or directory, or the commit of a model of the hub."""
+def identity(model: str | Path) -> str:
+    """The digest of a file or directory, or the commit of a model of the hub, whose files never change."""
     if Path(model).exists():
         return path_digest(Path(model))
-    found = try_to_load_from_cache(str(model), "model_index.json") if "/" in str(model) else None
-    if not isinstance(found, str):
-        return "absent"
-    return f"{model}@{Path(found).parent.name}"  # files of a commit never change
+    found = try_to_load_from_cache(str(model), "model_index.json")
+    return f"{model}@{Path(found).parent.name}" if isinstance(found, str) else "absent"
 
 
-def prompts_identity(source: str) -> str:
-    """The digest of the prompts themselves, whatever file they are in."""
-    try:
-        return open_prompts(source, quiet=True, download=False).digest
-    except ValueError:
-        return "absent"
+def _prompts(source: str) -> str:
+    """The digest of prompts, whatever file they are in; a published list's name, whose digest is checked on its way."""
+    if source in NAMES and source != "shapes":
+        return source
+    return open_prompts(source).digest if source in NAMES or Path(source).is_file() else "absent"
 
 
-def key_of(settings: Settings, sources: dict[str, str]) -> str:
-    """Ten hexadecimal digits that tell apart what is made from anything else."""
-    content = json.dumps([type(settings).__module__, asdict(settings), sources], sort_keys=True)
+def key_of(settings: Settings, sources: Mapping[str, str]) -> str:
+    """Ten hexadecimal digits for what a set is made with and from."""
+    own = {name: value for name, value in asdict(settings).items() if name not in PATHS}
+    content = json.dumps([type(settings).__module__, own, sources], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:10]

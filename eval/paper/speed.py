@@ -1,62 +1,64 @@
-"""The speed of a row: whole calls, in turn with its baseline's. Kept in a file of `speed/` beside the images."""
+"""The speed of a row: end-to-end calls, in turn with its baseline's, in one process."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import torch
 
+from common.environment import versions
 from common.timing import Clock, alternate, pairwise
 from image_sets.batches import Batch
 
-from . import stored
-from .data import RowRun, Settings
+from .data import Settings
 from .images import open_run
 from .jobs import Job, Options, baseline_of, job_of
+from .measured import Found, Measured, measured
+from .sources import key_of, sources_of
 
 WARM_UP = 1
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Of a run, against that of its baseline."""
-
-    throughput: float  # images/s
-    speedup: float
-
-
-def speed_of(run: RowRun, job: Job, options: Options) -> Speed:
-    """The speed of a row's run, whose job this is; two sets of prompts on one model share it."""
-    same = job_of(replace(run, model=job.model.speed_of or run.model), options)
+def timed_job(job: Job, options: Options) -> Job:
+    """The job whose speed is this one's: two sets of prompts on one model share it."""
+    if job.model.speed_of is None:
+        return job
+    same = job_of(replace(job.printed, model=job.model.speed_of), options)
     assert same is not None
-    return speed(same, baseline_of(same, options, same.model.speed_over), options)
+    return same
 
 
-def speed(job: Job, baseline: Job, options: Options) -> Speed:
-    """Measures both in turn, in this process, unless that is in its file."""
-    alone = job.name == baseline.name
-    file = options.work / "speed" / f"{job.name if alone else f'{job.name}-over-{baseline.name}'}.json"
-    batch_size, device = options.speed_batch, options.device
-    asked = {
-        "settings": [asdict(one.settings) for one in (job, baseline)],
-        "batch_size": batch_size, "repeats": options.repeats, "device": str(device),
+def measure_speed(job: Job, options: Options) -> Measured | None:
+    """Times the job and its baseline in turn, unless that is in its file. None for what has no baseline."""
+    baseline = baseline_of(job, options, job.model.speed_over)
+    if baseline is None:
+        return None
+    pair = [baseline] if job.name == baseline.name else [baseline, job]
+    batch_size, device = options.speed_batch or job.model.speed_batch, options.device
+    made_from = {
+        "runs": {one.name: key_of(one.settings, sources_of(one.settings)) for one in pair}, "batch_size": batch_size,
+        "repeats": options.repeats, "machine": versions(device),
     }  # fmt: skip
-    found = stored.read(file, asked)
-    if found is None:
-        calls = [_call(one.settings, batch_size, device) for one in ([baseline] if alone else [baseline, job])]
+
+    def measure() -> Found:
+        calls = [_call(one.settings, batch_size, device) for one in pair]
         alternate(calls, WARM_UP)
-        *first, seconds = alternate(calls, options.repeats)
-        ratio = pairwise(first[0] if first else seconds, seconds)
-        found = {
-            "throughput": batch_size / statistics.median(seconds),
-            "speedup": ratio["median"], "least_speedup": ratio["min"], "greatest_speedup": ratio["max"],
+        seconds = alternate(calls, options.repeats)
+        slow, fast = seconds[0], seconds[-1]
+        ratio = pairwise(slow, fast)
+        speeds = {
+            "baseline_throughput": [batch_size / one for one in slow], "throughput": [batch_size / one for one in fast],
         }  # fmt: skip
-        stored.write(file, asked, found, device)
-    throughput, speedup = found["throughput"], found["speedup"]
-    assert throughput is not None and speedup is not None
-    return Speed(throughput, speedup)
+        return Found(
+            {"speedup": ratio["median"]} | {name: statistics.median(values) for name, values in speeds.items()},
+            {"speedup": ratio["min"]} | {name: min(values) for name, values in speeds.items()},
+            {"speedup": ratio["max"]} | {name: max(values) for name, values in speeds.items()},
+            {"baseline_seconds": slow, "seconds": fast},
+        )
+
+    return measured(job.measured / "speed.json", made_from, measure, device)
 
 
 def _call(settings: Settings, batch_size: int, device: torch.device) -> Callable[[], float]:

@@ -1,0 +1,54 @@
+"""Measures rows whose images are there: scores, distances to the baseline, speed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+from common.command_line import RunError
+
+from .images import is_made
+from .jobs import Options, Plan, baseline_of
+from .scores import measure_pairs, measure_scores
+from .speed import measure_speed, timed_job
+
+
+def measure_all(plans: Iterable[Plan], options: Options) -> None:
+    """Measures the rows that were asked for, as far as it is not on file.
+
+    Distances to a baseline need both sets. Whoever of several processes has a row's images or a baseline's last finds
+    the other, so they are measured for all rows of the tables, asked for or not, of which both sets are there.
+
+    Raises:
+        ValueError: a reference that can't be used, a damaged file or set.
+    """
+    plans = list(plans)
+    asked = {job.name: job for plan in plans for job in plan.asked}
+    near = {job.name: job for plan in plans for job in plan.jobs if job is not None}
+    timed = {
+        own.name: own
+        for plan in plans
+        if options.timed and plan.table.is_timed
+        for job in plan.asked
+        if not (own := timed_job(job, options)).missing
+    }
+    unscored: dict[str, list[str]] = {}
+    with tqdm(total=len(asked) + len(timed), desc="rows", disable=options.quiet) as bar:
+        for job in asked.values():
+            if is_made(job):
+                try:
+                    measure_scores(job, options)
+                except RunError as error:  # a scorer that can't be had costs its own columns
+                    unscored.setdefault(str(error), []).append(job.name)
+            bar.update()
+        for job in near.values():
+            baseline = baseline_of(job, options)
+            if baseline is not None and baseline.name != job.name and is_made(job) and is_made(baseline):
+                measure_pairs(job, baseline, options)
+        for job in timed.values():
+            measure_speed(job, options)
+            bar.update()
+    for error, names in unscored.items():
+        print(f"warning: {', '.join(names)}: no scores: {error}", file=sys.stderr)

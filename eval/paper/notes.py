@@ -1,0 +1,131 @@
+"""What a reader of a table must know of how our numbers came about: the notes under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .data import FLOOR, Model
+from .jobs import Options, Plan
+from .measured import Measured
+from .results import Result, Value, baseline_drift
+
+DRIFT = 1.05  # of the baseline's speed between rows: what is worth telling
+SAME = ("scorer", "reference", "code")  # of scores: what must be the same for rows to be compared
+
+
+def notes_of(plan: Plan, results: list[Result], options: Options) -> list[str]:
+    """Notes on our numbers, then the table's own."""
+    table, scale = plan.table, options.scale
+    if table.kind == "schedules":
+        return ["Counted here, exactly; nothing of it depends on weights.", *table.notes]
+    notes = []
+    if scale.name == "shapes":
+        notes.append(f"Here: {scale.about}")
+    if "macs_g" in table.columns:
+        notes.append(
+            "MACs are of the published layouts, counted without weights; ✓ is the printed number, to its digits."
+        )
+    notes += _made(results) + _incomparable(results) + _unreliable(results) + _speed(plan, results)
+    models = {row.run.model for row in table.rows if row.run is not None}
+    if missing := sorted(models - scale.models.keys()):
+        notes.append(f"No model stands for {', '.join(missing)} at this scale.")
+    if others := [k for k, row in enumerate(table.rows, 1) if row.run is None]:
+        notes.append(f"Rows {ranges(others)} are of other methods or other papers and are not run.")
+    for k, (job, result) in enumerate(zip(plan.jobs, results, strict=True), 1):
+        if job is not None and result.scores is None and job.missing:
+            notes.append(f"Row {k} skipped; missing: {'; '.join(job.missing)}.")
+    if any(row.name.startswith(FLOOR) for row in table.rows):
+        notes.append(f"The row {FLOOR} is no run: it is what a model that makes no mistakes would score.")
+    used: dict[str, Model] = {name: scale.models[name] for name in sorted(models & scale.models.keys())}
+    notes += dict.fromkeys(text for model in used.values() for text in model.departures)
+    return [*notes, *table.notes]
+
+
+def _made(results: list[Result]) -> list[str]:
+    """Which rows were made of how many images, when and where, rows of the same together."""
+    groups: dict[str, list[int]] = {}
+    for k, result in enumerate(results, 1):
+        if (made := result.scores) is not None:
+            groups.setdefault(f"{made.made_from['num_images']} images, {_where(made)}", []).append(k)
+    timed: dict[str, list[int]] = {}
+    for k, result in enumerate(results, 1):
+        if (made := result.speed) is not None:
+            batch, repeats = made.made_from["batch_size"], made.made_from["repeats"]
+            text = f"batches of {batch}, {repeats} calls in turn with the baseline's, {_where(made)}"
+            timed.setdefault(text, []).append(k)
+    notes = [f"Scores of rows {ranges(rows)}: {text}." for text, rows in groups.items()]
+    return notes + [f"Speed of rows {ranges(rows)}: {text}." for text, rows in timed.items()]
+
+
+def _where(made: Measured) -> str:
+    machine = made.machine
+    return (
+        f"{made.date[:10]}, {machine['device']} ({machine['instructions']}), {machine['threads']} threads, "
+        f"torch {machine['torch']}"
+    )
+
+
+def _incomparable(results: list[Result]) -> list[str]:
+    """Rows whose scores are of another scorer, reference, code or number of images than the most have."""
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for k, result in enumerate(results, 1):
+        if (made := result.scores) is not None:
+            # Scorers of one table differ by model: CIFAR-10's reference is not LSUN's.
+            group = (made.made_from["score"].get("variant"), made.made_from["score"].get("drawn"))
+            kind = (*group, *(made.made_from.get(name) for name in SAME), made.made_from["num_images"])
+            kinds.setdefault(kind, []).append(k)
+    notes = []
+    for kind, rows in kinds.items():
+        larger = [other for other in kinds if other[:2] == kind[:2] and len(kinds[other]) > len(rows)]
+        if larger:
+            most = max(larger, key=lambda other: len(kinds[other]))
+            names = [*SAME, "number of images"]
+            what = [name for name, a, b in zip(names, kind[2:], most[2:], strict=True) if a != b]
+            notes.append(
+                f"**Rows {ranges(rows)} do not compare with the others**: another {', another '.join(what)}. "
+                "Run them again."
+            )
+    return notes
+
+
+def _unreliable(results: list[Result]) -> list[str]:
+    reasons: dict[str, list[int]] = {}
+    for k, result in enumerate(results, 1):
+        for name, cell in result.cells.items():
+            if isinstance(cell, Value) and cell.why is not None:
+                reasons.setdefault(f"{name}: {cell.why}", []).append(k)
+    return [f"Too few images in rows {ranges(rows)} for {text}." for text, rows in reasons.items()]
+
+
+def _speed(plan: Plan, results: list[Result]) -> list[str]:
+    """How far the machine's speed moved between rows, and rows whose speed-up is not told from none."""
+    notes = []
+    if any(result.speed for result in results):
+        notes.append(
+            "Images/s are those of the baseline, the median of all its timings in this table, times a row's speed-up."
+        )
+    for name, drift in baseline_drift(plan, results).items():
+        if drift > DRIFT:
+            notes.append(
+                f"The speed of {name}'s baseline, timed again with every row, moved by {100 * (drift - 1):.0f} % "
+                "between rows; speed-ups, which are of pairs timed one after the other, did not move with it."
+            )
+    unclear = []
+    for k, result in enumerate(results, 1):
+        cell = result["speedup"]
+        if isinstance(cell, Value) and cell.low is not None and cell.high is not None and cell.low < 1 < cell.high:
+            unclear.append(k)
+    if unclear:
+        notes.append(f"The speed-up of rows {ranges(unclear)} is smaller than its spread.")
+    return notes
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """1, 3–5 of 1, 3, 4, 5."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)
