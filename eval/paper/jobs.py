@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 import ddpm.sample
 import ldm.sample
@@ -18,6 +17,7 @@ from unets.cache.config import CacheConfig
 
 from ..generation import text
 from .data import FidScore, Model, RowRun, Scale, Settings, Table
+from .inputs import missing
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Job:
     num_images: int
     out: Path
     reference: Path | None  # of FID and its kin
-    missing: tuple[str, ...]
+    missing: tuple[str, ...]  # names of inputs
+    missing_for_scores: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,19 @@ def job_of(run: RowRun, options: Options) -> Job | None:
     if options.dtype is not None:
         name += f"-{options.dtype}"
     reference = Path(options.place(model.score.reference)) if isinstance(model.score, FidScore) else None
-    missing = [
-        f"{options.inputs / file} ({source})"
-        for file, source in model.files.items()
-        if not (options.inputs / file).exists()
-    ]
-    if model.hub is not None and not _is_in_hub_cache(model.hub):
-        missing.append(f"{model.hub} is not in the hub's cache")
+    lacking, lacking_for_scores = (missing(model.inputs, use, options.inputs) for use in ("images", "scores"))
     out = options.work / f"{name}-{num_images}"
-    return Job(name, model, run, _settings(model.settings, run, options), num_images, out, reference, tuple(missing))
+    return Job(
+        name,
+        model,
+        run,
+        _settings(model.settings, run, options),
+        num_images,
+        out,
+        reference,
+        lacking,
+        lacking_for_scores,
+    )
 
 
 def baseline_of(job: Job, options: Options, of: str | None = None) -> Job:
@@ -126,7 +131,3 @@ def _settings(own: Settings, run: RowRun, options: Options) -> Settings:
 def _cache(run: RowRun, branch: int) -> CacheConfig:
     """The run's cache. One that retrieves nothing has the sampler's usual branch, as `settings.json` names one."""
     return run.cache if run.cache.cache_interval > 1 else replace(run.cache, cache_branch_id=branch)
-
-
-def _is_in_hub_cache(model: str) -> bool:
-    return Path(model).is_dir() or isinstance(try_to_load_from_cache(model, "model_index.json"), str)
