@@ -55,8 +55,9 @@ def download(source: Download, path: Path, *, quiet: bool = False, remedy: str =
         raise RunError(f"cannot download {source.url}: {reason(error)}{remedy and '; '}{remedy}") from None
     except ValueError as error:
         part.unlink(missing_ok=True)
+        what = str(error).partition(". Deleted")[0]  # pooch says more of it
         raise RunError(
-            f"what {source.url} sent is damaged or another file and was removed ({error}); "
+            f"what {source.url} sent is damaged or another file and was removed ({what}); "
             f"try again{remedy and ', or '}{remedy}"
         ) from None
 
@@ -122,7 +123,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server says {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
-        return f"no answer within {TIMEOUT:g} s"
+        return "no answer in time"
     if isinstance(error, requests.exceptions.ChunkedEncodingError) or "IncompleteRead" in str(error):
         return "the connection broke off; the same command continues"
     if isinstance(error, requests.ConnectionError):

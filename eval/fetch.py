@@ -60,7 +60,10 @@ def print_list(inputs_dir: Path) -> None:
     for one in inputs:
         if one.kind == "by hand":
             print(f"  {one.name}, {one.about}: {remedy(one.name, inputs_dir)}")
-    print("\nTo download: python -m eval.fetch NAME …, or all. Sizes are given where they are published.")
+    print(
+        "\nTo download: python -m eval.fetch NAME …, or all. Sizes are given where they are published.\n"
+        f"A file that you have already: put it in {inputs_dir} under its usual name, and python -m eval.fetch NAME."
+    )
 
 
 def _size(one: Input) -> str:

@@ -38,8 +38,7 @@ class LocalHub:
         self.repos = dict(repos or {})
         self.files = {name: file if isinstance(file, Served) else Served(file) for name, file in (files or {}).items()}
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, the range asked for
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -74,6 +73,13 @@ def revision_of(folder: Path) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that gave up, which is what some tests are about, is not worth a word."""
 
 
 class _Handler(BaseHTTPRequestHandler):
