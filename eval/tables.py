@@ -30,9 +30,10 @@ from . import report
 from .paper.claims import claims_markdown
 from .paper.data import SCALES, TABLES, load_scale, load_table
 from .paper.estimate import GPUS, HERE, MEASURED_GPU, print_costs
-from .paper.figures import FIGURES, draw_figure
+from .paper.figures import FIGURES, draw_figure, measure_figure2
 from .paper.images import make_all
-from .paper.jobs import Job, Options, Plan, plan
+from .paper.inputs import fetch_missing, remedies
+from .paper.jobs import Options, Plan, plan
 from .paper.measure import measure_all
 from .paper.output import as_csv, markdown, readme
 from .paper.results import results_of
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         help="for Stable Diffusion, the noise of 16 images over and over, as from the released script",
     )  # fmt: skip
     p.add_argument("--inputs", type=Path, default=Path("inputs"), metavar="DIR", help="published weights, references")
+    p.add_argument("--offline", action="store_true", help="download nothing; rows that miss something are skipped")
     p.add_argument("--work", type=Path, default=Path("outputs/tables"), metavar="DIR", help="images")
     p.add_argument("--out", type=Path, metavar="DIR", help="(default: results/SCALE, and what differs from the scale)")
     p.add_argument("--no-speed", action="store_true", help="don't time anything")
@@ -72,24 +74,41 @@ def run(args: argparse.Namespace) -> None:
     names = _names(args)
     options = _options(args)
     needed = [table for name in names for table in FIGURES.get(name, [])] + [name for name in names if name in TABLES]
-    plans = {name: plan(load_table(name), args.rows, options) for name in dict.fromkeys(needed)}
+    plans = _plans(needed, args.rows, options)
     if args.dry_run:
         print_costs(list(plans.values()), args.gpu or (HERE if args.scale == "shapes" else MEASURED_GPU), options)
         return
-    jobs = {job.name: job for planned in plans.values() for job in planned.asked}
     if not args.render:
-        # 2. Images, all processes together.
+        # 2. What is missing and can be downloaded; then images, all processes together.
         main = PartialState(cpu=options.device.type == "cpu")
+        if not args.offline:
+            with main.main_process_first():
+                fetch_missing(_missing(plans), options.inputs, options.quiet)
+            plans = _plans(needed, args.rows, options)
+        jobs = {job.name: job for planned in plans.values() for job in planned.asked}
         made = make_all([job for job in jobs.values() if not job.missing], args.batch_size, options)
         if not main.is_main_process:
             return
         # 3. Scores, distances to the baseline, speed.
         measure_all(plans.values(), options)
+        if "figure2" in names:
+            measure_figure2(options)
         print(f"{made} sets of images made")
 
     # 4. The pages, from what was measured, here or elsewhere.
     _write_pages(names, plans, options)
-    _raise_on_missing(jobs, args.render)
+    if (missing := _missing(plans)) and not args.render:  # the pages are there, but not all that was asked for
+        raise RunError(f"rows skipped; missing: {'; '.join(remedies(missing, options.inputs))}")
+
+
+def _plans(names: list[str], rows: list[int] | None, options: Options) -> dict[str, Plan]:
+    return {name: plan(load_table(name), rows, options) for name in dict.fromkeys(names)}
+
+
+def _missing(plans: dict[str, Plan]) -> list[str]:
+    """The inputs that rows asked for want, by name."""
+    jobs = [job for planned in plans.values() for job in planned.asked]
+    return sorted({name for job in jobs for name in (*job.missing, *job.missing_for_scores)})
 
 
 def _write_pages(names: list[str], plans: dict[str, Plan], options: Options) -> None:
@@ -100,21 +119,13 @@ def _write_pages(names: list[str], plans: dict[str, Plan], options: Options) -> 
         else:
             write_text(out / f"{name}.md", markdown(plans[name], results[name], options))
             write_text(out / f"{name}.csv", as_csv(plans[name].table, results[name]))
-    everything = {name: plan(load_table(name), None, options) for name in TABLES}
+    everything = _plans(TABLES, None, options)
     write_text(
         out / "claims.md", claims_markdown(everything, {name: results_of(p, options) for name, p in everything.items()})
     )
     write_text(out / "README.md", readme(options))
     write_text(out / "index.html", report.page(report.sections(out), f"DeepCache's tables, scale {options.scale.name}"))
     print(f"written {out}: {', '.join(names)}, claims, index.html")
-
-
-def _raise_on_missing(jobs: dict[str, Job], rendered: bool) -> None:
-    """The pages are there; that something is not in them is still a failure."""
-    missing = {text for job in jobs.values() for text in job.missing}
-    if missing and not rendered:
-        count = sum(bool(job.missing) for job in jobs.values())
-        raise RunError(f"{count} of {len(jobs)} sets skipped; missing: {'; '.join(sorted(missing))}")
 
 
 def _names(args: argparse.Namespace) -> list[str]:

@@ -12,8 +12,9 @@ import torchvision
 from torchvision.transforms.functional import to_tensor
 
 from common.command_line import RunError
+from common.download import Download
 from eval import fid, reference
-from eval.metrics import inception
+from eval.metrics import inception, published
 from eval.metrics.distributions import RunningInceptionScore, frechet_distance, precision_recall
 from eval.metrics.features import open_extractor
 from eval.metrics.fid import load_reference, measure
@@ -105,12 +106,14 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch, weights):
     with pytest.raises(ValueError, match="leave --weights out"):
         open_extractor("shapes", weights)
 
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    monkeypatch.setattr(inception, "URL", "http://127.0.0.1:9/nothing-listens-here.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("common.download.WAIT", 0)
+    monkeypatch.setattr(published, "INCEPTION", Download("http://127.0.0.1:9/nothing-listens-here.pth"))
     with pytest.raises(RunError, match=r"cannot download http.*or pass --weights FILE"):
         InceptionFeatures("adm", quiet=True)
-    cached = tmp_path / "checkpoints" / inception.FILE
-    assert list(cached.parent.iterdir()) == []  # nothing half-written
+    cached = published.inception_path()
+    assert cached.is_relative_to(tmp_path)
+    assert [path.suffix for path in cached.parent.iterdir()] == [".lock"]  # nothing half-written
     cached.write_bytes(b"half a file")
     with pytest.raises(RunError, match=r"is damaged \(its SHA-256 is .*delete it"):
         InceptionFeatures("adm", quiet=True)

@@ -2,11 +2,10 @@
 
 import csv
 import hashlib
+import io
 import json
-import shutil
 import zipfile
 from pathlib import Path
-from urllib.error import URLError
 
 import diffusers
 import numpy as np
@@ -17,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from common.command_line import RunError
+from common.download import Download
 from common.shipped import SHAPES_SD
 from eval import clip_score, generate
-from eval.generation import prompts
+from eval.generation import prompts, published
 from eval.generation.prompts import open_prompts
 from image_sets.batches import image_generator, to_uint8
 from image_sets.reading import read_prompts
@@ -27,6 +27,7 @@ from image_sets.sets import ImageSet
 from pipelines import StableDiffusionPipeline
 from shapes.scenes import is_held_out, random_scene, words
 from tests import tiny
+from tests.local_hub import LocalHub
 
 FEW = ["--steps", "3", "--batch-size", "3", "--device", "cpu", "--quiet"]
 CAPTIONS = [open_prompts("shapes").text(k) for k in range(5)]
@@ -150,21 +151,19 @@ def test_files_without_prompts(tmp_path, name, text, message):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("common.download.WAIT", 0)
     return tmp_path / "hub" / "prompts"
 
 
 @pytest.mark.parametrize("name, file", [("parti", "PartiPrompts.tsv"), ("coco", "captions_val2017.json")])
 def test_without_a_network(tmp_path, monkeypatch, capsys, cache, name, file):
-    def fail(*_, **__):
-        raise URLError("Temporary failure in name resolution")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(published, name.upper(), Download("http://127.0.0.1:9/nothing-listens-here.zip"))
     assert generate.main([*FEW, "--prompts", name, "--out", str(tmp_path / "set")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: cannot download http") and error.count("\n") == 1
     assert f"put {file} at {cache / file}, or pass its path to --prompts" in error
-    assert not (tmp_path / "set").exists() and not list(cache.iterdir())
+    assert not (tmp_path / "set").exists() and {path.suffix for path in cache.iterdir()} == {".lock"}
     # The file put there is all that is needed.
     (cache / file).write_text("Prompt\na ring\n" if name == "parti" else json.dumps(ONE_CAPTION))
     found = open_prompts(name)
@@ -172,29 +171,25 @@ def test_without_a_network(tmp_path, monkeypatch, capsys, cache, name, file):
 
 
 def test_parti_is_downloaded_once_and_checked(monkeypatch, cache):
-    calls = []
+    content = b"Prompt\na ring\na cross\n"
+    with LocalHub(files={"parti.tsv": content}) as hub:
+        monkeypatch.setattr(published, "PARTI", Download(hub.url_of("parti.tsv"), "md5:0"))
+        with pytest.raises(RunError, match=r"is damaged or another file .*try again, or put PartiPrompts\.tsv at"):
+            open_prompts("parti", quiet=True)
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        monkeypatch.setattr(published, "PARTI", Download(hub.url_of("parti.tsv"), digest))
+        assert open_prompts("parti", quiet=True).first(2) == open_prompts("parti").first(2) == ["a ring", "a cross"]
+        assert len(hub.requests) == 2
 
-    def download(url, path, hash_prefix, progress):
-        calls.append((url, hash_prefix))
-        Path(path).write_text("Prompt\na ring\na cross\n")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    assert open_prompts("parti").first(2) == open_prompts("parti").first(2) == ["a ring", "a cross"]
-    assert calls == [(prompts.PARTI_URL, prompts.PARTI_SHA256)]
-
-
-def test_coco_is_taken_out_of_its_archive(tmp_path, monkeypatch, cache):
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+def test_coco_is_taken_out_of_its_archive(monkeypatch, cache):
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
         archive.writestr("annotations/captions_train2017.json", "{}")
         archive.writestr("annotations/captions_val2017.json", json.dumps(ONE_CAPTION))
-    monkeypatch.setattr(
-        torch.hub, "download_url_to_file", lambda url, path, progress: shutil.copy(tmp_path / "all.zip", path)
-    )
-    with pytest.raises(RunError, match=r"is damaged; start again, or pass --prompts captions_val2017\.json"):
-        open_prompts("coco")
-    assert not list(cache.iterdir())
-    monkeypatch.setattr(prompts, "COCO_MD5", hashlib.md5((tmp_path / "all.zip").read_bytes()).hexdigest())
-    assert open_prompts("coco").first(1) == ["a ring"]
+    digest = f"md5:{hashlib.md5(buffer.getvalue()).hexdigest()}"
+    with LocalHub(files={"all.zip": buffer.getvalue()}) as hub:
+        monkeypatch.setattr(published, "COCO", Download(hub.url_of("all.zip"), digest))
+        assert open_prompts("coco", quiet=True).first(1) == ["a ring"]
     assert [path.name for path in cache.iterdir()] == ["captions_val2017.json"]
 
 

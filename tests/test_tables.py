@@ -183,19 +183,19 @@ def test_an_unknown_key_of_a_scale_is_refused(path):
         parse_scale("paper", content)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     run = RowRun("ddpm-cifar10", 100)
     job = job_of(run, options("paper", tmp_path))
     assert job is not None
-    assert [line.split(" ")[0] for line in job.missing] == [
-        str(tmp_path / "inputs" / "ema_cifar10.ckpt"),
-        str(tmp_path / "inputs" / "cifar10-reference.npz"),
-    ]
+    assert job.missing == ("ema-cifar10",)
+    assert job.missing_for_scores == ("cifar10-reference", "inception")
     (tmp_path / "inputs").mkdir()
     (tmp_path / "inputs" / "ema_cifar10.ckpt").touch()
+    (tmp_path / "inputs" / "cifar10-reference.npz").touch()
     job = job_of(run, options("paper", tmp_path))
     assert job is not None
-    assert len(job.missing) == 1
+    assert (job.missing, job.missing_for_scores) == ((), ("inception",))
 
 
 def test_zeros_take_the_place_of_what_is_retrieved_and_of_nothing_else():
@@ -343,7 +343,7 @@ def test_a_dry_run_says_what_is_missing_and_makes_nothing(tmp_path, capsys):
     assert tables.main([*call, *places]) == 0
     monkey.undo()
     said = capsys.readouterr().out
-    assert "50000" in said and "ema_cifar10.ckpt" in said and "ema_lsun_bedroom.ckpt" in said
+    assert "50000" in said and "ema-cifar10" in said and "ema-lsun-bedroom" in said
     assert "100 of 100" in said and "50 of 100" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -351,7 +351,7 @@ def test_a_dry_run_says_what_is_missing_and_makes_nothing(tmp_path, capsys):
 def test_missing_weights_leave_the_table_with_what_can_be_counted(tmp_path, capsys):
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--inputs", str(tmp_path / "in")]
     assert tables.main(["table12", "--scale", "paper", "--rows", "1", "--device", "cpu", "--quiet", *places]) == 1
-    assert "ema_cifar10.ckpt" in capsys.readouterr().err
+    assert "ema-cifar10" in capsys.readouterr().err
     text = (tmp_path / "out" / "table12.md").read_text()
     assert "| 1.60 | 1.61 ✓ |" in text or "| 1.60 | 1.60 ✓ |" in text
     assert text.count("**≠**") == 4  # branches 6 to 9, named in the notes

@@ -5,29 +5,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from common.command_line import RunError
-from common.files import atomic_write
 from image_sets.reading import read_prompts
 from shapes.scenes import held_out_scene
 
-NAMES = ("parti", "coco", "shapes")
+from .published import coco_captions, parti_prompts
 
-PARTI_URL = (
-    "https://raw.githubusercontent.com/google-research/parti/2c99f6652cbc7f0d0441aa91f4c7e7055bcb0071/PartiPrompts.tsv"
-)
-PARTI_SHA256 = "fab29e41bb512a169b56acab4cf2a41dcb675e285df2efcde6640c7dd3c440eb"
-COCO_URL = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"  # 253 MB; 4 MB of it are wanted
-COCO_MD5 = "f4bbac642086de4f52a3fdda2de5fa2c"
-COCO_FILE = "captions_val2017.json"
+NAMES = ("parti", "coco", "shapes")
 
 SHAPES_NUMBER = 256  # captions where no number is asked for
 
@@ -62,7 +50,12 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
     """
     if source == "shapes":
         return PromptSet("shapes", None, digest(shapes_caption(k) for k in range(SHAPES_NUMBER)), shapes_caption)
-    path = {"parti": _parti, "coco": _coco}[source](quiet) if source in NAMES else Path(source)
+    if source == "parti":
+        path = parti_prompts(quiet=quiet)
+    elif source == "coco":
+        path = coco_captions(quiet=quiet)
+    else:
+        path = Path(source)
     if not path.is_file():
         raise ValueError(
             f"there is no file of prompts {source}; --prompts is {', '.join(NAMES)} or a file: "
@@ -121,41 +114,3 @@ def _first_captions(path: Path, content: dict[str, Any]) -> list[str]:
     except (KeyError, TypeError, AttributeError):
         what = "images with an id, annotations with image_id and caption"
         raise ValueError(f"{path} does not hold captions as COCO's files do: {what}") from None
-
-
-def _cached(file: str) -> Path:
-    return Path(torch.hub.get_dir()) / "prompts" / file
-
-
-def _parti(quiet: bool) -> Path:
-    path = _cached("PartiPrompts.tsv")
-    if not path.is_file():
-        _download(PARTI_URL, path, "PartiPrompts.tsv", quiet, hash_prefix=PARTI_SHA256)
-    return path
-
-
-def _coco(quiet: bool) -> Path:
-    path = _cached(COCO_FILE)
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # the archive is of no use when it is unpacked
-        archive = Path(folder) / "annotations.zip"
-        _download(COCO_URL, archive, COCO_FILE, quiet)
-        with archive.open("rb") as file:
-            if hashlib.file_digest(file, "md5").hexdigest() != COCO_MD5:
-                raise RunError(f"what came from {COCO_URL} is damaged; start again, or pass --prompts {COCO_FILE}")
-        with zipfile.ZipFile(archive) as members, atomic_write(path) as tmp_path:
-            tmp_path.write_bytes(members.read(f"annotations/{COCO_FILE}"))
-    return path
-
-
-def _download(url: str, path: Path, file: str, quiet: bool, **check: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:  # written to a temporary file, checked, renamed
-        torch.hub.download_url_to_file(url, str(path), progress=not quiet, **check)
-    except (OSError, RuntimeError) as error:
-        where = _cached(file)
-        raise RunError(
-            f"cannot download {url}: {error}; put {file} at {where}, or pass its path to --prompts"
-        ) from None

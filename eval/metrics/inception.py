@@ -22,9 +22,7 @@ from torch import Tensor, nn
 
 from common.command_line import RunError
 
-URL = pytorch_fid.inception.FID_WEIGHTS_URL
-FILE = "pt_inception-2015-12-05-6726825d.pth"
-SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+from .published import FILE, INCEPTION, inception_weights
 
 SIDE = 299  # pixels
 SPATIAL_CHANNELS = 7  # of 17 × 17 each: 2023 numbers, about as many as the 2048 of the pooled features
@@ -102,11 +100,11 @@ def resize_tf1(x: Tensor, side: int) -> Tensor:
 
 def load_inception(weights: str | Path | None = None, quiet: bool = False) -> tuple[Any, str]:
     """The network with its weights, in evaluation mode on the CPU, and the file's SHA-256. For errors, see above."""
-    path = _published(quiet) if weights is None else Path(weights)
+    path = inception_weights(quiet=quiet) if weights is None else Path(weights)
     if not path.is_file():
         raise ValueError(f"there is no file of weights {path}")
     digest = sha256(path)
-    if digest != SHA256:
+    if f"sha256:{digest}" != INCEPTION.digest:
         if weights is None:
             raise RunError(f"{path} is damaged (its SHA-256 is {digest}); delete it and start again")
         print(f"note: {path} is not the published {FILE}; its figures compare with no others", file=sys.stderr)
@@ -116,7 +114,7 @@ def load_inception(weights: str | Path | None = None, quiet: bool = False) -> tu
         with mock.patch.object(pytorch_fid.inception, "load_state_dict_from_url", lambda *_, **__: state):
             network = pytorch_fid.inception.fid_inception_v3()
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError):
-        raise ValueError(f"{path} does not hold the weights of the FID Inception network ({URL})") from None
+        raise ValueError(f"{path} does not hold the weights of the FID Inception network ({INCEPTION.url})") from None
     return network.eval().requires_grad_(False), digest
 
 
@@ -124,14 +122,3 @@ def sha256(path: Path) -> str:
     """Of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _published(quiet: bool) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:  # written to a temporary file, checked, renamed
-            torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256, progress=not quiet)
-        except (OSError, RuntimeError) as error:
-            raise RunError(f"cannot download {URL}: {error}; put the file at {path} or pass --weights FILE") from None
-    return path

@@ -157,8 +157,7 @@ class Model:
     steps_factor: float = 1  # steps of a run for one of the paper's
     speed_of: str | None = None  # the model that has the same speed, which is measured once
     speed_over: str | None = None  # the model whose baseline is that of the speed-up; None: its own
-    hub: str | None = None  # id of the model that must be in the hub's cache
-    files: Mapping[str, str] = field(default_factory=dict)  # needed in --inputs, and where each is from
+    inputs: tuple[str, ...] = ()  # what images and scores need, by their names in inputs.json
     departures: tuple[str, ...] = ()  # where our runs differ from the paper's: notes of its tables
 
 
@@ -234,6 +233,7 @@ def _model(content: dict[str, Any], where: str) -> Model:
     parts = {
         "settings": _make(SAMPLERS[content.pop("sampler")], content["settings"], f"{where}, settings"),
         "score": _make(ClipScore if "clip" in content["score"] else FidScore, content["score"], f"{where}, score"),
+        "inputs": tuple(content.get("inputs", ())),
     }
     if "/" in (content.get("unet") or ""):  # beside the code, wherever the command is started
         parts["unet"] = str(ASSETS.parent / content["unet"])

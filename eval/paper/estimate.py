@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,7 @@ from ..counting.layouts import open_model
 from ..counting.macs import count, unet_inputs
 from .data import FOLDER, TABLES, Row, RowRun, load_table
 from .images import is_made
+from .inputs import remedies
 from .jobs import Job, Options, Plan
 from .macs import macs_of
 
@@ -121,7 +123,7 @@ def tmacs_a_second(unet: str, batch_size: int, device: torch.device, dtype: str)
 def print_costs(plans: Sequence[Plan], gpu: str, options: Options) -> None:
     """What is missing, once; then a line for each row, sets that an earlier line has not counted again, and sums."""
     jobs = {job.name: job for plan in plans for job in plan.asked}
-    _print_missing(jobs.values())
+    _print_missing(jobs.values(), options.inputs)
     seen: set[str] = set()
     total = Cost()
     for plan in plans:
@@ -129,10 +131,10 @@ def print_costs(plans: Sequence[Plan], gpu: str, options: Options) -> None:
     print(f"\nTo be made: {_line(total)} on {_named(gpu, options)}; {_how(gpu)}. Scores and speed come on top.")
 
 
-def _print_missing(jobs: Iterable[Job]) -> None:
-    missing = sorted({text for job in jobs for text in job.missing})
+def _print_missing(jobs: Iterable[Job], inputs_dir: Path) -> None:
+    missing = sorted({name for job in jobs for name in (*job.missing, *job.missing_for_scores)})
     print(f"Missing: {len(missing)}" if missing else "Nothing is missing.")
-    for text in missing:
+    for text in remedies(missing, inputs_dir):
         print(f"  {text}")
 
 

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from common.files import atomic_write, write_text
 from common.plotting import pyplot
 from image_sets.batches import Batch
-from image_sets.generate import Run
 from image_sets.reading import image_batches
 
 from ..counting.branches import measure
@@ -21,14 +20,53 @@ from ..counting.layouts import open_model
 from ..counting.macs import unet_inputs
 from ..metrics.similarity import THRESHOLD, features_of_run, share_above, similarity
 from ..metrics.similarity import plot as plot_similarity
+from . import measured
 from .data import RowRun, Table
 from .images import is_made, open_run
 from .jobs import Job, Options, Plan, job_of
+from .measured import Found
 from .results import Result
+from .sources import key_of, sources_of
 
 FIGURES = {"figure2": [], "figure4": [], "figure6": ["table13", "table14"], "figure7": ["table13"]}  # and their tables
 FIGURE_2_BRANCH, FIGURE_2_IMAGES = 1, 4
 FIGURE_7_IMAGES = 6
+
+
+def measure_figure2(options: Options) -> None:
+    """Similarity of the features that enter u_1, between all pairs of steps, of each model's baseline."""
+    for name, job in _figure2_jobs(options).items():
+        made_from = {
+            "run": key_of(job.settings, sources_of(job.settings)), "images": FIGURE_2_IMAGES, "branch": FIGURE_2_BRANCH,
+        }  # fmt: skip
+        if not job.missing:
+            measured.measured(
+                _figure2_file(name, options), made_from, lambda job=job: _similarity(job, options), options.device
+            )
+
+
+def _figure2_jobs(options: Options) -> dict[str, Job]:
+    models = options.scale.models
+    chosen = [name for name in ("ldm4", "ddpm-bedroom", "ddpm-cifar10", "sd15-parti") if name in models]
+    jobs = {name: job_of(RowRun(name, models[name].baseline_steps), options) for name in chosen}
+    return {name: job for name, job in jobs.items() if job is not None}
+
+
+def _figure2_file(name: str, options: Options) -> Path:
+    return options.out / "measured" / f"figure2-{name}.json"
+
+
+def _similarity(job: Job, options: Options) -> Found:
+    run = open_run(job.settings, options.device)
+    matrix = torch.zeros(())
+    bar = tqdm(range(FIGURE_2_IMAGES), desc=f"figure 2, {job.run.model}", disable=options.quiet, leave=False)
+    for k in bar:
+
+        def sample(k: int = k) -> None:
+            run.make(Batch.of(0, [k]))
+
+        matrix = matrix + similarity(features_of_run(sample, run.unet, FIGURE_2_BRANCH)) / FIGURE_2_IMAGES
+    return Found({"steps": len(matrix)}, each={"similarity": matrix.flatten().round(decimals=4).tolist()})
 
 
 def draw_figure(name: str, plans: Mapping[str, Plan], results: Mapping[str, list[Result]], options: Options) -> None:
@@ -37,12 +75,9 @@ def draw_figure(name: str, plans: Mapping[str, Plan], results: Mapping[str, list
     if name == "figure4":
         figure4(out, options.quiet)
     elif name == "figure2":
-        models = options.scale.models
-        chosen = [m for m in ("ldm4", "ddpm-bedroom", "ddpm-cifar10", "sd15-parti") if m in models]
-        jobs = {m: job_of(RowRun(m, models[m].baseline_steps), options) for m in chosen}
-        ready = {m: job for m, job in jobs.items() if job is not None and not job.missing}
-        if ready and not all((out / f"figure2-{m}.png").is_file() for m in ready):
-            figure2(ready, options.device, out, options.quiet)
+        files = {model: measured.read(_figure2_file(model, options)) for model in _figure2_jobs(options)}
+        if there := {model: file.found for model, file in files.items() if file is not None}:
+            figure2(there, out)
     elif name == "figure6":
         titles = {"PartiPrompts": "table13", "COCO 2017": "table14"}
         figure6({title: (plans[table].table, results[table]) for title, table in titles.items()}, out)
@@ -57,25 +92,19 @@ def draw_figure(name: str, plans: Mapping[str, Plan], results: Mapping[str, list
             figure7(rows, out)
 
 
-def figure2(jobs: Mapping[str, Job], device: torch.device, out: Path, quiet: bool) -> None:
-    """Similarity of the features that enter u_1, between all pairs of steps, of each model's baseline."""
+def figure2(found: Mapping[str, Found], out: Path) -> None:
+    """The similarity of a run's steps, of each model."""
     rows = []
-    for name, job in jobs.items():
-        run = open_run(job.settings, device)
-        matrix = torch.zeros(())
-        for k in tqdm(range(FIGURE_2_IMAGES), desc=f"figure 2, {name}", disable=quiet, leave=False):
-
-            def sample(k: int = k, run: Run = run) -> None:
-                run.make(Batch.of(0, [k]))
-
-            matrix = matrix + similarity(features_of_run(sample, run.unet, FIGURE_2_BRANCH)) / FIGURE_2_IMAGES
+    for name, one in found.items():
+        steps = int(one.values["steps"] or 0)
+        matrix = torch.tensor(one.each["similarity"], dtype=torch.float64).reshape(steps, steps)
         share = share_above(matrix)
         plot_similarity(matrix.numpy(), share.numpy(), f"{name}, what enters u_1", out / f"figure2-{name}.png")
         with atomic_write(out / f"figure2-{name}.csv") as tmp_path:
             np.savetxt(tmp_path, matrix.numpy(), delimiter=",", fmt="%.4f")
         write_text(out / f"figure2-{name}.md", f"# Figure 2, {name}: similarity of all pairs of steps\n")
         rows.append(
-            f"| {name} | {len(matrix)} | {100 * share.mean():.1f} | {100 * share.min():.1f} | "
+            f"| {name} | {steps} | {100 * share.mean():.1f} | {100 * share.min():.1f} | "
             f"{matrix.diagonal(1).min():.3f} | {matrix.min():.3f} |"
         )
     lines = [

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 import ddpm.sample
 import ldm.sample
@@ -21,6 +20,7 @@ from unets.cache.config import CacheConfig
 
 from ..generation import text
 from .data import FidScore, Model, RowRun, Scale, Settings, Table
+from .inputs import missing
 from .sources import key_of, sources_of
 
 ORIGINAL_SEED, ORIGINAL_BATCH = 42, 16  # of the released generate.py, as its README calls it
@@ -61,7 +61,8 @@ class Job:
     work: Path
     measured: Path  # folder of what is measured of it
     reference: Path | None  # of FID and its kin
-    missing: tuple[str, ...]
+    missing: tuple[str, ...]  # names of inputs
+    missing_for_scores: tuple[str, ...]
 
     @cached_property
     def out(self) -> Path:
@@ -105,18 +106,11 @@ def job_of(run: RowRun, options: Options) -> Job | None:
         return None
     printed, run = run, run.at(options.scale.name, model.steps_factor)
     name = f"{run.model}-{run.slug}".removesuffix("-")
-    missing = [
-        f"{options.inputs / file} ({source})"
-        for file, source in model.files.items()
-        if not (options.inputs / file).exists()
-    ]
-    if model.hub is not None and not _is_in_hub_cache(model.hub):
-        missing.append(f"{model.hub} is not in the hub's cache")
     return Job(
         name, model, printed, run, _settings(model.settings, run, options), options.num_images or model.num_images,
-        options.work,
-        options.out / "measured" / name,
-        Path(options.place(model.score.reference)) if isinstance(model.score, FidScore) else None, tuple(missing),
+        options.work, options.out / "measured" / name,
+        Path(options.place(model.score.reference)) if isinstance(model.score, FidScore) else None,
+        missing(model.inputs, "images", options.inputs), missing(model.inputs, "scores", options.inputs),
     )  # fmt: skip
 
 
@@ -159,7 +153,3 @@ def _settings(own: Settings, run: RowRun, options: Options) -> Settings:
 def _cache(run: RowRun, branch: int) -> CacheConfig:
     """The run's cache. One that retrieves nothing has the sampler's usual branch, as `settings.json` names one."""
     return run.cache if run.cache.cache_interval > 1 else replace(run.cache, cache_branch_id=branch)
-
-
-def _is_in_hub_cache(model: str) -> bool:
-    return Path(model).is_dir() or isinstance(try_to_load_from_cache(model, "model_index.json"), str)

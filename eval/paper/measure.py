@@ -37,7 +37,7 @@ def measure_all(plans: Iterable[Plan], options: Options) -> None:
     unscored: dict[str, list[str]] = {}
     with tqdm(total=len(asked) + len(timed), desc="rows", disable=options.quiet) as bar:
         for job in asked.values():
-            if is_made(job):
+            if is_made(job) and not job.missing_for_scores:
                 try:
                     measure_scores(job, options)
                 except RunError as error:  # a scorer that can't be had costs its own columns

@@ -31,9 +31,12 @@ def notes_of(plan: Plan, results: list[Result], options: Options) -> list[str]:
         notes.append(f"No model stands for {', '.join(missing)} at this scale.")
     if others := [k for k, row in enumerate(table.rows, 1) if row.run is None]:
         notes.append(f"Rows {ranges(others)} are of other methods or other papers and are not run.")
+    skipped: dict[str, list[int]] = {}
     for k, (job, result) in enumerate(zip(plan.jobs, results, strict=True), 1):
-        if job is not None and result.scores is None and job.missing:
-            notes.append(f"Row {k} skipped; missing: {'; '.join(job.missing)}.")
+        if job is not None and result.scores is None and (missing := [*job.missing, *job.missing_for_scores]):
+            skipped.setdefault(", ".join(missing), []).append(k)
+    for names, rows in skipped.items():
+        notes.append(f"Rows {ranges(rows)} are not scored here; missing: {names} (`python -m eval.fetch` lists them).")
     if any(row.name.startswith(FLOOR) for row in table.rows):
         notes.append(f"The row {FLOOR} is no run: it is what a model that makes no mistakes would score.")
     used: dict[str, Model] = {name: scale.models[name] for name in sorted(models & scale.models.keys())}

@@ -23,7 +23,7 @@ from shapes.draw import draw
 from ..metrics import clip_score, fid
 from ..metrics.distances import feature_distance, psnr
 from ..metrics.features import Extractor, open_extractor
-from ..metrics.inception import SHA256
+from ..metrics.published import INCEPTION
 from ..metrics.version import code_version
 from .data import ClipScore, FidScore
 from .jobs import Job, Options
@@ -76,7 +76,7 @@ def scorer_identity(score: FidScore | ClipScore) -> str:
 
 def _weights_of(variant: str) -> str:
     # Inception's published weights are checked against this whenever they are read.
-    return file_digest(SHAPES_CLIP / "open_clip_model.safetensors") if variant == "shapes" else SHA256
+    return file_digest(SHAPES_CLIP / "open_clip_model.safetensors") if variant == "shapes" else str(INCEPTION.digest)
 
 
 def _clip_score(job: Job, score: ClipScore, options: Options) -> Found:
