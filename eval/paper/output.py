@@ -153,7 +153,7 @@ def readme(options: Options) -> str:
         "from, when and on which machine, and has the numbers of every image.\n\n"
         "± is half of a 95 % interval: 1.96 standard errors; for FID, KID and IS those of a bootstrap over the images, "
         "the reference being held fixed. Brackets after PSNR, a median, are its 95 % interval, after speed the least "
-        "and the greatest of all timings. Runs of a model start from the same noise, so that differences between rows are "
-        "surer than the intervals of each: [claims](claims.md) has them.\n\n"
+        "and the greatest of all timings. Runs of a model start from the same noise, so that differences between rows "
+        "are surer than the intervals of each: [claims](claims.md) has them.\n\n"
         "Image k of a set starts from the noise of (seed, k).\n"
     )
