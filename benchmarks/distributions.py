@@ -1,4 +1,4 @@
-"""Seconds and peak memory of FID's statistics and of precision and recall, on random features of Inception's size.
+"""Seconds and peak memory of FID, its standard error, precision and recall, KID: random features of Inception's size.
 
 python -m benchmarks.distributions                    each in a process of its own: 50,000 × 2,048; 10,000 and 10,000
 """
@@ -15,7 +15,9 @@ from collections.abc import Callable
 import numpy as np
 
 from common.command_line import Formatter, at_least, run_cli
-from eval.metrics.distributions import RunningGaussian, frechet_distance, precision_recall
+from eval.metrics.distributions import Gaussian, RunningGaussian, frechet_distance, precision_recall
+from eval.metrics.intervals import frechet_influence, standard_error
+from eval.metrics.kid import kid
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.distributions", description=__doc__, formatter_class=Formatter
     )
     p.add_argument("--images", type=int, default=50_000, help="of FID's statistics")
-    p.add_argument("--neighbours", type=int, default=10_000, help="images on each side, of precision and recall")
+    p.add_argument("--neighbours", type=int, default=10_000, help="images on each side, of the others")
     p.add_argument("--features", type=int, default=2_048)
     p.add_argument("--batch-size", type=int, default=64)
     return p
@@ -41,10 +43,24 @@ def statistics(images: int, features: int, batch_size: int) -> float:
     return frechet_distance(*sets)
 
 
+def influences(images: int, features: int) -> float | None:
+    """The standard error of FID of random features."""
+    rows = np.random.default_rng(0).standard_normal((images, features), dtype=np.float32)
+    running = RunningGaussian(features)
+    running.update(rows)
+    return standard_error(frechet_influence(rows, running.gaussian(), Gaussian(np.zeros(features), np.eye(features))))
+
+
 def balls(images: int, features: int) -> tuple[float, float]:
     """Precision and recall of two sets of random features."""
     sets = [np.random.default_rng(seed).standard_normal((images, features), dtype=np.float32) for seed in range(2)]
     return precision_recall(*sets, quiet=True)
+
+
+def kernels(images: int, features: int) -> float:
+    """KID of two sets of random features."""
+    sets = [np.random.default_rng(seed).standard_normal((images, features), dtype=np.float32) for seed in range(2)]
+    return kid(*sets).value
 
 
 def _measured(work: Callable, *args: int) -> str:
@@ -60,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")  # a peak belongs to a process
     for title, call in (
         (f"FID of two sets of {args.images:,} images", (statistics, args.images, args.features, args.batch_size)),
+        (f"its standard error, {args.neighbours:,} images", (influences, args.neighbours, args.features)),
+        (f"KID, {args.neighbours:,} on each side", (kernels, args.neighbours, args.features)),
         (f"precision and recall, {args.neighbours:,} on each side", (balls, args.neighbours, args.features)),
     ):
         with context.Pool(1) as pool:

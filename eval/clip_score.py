@@ -5,6 +5,7 @@ python -m eval.clip_score coco2017_ckpt/images-original-50-time-900.pt          
 python -m eval.clip_score pictures/ --prompts prompts.txt --model shapes            pictures of the shipped model
 
 100 times the cosine of image and text embedding, 0 where it is negative; then the mean over the images.
+Behind ± is half of a 95 % interval: 1.96 standard errors.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from common.device import resolve_device
 from common.files import atomic_write, write_json
 
 from .metrics.clip_score import MODEL, PRETRAINED, compute, prompts_for
+from .metrics.intervals import Z95
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size, quiet=args.quiet,
     )  # fmt: skip
     error = result["standard_error"]
-    print(f"CLIP Score {result['mean']:.3f}" + ("" if error is None else f" ± {error:.3f} (standard error)"))
+    print(f"CLIP Score {result['mean']:.3f}" + ("" if error is None else f" ± {Z95 * error:.3f} (95 %)"))
     print(f"{result['num_images']} images, {args.model}")
     if args.csv:
         with atomic_write(args.csv) as tmp_path, tmp_path.open("w", newline="", encoding="utf-8") as file:

@@ -1,11 +1,12 @@
-"""FID, sFID, Inception Score, precision and recall of a set of images against a reference.
+"""FID, sFID, Inception Score, precision, recall and KID of a set of images against a reference.
 
 python -m eval.fid samples.npz VIRTUAL_imagenet256_labeled.npz --variant adm            as the tables for LDM-4-G
 python -m eval.fid samples/ cifar10-reference.npz --variant pytorch-fid                 as the tables for DDPM
 python -m eval.fid samples/ drawn/ --variant shapes                     pictures of the shipped models, no download
 
 Both are folders, .npz or .pt; the reference can also be an .npz of statistics: OpenAI's, pytorch-fid's, or one that
-`python -m eval.reference` made.
+`python -m eval.reference` made. Behind ± is half of a 95 % interval: 1.96 standard errors, the reference being given.
+A metric for which a set is too small is computed, with a warning.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from common.command_line import Formatter, at_least, run_cli
 from common.device import resolve_device
 from common.files import atomic_write
 
+from .metrics.distributions import DISTANCES
 from .metrics.features import VARIANTS, Extractor, open_extractor
-from .metrics.fid import compute
+from .metrics.fid import METRICS, compute
+from .metrics.intervals import REPLICATES, Z95
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,6 +34,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("samples", type=Path, metavar="SAMPLES", help="folder, .npz or .pt of images")
     p.add_argument("reference", type=Path, metavar="REFERENCE", help="the same, or an .npz of statistics")
     p.add_argument("--limit", type=int, help="no more samples than this")
+    p.add_argument(
+        "--distances", choices=DISTANCES, default="float64",
+        help="of precision and recall; float16 rounds as OpenAI's evaluator does",
+    )  # fmt: skip
+    p.add_argument(
+        "--replicates", type=int, default=REPLICATES,
+        help="of each metric in --out, for paired comparisons of sets; 0: no intervals either",
+    )  # fmt: skip
     add_extractor_arguments(p)
     p.add_argument("--out", type=Path, metavar="FILE", help="write the result to this JSON file")
     return p
@@ -59,13 +70,15 @@ def run(args: argparse.Namespace) -> None:
     for source in (args.samples, args.reference):
         if not source.exists():
             raise ValueError(f"there is no {source}; give a folder of images, an .npz or a .pt")
+    at_least(args, replicates=0)
     extractor, device = extractor_of(args)
 
     def measure() -> dict[str, Any]:
         settings = {"samples": str(args.samples), "reference": str(args.reference)}
         return settings | compute(
             args.samples, args.reference, variant=args.variant, extractor=extractor, device=device,
-            batch_size=args.batch_size, limit=args.limit, quiet=args.quiet,
+            batch_size=args.batch_size, limit=args.limit, distances=args.distances,
+            num_replicates=args.replicates, quiet=args.quiet,
         )  # fmt: skip
 
     if args.out:
@@ -77,8 +90,18 @@ def run(args: argparse.Namespace) -> None:
     for warning in result["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{result['num_samples']} images, variant {args.variant}")
-    for name in ("fid", "sfid", "is", "precision", "recall"):
-        print(f"{name:<10}" + ("not available for this reference" if result[name] is None else f"{result[name]:.4f}"))
+    for name in METRICS:
+        print(_line(name, result))
+
+
+def _line(name: str, result: dict[str, Any]) -> str:
+    """A metric, with its interval."""
+    value, error = result[name], result["standard_errors"][name]
+    scale = 1000 if name == "kid" else 1
+    title = f"{name if scale == 1 else 'kid × 1e3':<10}"
+    if value is None:
+        return f"{title}not available: {result['unavailable'].get(name) or result['unreliable'][name]}"
+    return f"{title}{scale * value:.4f}" + ("" if error is None else f" ± {scale * Z95 * error:.4f} (95 %)")
 
 
 def main(argv: list[str] | None = None) -> int:

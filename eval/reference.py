@@ -4,7 +4,8 @@ python -m eval.reference cifar10/train/ --variant pytorch-fid --out cifar10-refe
 python -m eval.reference lsun/bedroom/ --size 256 --variant adm --out bedroom-reference.npz
 
 The file has `mu`, `sigma` (pooled features), `mu_s`, `sigma_s` (spatial ones), `features` of the first 10,000 images
-for precision and recall, `count`, `variant` and `weights`; eval.fid refuses to compare what differs in the last two.
+for KID, precision and recall, `count`, `variant` and `weights`; eval.fid refuses to compare what differs in the last
+two.
 """
 
 from __future__ import annotations

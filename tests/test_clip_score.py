@@ -72,7 +72,8 @@ def test_script_reads_every_source(tmp_path, capsys):
         rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
         assert [row["prompt"] for row in rows] == CAPTIONS
         assert [float(row["clip_score"]) for row in rows] == expected["per_image"]
-    assert f"CLIP Score {expected['mean']:.3f} ± " in capsys.readouterr().out
+    interval = f"± {1.96 * expected['standard_error']:.3f} (95 %)"
+    assert f"CLIP Score {expected['mean']:.3f} {interval}\n" in capsys.readouterr().out
 
 
 def test_wrong_calls(tmp_path, capsys):

@@ -13,6 +13,7 @@ from eval.metrics.distributions import (
     RunningGaussian,
     RunningInceptionScore,
     frechet_distance,
+    inside_balls,
     precision_recall,
 )
 from tests.statistics_of import gaussian, normal
@@ -126,3 +127,54 @@ def test_duplicates_are_at_distance_zero():
     points = np.repeat(normal(3, 1, 2048).astype(np.float32) * 100, 4, axis=0)
     assert precision_recall(points, points) == (1, 1)
     assert precision_recall(points + 1, points) == (0, 0)
+
+
+# --- distances in float16, as OpenAI's evaluator has them -------------------------------------------------------------
+
+
+def evaluators_distance(u, v):
+    """By numpy's float16, an operation at a time; sums of products in float32."""
+    u, v = u.astype(np.float16), v.astype(np.float16)
+    norm_u, norm_v = (np.float16(np.square(x).sum(dtype=np.float32)) for x in (u, v))
+    product = np.float16(u.astype(np.float32) @ v.astype(np.float32))
+    return max(norm_u - np.float16(2) * product + norm_v, np.float16(0))
+
+
+def by_evaluators_loop(a, b, k):
+    inside = 0
+    for point in a:
+        for centre in b:
+            radius = sorted(evaluators_distance(centre, other) for other in b)[k]  # the first is its own
+            if evaluators_distance(point, centre) <= radius:
+                inside += 1
+                break
+    return inside / len(a)
+
+
+def test_float16_is_the_evaluators_formula():
+    """Points that are near each other and far from 0, so that distances are rounded coarsely."""
+    rng = np.random.default_rng(0)
+    differing = 0
+    for _ in range(20):
+        a, b = (rng.integers(40, 64, (12, 3)).astype(np.float32) / 8 for _ in range(2))
+        found = precision_recall(a, b, k=2, distances="float16")
+        assert found == (by_evaluators_loop(a, b, 2), by_evaluators_loop(b, a, 2))
+        differing += found != precision_recall(a, b, k=2)
+    assert differing
+
+
+def test_float16_of_numbers_it_holds_is_exact():
+    a, b = (np.random.default_rng(seed).integers(-9, 9, (200, 5)).astype(np.float32) for seed in range(2))
+    for ours, theirs in zip(inside_balls(a, b, distances="float16"), inside_balls(a, b), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_float32_in_place_of_float16_where_it_overflows():
+    """Squared norms over 65,504; then nothing is rounded to 11 bits."""
+    a, b = (normal(seed, 60, 4).astype(np.float32) * 1000 for seed in range(2))
+    assert precision_recall(a, b, distances="float16") == precision_recall(a, b)
+
+
+def test_unknown_distances():
+    with pytest.raises(ValueError, match="unknown distances 'float32'; there are float64, float16"):
+        precision_recall(normal(0, 9, 3), normal(1, 9, 3), distances="float32")

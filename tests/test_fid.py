@@ -19,6 +19,7 @@ from eval.metrics.distributions import RunningInceptionScore, frechet_distance, 
 from eval.metrics.features import open_extractor
 from eval.metrics.fid import load_reference, measure
 from eval.metrics.inception import Features, InceptionFeatures, resize_tf1
+from eval.metrics.kid import kid
 from shapes.scenes import COLOURS, SHAPES, random_scene, render
 from tests.statistics_of import gaussian, normal
 
@@ -162,11 +163,47 @@ def test_result_is_that_of_the_parts(shapes, drawn, capsys):
     # The network rounds differently with the batch size, and covariances of so few images are singular.
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert (result["variant"], result["num_samples"], result["num_reference"]) == ("shapes", 40, 50)
-    assert [warning.split(":")[0] for warning in result["warnings"]] == [
-        "40 images of the samples for 128 features",
-        "50 images of the reference for 128 features",
-    ]
+    assert result["kid"] == pytest.approx(kid(a.pooled, b.pooled).value, rel=1e-4)
+    assert result["unreliable"] == {
+        name: f"40 images of the samples and 50 images of the reference for {size} features: singular covariance"
+        for name, size in (("fid", 128), ("sfid", 112))
+    }
+    assert result["warnings"] == [f"{name}: {reason}" for name, reason in result["unreliable"].items()]
+    assert result["unavailable"] == {}
     assert capsys.readouterr().err == ""
+
+
+def test_intervals_of_the_whole(shapes, drawn):
+    """Standard errors of shares in closed form, of the others by the replicates; pairing by the number of images."""
+
+    def compute(images, **arguments):
+        return fid.compute(images, drawn[0][40:], variant="shapes", extractor=shapes, quiet=True, **arguments)
+
+    one, other = compute(drawn[0][:40], num_replicates=400), compute(drawn[0][:40], num_replicates=3)
+    for name, number in (("precision", 40), ("recall", 50)):
+        share = one[name]
+        assert one["standard_errors"][name] == pytest.approx((share * (1 - share) / (number - 1)) ** 0.5)
+    for name in ("fid", "sfid", "is", "precision", "recall", "kid"):
+        assert np.mean(one["replicates"][name]) == pytest.approx(one[name], abs=0.2 * one["standard_errors"][name])
+        assert np.std(one["replicates"][name]) == pytest.approx(one["standard_errors"][name], rel=0.15)
+        assert other["replicates"][name] == one["replicates"][name][:3]
+    bare = compute(drawn[0][:40], num_replicates=0, distances="float16")
+    assert set(bare["standard_errors"].values()) == {None}
+    assert bare["replicates"] == {}
+    assert {name: bare[name] for name in ("fid", "sfid", "is", "kid")} == {
+        name: one[name] for name in ("fid", "sfid", "is", "kid")
+    }
+    assert (one["distances"], bare["distances"]) == ("float64", "float16")
+
+    few = compute(drawn[0][:3])
+    assert (few["precision"], few["recall"]) == (None, None)
+    assert few["standard_errors"]["recall"] is None
+    assert few["unreliable"]["recall"] == "3 images; more than 3 are needed"
+    assert few["unreliable"]["is"] == "a split of 3 images for 40 classes"
+    with pytest.raises(ValueError, match="num_replicates is -1; it must be 0 or more"):
+        compute(drawn[0][:3], num_replicates=-1)
+    with pytest.raises(ValueError, match="unknown distances 'float32'"):
+        compute(drawn[0][:3], distances="float32")
 
 
 def test_images_are_at_distance_zero_from_themselves(shapes, drawn):
@@ -176,7 +213,8 @@ def test_images_are_at_distance_zero_from_themselves(shapes, drawn):
     assert (result["precision"], result["recall"]) == (1, 1)
 
 
-def test_scripts_with_a_stored_reference(tmp_path, drawn, shapes, capsys):
+def test_scripts_with_a_stored_reference(tmp_path, drawn, shapes, capsys, monkeypatch):
+    monkeypatch.setattr(fid, "open_extractor", lambda *args: shapes)
     np.savez(tmp_path / "a.npz", drawn[0][:50])
     np.savez_compressed(tmp_path / "b.npz", drawn[0][50:])
     common = ["--variant", "shapes", "--device", "cpu", "--batch-size", "16", "--quiet"]
@@ -193,7 +231,12 @@ def test_scripts_with_a_stored_reference(tmp_path, drawn, shapes, capsys):
     captured = capsys.readouterr()
     assert "made.npz: statistics of 40 images, variant shapes" in captured.out
     assert f"precision {results[0]['precision']:.4f}" in captured.out
-    assert captured.err.count("warning: ") == 4
+    assert captured.err.count("warning: ") == 6  # of fid, sfid and is
+    errors = results[0]["standard_errors"]
+    assert f"recall    {results[0]['recall']:.4f} ± {1.96 * errors['recall']:.4f} (95 %)" in captured.out
+    assert f"kid × 1e3 {1000 * results[0]['kid']:.4f} ± {1960 * errors['kid']:.4f} (95 %)" in captured.out
+    assert fid.main([str(tmp_path / "a.npz"), str(made), *common, "--replicates", "0", "--distances", "float16"]) == 0
+    assert "±" not in capsys.readouterr().out
 
     # Other sources of statistics: mean and covariance alone, with images, and what is refused.
     with np.load(made) as file:
@@ -204,7 +247,10 @@ def test_scripts_with_a_stored_reference(tmp_path, drawn, shapes, capsys):
         return fid.compute(drawn[0][:30], made, variant="shapes", extractor=shapes, batch_size=16, quiet=True)
 
     bare = run(mu_s=None, sigma_s=None, features=None)
-    assert (bare["sfid"], bare["precision"], bare["recall"]) == (None, None, None)
+    assert (bare["sfid"], bare["precision"], bare["recall"], bare["kid"]) == (None, None, None, None)
+    assert bare["unavailable"].keys() == {"sfid", "precision", "recall", "kid"}
+    assert fid.main([str(tmp_path / "a.npz"), str(made), *common]) == 0
+    assert "kid × 1e3 not available: the reference has neither features nor images" in capsys.readouterr().out
     assert bare["fid"] == results[0]["fid"]
     assert run(features=None, arr_0=drawn[0][50:])["recall"] == results[0]["recall"]
     wrong: dict[str, dict] = {
@@ -260,14 +306,15 @@ def test_wrong_calls(tmp_path, shapes, drawn, capsys):
     a = str(tmp_path / "a.npz")
     assert fid.main([a, str(tmp_path / "nowhere"), "--variant", "shapes"]) == 2
     assert fid.main([a, a, "--variant", "shapes", "--batch-size", "0"]) == 2
+    assert fid.main([a, a, "--variant", "shapes", "--replicates", "-1"]) == 2
     assert reference.main([a, "--variant", "shapes", "--device", "cpu", "--out", str(tmp_path / "a.txt")]) == 2
     assert reference.main([a, "--variant", "shapes", "--device", "cpu", "--size", "0", "--out", a]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [line.startswith("error: ") for line in lines] == [True] * 4
+    assert [line.startswith("error: ") for line in lines] == [True] * 5
     assert "there is no" in lines[0]
     assert "--batch-size is 0" in lines[1]
-    assert "must end in .npz" in lines[2]
-    assert "--size is 0" in lines[3]
+    assert "must end in .npz" in lines[3]
+    assert "--size is 0" in lines[4]
 
 
 def test_a_batch_more_or_less_is_no_matter(tmp_path, shapes, drawn):

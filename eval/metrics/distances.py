@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+
+if TYPE_CHECKING:
+    from .features import ShapesFeatures
 
 
 def psnr(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -31,3 +37,27 @@ def distance(reference: list[Image.Image], images: list[Image.Image]) -> dict[st
         result["psnr"].append(psnr(y, x).item())
         result["ssim"].append(ssim.item())
     return result
+
+
+def feature_distance(a: np.ndarray, b: np.ndarray, extractor: ShapesFeatures, batch_size: int = 64) -> np.ndarray:
+    """How differently the shipped CLIP scorer sees each image and its partner, from 0 to 2 (N,).
+
+    The form of LPIPS (Zhang et al. 2018) without its learned weights: after each of the four stages of the image tower
+    the channels at a position are scaled to length 1; squared differences are summed over channels and averaged over
+    positions and stages. The network knows coloured shapes alone, so the figures compare within this repository only.
+
+    Args:
+        a: uint8 images (N, H, W, 3).
+        b: their partners.
+
+    Raises:
+        ValueError: different shapes.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"images of shapes {a.shape} and {b.shape}; pairs need the same")
+    distances = []
+    for start in range(0, len(a), batch_size):
+        pairs = zip(*(extractor.stages(images[start : start + batch_size]) for images in (a, b)), strict=True)
+        stages = [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean((1, 2)) for x, y in pairs]
+        distances.append(torch.stack(stages).mean(0).cpu().double())
+    return torch.cat(distances).numpy()

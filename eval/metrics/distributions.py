@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,15 +54,22 @@ class RunningGaussian:
 
 
 class RunningInceptionScore:
-    """exp of the mean KL(p(y|x) ‖ p(y)), p(y) being the mean over a split; the mean over splits, in order."""
+    """exp of the mean KL(p(y|x) ‖ p(y)), p(y) being the mean over a split; the mean over splits, in order.
 
-    def __init__(self, split: int = SPLIT) -> None:
+    Args:
+        influences: keep what `influence` needs; a split's probabilities are then held in memory.
+    """
+
+    def __init__(self, split: int = SPLIT, influences: bool = False) -> None:
         self.split = split
+        self.influences = influences
         self.scores: list[float] = []
+        self._influences: list[np.ndarray] = []  # of the splits
         self._begin()
 
     def _begin(self) -> None:
         self.count, self.negative_entropy, self.total = 0, 0.0, np.zeros(())
+        self._parts: list[np.ndarray] = []
 
     def update(self, probabilities: np.ndarray) -> None:
         """Takes probabilities (B, C)."""
@@ -71,8 +79,12 @@ class RunningInceptionScore:
             self.negative_entropy += xlogy(part, part).sum()
             self.total = self.total + part.sum(axis=0)
             self.count += len(part)
+            if self.influences:
+                self._parts.append(part)
             if self.count == self.split:
                 self.scores.append(self._score())
+                if self.influences:
+                    self._influences.append(self._influence())
                 self._begin()
 
     def _score(self) -> float:
@@ -82,6 +94,19 @@ class RunningInceptionScore:
     def value(self) -> float:
         """The mean over the splits, a last smaller one among them."""
         return float(np.mean([*self.scores, self._score()] if self.count else self.scores))
+
+    def _influence(self) -> np.ndarray:
+        """On the score of this split: score · (KL(p(y|x) ‖ p(y)) − its mean)."""
+        marginal = self.total / self.count
+        divergence = np.concatenate([(xlogy(part, part) - xlogy(part, marginal)).sum(axis=1) for part in self._parts])
+        return self._score() * (divergence - divergence.mean())
+
+    def influence(self) -> np.ndarray:
+        """Of each image on the value, see `intervals` (N,). Needs `influences`."""
+        splits = [*self._influences, self._influence()] if self.count else self._influences
+        total = sum(len(part) for part in splits)
+        # Every split counts the same, so an image of a small one counts for more.
+        return np.concatenate([part * (total / (len(splits) * len(part))) for part in splits])
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -110,46 +135,80 @@ def precision_recall(
     reference: np.ndarray,
     *,
     k: int = NEIGHBOURS,
+    distances: str = "float64",
     device: str | torch.device = "cpu",
     quiet: bool = True,
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019) of features (N, D) and (M, D).
 
-    Around each point of a set is the ball that just reaches its k-th neighbour in the set. Precision is the share of
-    the samples in any ball of the reference, recall the share of the reference in any ball of the samples.
-    Distances are made in float64, in blocks: memory does not grow with N · M.
+    Precision is the share of the samples in any ball of the reference, recall the share of the reference in any ball
+    of the samples; for the balls, the arguments and the errors see `inside_balls`.
+    """
+    inside = inside_balls(samples, reference, k=k, distances=distances, device=device, quiet=quiet)
+    return float(inside[0].mean()), float(inside[1].mean())
+
+
+def inside_balls(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    *,
+    k: int = NEIGHBOURS,
+    distances: str = "float64",
+    device: str | torch.device = "cpu",
+    quiet: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples are in any ball of the reference (N,), and which of the reference in any of the samples' (M,).
+
+    Around each point of a set is the ball that just reaches its k-th neighbour in the set. Distances are made in
+    blocks: memory does not grow with N · M.
+
+    Args:
+        samples: features (N, D).
+        reference: features (M, D).
+        distances: precision of the squared distances. `float64`, or `float16` as OpenAI's evaluator has them: see
+            `_evaluators_distances`.
 
     Raises:
-        ValueError: a set of k points or fewer.
+        ValueError: a set of k points or fewer, or unknown `distances`.
     """
     if min(len(samples), len(reference)) <= k:
         raise ValueError(f"precision and recall need more than {k} images on both sides")
-    device = torch.device("cpu" if torch.device(device).type == "mps" else device)  # MPS has no float64
+    if distances not in DISTANCES:
+        raise ValueError(f"unknown distances {distances!r}; there are {', '.join(DISTANCES)}")
+    dtype, squared = DISTANCES[distances]
+    device = float64_device(device)
     a, b = (torch.from_numpy(np.ascontiguousarray(x)) for x in (samples, reference))
     rows = sum(-(-len(x) // ROWS) for x in (a, b, a))
     with tqdm(total=rows, desc="precision and recall", disable=quiet) as bar:
-        radii_a, radii_b = (_radii(x, k, device, bar) for x in (a, b))
+        radii_a, radii_b = (_radii(x, k, squared, dtype, device, bar) for x in (a, b))
         inside_b = torch.zeros(len(a), dtype=torch.bool)
         inside_a = torch.zeros(len(b), dtype=torch.bool)
         for i in range(0, len(a), ROWS):
-            part = a[i : i + ROWS].to(device, torch.float64)
+            part = a[i : i + ROWS].to(device, dtype)
             for j in range(0, len(b), COLUMNS):
-                distances = _squared_distances(part, b[j : j + COLUMNS].to(device, torch.float64))
-                inside_b[i : i + ROWS] |= (distances <= radii_b[j : j + COLUMNS]).any(1).cpu()
-                inside_a[j : j + COLUMNS] |= (distances <= radii_a[i : i + ROWS, None]).any(0).cpu()
+                block = squared(part, b[j : j + COLUMNS].to(device, dtype))
+                inside_b[i : i + ROWS] |= (block <= radii_b[j : j + COLUMNS]).any(1).cpu()
+                inside_a[j : j + COLUMNS] |= (block <= radii_a[i : i + ROWS, None]).any(0).cpu()
             bar.update()
-    return inside_b.double().mean().item(), inside_a.double().mean().item()
+    return inside_b.numpy(), inside_a.numpy()
 
 
-def _radii(points: Tensor, k: int, device: torch.device, bar: tqdm) -> Tensor:
+def float64_device(device: str | torch.device) -> torch.device:
+    """The device, or the CPU in place of one that has no float64."""
+    return torch.device("cpu" if torch.device(device).type == "mps" else device)
+
+
+def _radii(
+    points: Tensor, k: int, squared: SquaredDistances, dtype: torch.dtype, device: torch.device, bar: tqdm
+) -> Tensor:
     """Squared distance of each point to its k-th neighbour among the others (N,)."""
     radii = []
     for i in range(0, len(points), ROWS):
-        part = points[i : i + ROWS].to(device, torch.float64)
-        nearest = torch.empty(len(part), 0, device=device, dtype=torch.float64)
+        part = points[i : i + ROWS].to(device, dtype)
+        nearest = torch.empty(len(part), 0, device=device, dtype=dtype)
         for j in range(0, len(points), COLUMNS):
-            distances = _squared_distances(part, points[j : j + COLUMNS].to(device, torch.float64))
-            candidates = torch.cat([nearest, distances], 1)
+            block = squared(part, points[j : j + COLUMNS].to(device, dtype))
+            candidates = torch.cat([nearest, block], 1)
             # k + 1, for a point is its own nearest, at distance 0
             nearest = candidates.topk(min(k + 1, candidates.shape[1]), largest=False).values
         radii.append(nearest.amax(1))
@@ -163,3 +222,27 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     distances = torch.addmm(squares, a, b.T, alpha=-2)
     # What is left of equal points is rounding; it must not decide which of two duplicates is nearer.
     return distances.masked_fill_(distances < squares.mul_(1e-12), 0)
+
+
+def _evaluators_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) of (N, D) and (M, D), as `DistanceBlock` in OpenAI's evaluator makes them, in float32.
+
+    It casts the features to float16 and computes max(|u|² − 2 uᵀv + |v|², 0) in it, so every operation rounds to 11
+    bits; a block that is not finite is computed in float32 instead. Not the same here: sums within |u|² and uᵀv are
+    in float32 and rounded once, where TensorFlow's depend on the device; blocks are ours, not 10,000 × 10,000, which
+    matters only past float16's 65,504.
+    """
+    u, v = a.half(), b.half()
+    squares_u, squares_v = (x.square().float().sum(1).half() for x in (u, v))
+    product = (u.float() @ v.float().T).half()
+    distances = (squares_u[:, None] - 2 * product + squares_v).clamp(min=0)
+    if distances.isfinite().all():
+        return distances.float()
+    return (a.square().sum(1)[:, None] - 2 * (a @ b.T) + b.square().sum(1)).clamp(min=0)
+
+
+SquaredDistances = Callable[[Tensor, Tensor], Tensor]
+DISTANCES: dict[str, tuple[torch.dtype, SquaredDistances]] = {
+    "float64": (torch.float64, _squared_distances),
+    "float16": (torch.float32, _evaluators_distances),
+}

@@ -94,10 +94,22 @@ class ShapesFeatures:
     def _keep_spatial(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         self.spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
+    def _prepared(self, images: np.ndarray) -> Tensor:
+        return torch.stack([self.transform(Image.fromarray(image)) for image in images]).to(self.device)
+
+    @torch.inference_mode()
+    def stages(self, images: np.ndarray) -> list[Tensor]:
+        """What the four stages of the image tower make of uint8 images (B, H, W, 3), each (B, C, H', W')."""
+        visual = self.model.visual
+        stages = [visual.stem(self._prepared(images))]
+        for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            stages.append(layer(stages[-1]))
+        return stages[1:]
+
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> Features:
         """Of uint8 images (B, H, W, 3)."""
-        x = torch.stack([self.transform(Image.fromarray(image)) for image in images]).to(self.device)
+        x = self._prepared(images)
         pooled = self.model.encode_image(x)
         logits = self.model.logit_scale.exp() * (F.normalize(pooled, dim=1) @ self.classes.T)
         return Features(pooled.cpu().numpy(), self.spatial.cpu().numpy(), logits.cpu().double().softmax(dim=1).numpy())

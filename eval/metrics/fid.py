@@ -1,4 +1,4 @@
-"""FID, sFID, Inception Score, precision and recall: statistics of sets of images, made, stored and compared."""
+"""FID, sFID, KID, Inception Score, precision, recall: statistics of sets of images, made, stored and compared."""
 
 from __future__ import annotations
 
@@ -16,28 +16,40 @@ from common.files import atomic_write
 from image_sets.reading import Source, count_images, image_batches
 
 from .distributions import (
+    DISTANCES,
     NEIGHBOURS,
+    SPLIT,
     Gaussian,
     RunningGaussian,
     RunningInceptionScore,
     frechet_distance,
-    precision_recall,
+    inside_balls,
 )
 from .features import Extractor, open_extractor
 from .inception import Features
+from .intervals import REPLICATES, frechet_influence, replicates, standard_error
+from .kid import kid
 
-REFERENCE_FEATURES = 10_000  # for precision and recall, as many as OpenAI's references have images
+METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
+REFERENCE_FEATURES = 10_000  # for KID, precision and recall, as many as OpenAI's references have images
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of a set of images. `features` are pooled ones (N, D), for precision and recall."""
+    """What is known of a set of images.
+
+    `features` are pooled ones (N, D), for KID, precision and recall; `spatial_features` (N, S) and `score_influence`
+    (N,), that of the Inception Score, are for standard errors. `classes` is how many the Inception Score tells apart.
+    """
 
     pooled: Gaussian
     spatial: Gaussian | None = None
     features: np.ndarray | None = None
     count: int | None = None
     inception_score: float | None = None
+    classes: int | None = None
+    spatial_features: np.ndarray | None = None
+    score_influence: np.ndarray | None = None
 
 
 def measure(
@@ -48,9 +60,14 @@ def measure(
     limit: int | None = None,
     size: int | None = None,
     keep: int | None = 0,
+    influences: bool = False,
     quiet: bool = False,
 ) -> Statistics:
-    """Statistics of a set of images in one pass; `keep` says for how many of them features are kept (None: all).
+    """Statistics of a set of images in one pass.
+
+    Args:
+        keep: for how many of the images pooled features are kept (None: all).
+        influences: keep the spatial features of all images and the influences on the Inception Score too.
 
     Raises:
         ValueError: fewer than two images, features that are not finite, or what `image_batches` raises.
@@ -61,18 +78,32 @@ def measure(
     if total < 2:
         raise ValueError(f"{name} has {total} image; a covariance needs at least 2")
     pooled, spatial = (RunningGaussian(n) for n in extractor.sizes)
-    score = RunningInceptionScore()
+    score = RunningInceptionScore(influences=influences)
     kept: list[np.ndarray] = []
+    kept_spatial: list[np.ndarray] = []
+    classes = 0
     with tqdm(total=total, desc=name, unit="image", disable=quiet) as bar:
         for batch in image_batches(source, batch_size, limit, size=size):
             features = _finite(extractor(batch), name, pooled.count)
             kept.append(features.pooled[: None if keep is None else max(0, keep - pooled.count)])
+            if influences:
+                kept_spatial.append(features.spatial)
+            classes = features.probabilities.shape[1]
             pooled.update(features.pooled)
             spatial.update(features.spatial)
             score.update(features.probabilities)
             bar.update(len(batch))
     rows = np.concatenate(kept)
-    return Statistics(pooled.gaussian(), spatial.gaussian(), rows if len(rows) else None, total, score.value())
+    return Statistics(
+        pooled.gaussian(),
+        spatial.gaussian(),
+        features=rows if len(rows) else None,
+        count=total,
+        inception_score=score.value(),
+        classes=classes,
+        spatial_features=np.concatenate(kept_spatial) if influences else None,
+        score_influence=score.influence() if influences else None,
+    )
 
 
 def _finite(features: Features, name: str, start: int) -> Features:
@@ -88,8 +119,8 @@ def _finite(features: Features, name: str, start: int) -> Features:
 def load_reference(reference: Source, extractor: Extractor, *, batch_size: int = 64, quiet: bool = False) -> Statistics:
     """Statistics of a reference: stored ones as they are, else measured.
 
-    An `.npz` with `mu` and `sigma` is one of statistics. `mu_s` and `sigma_s` are the spatial ones; for precision and
-    recall it can have pooled `features` or images, `arr_0`.
+    An `.npz` with `mu` and `sigma` is one of statistics. `mu_s` and `sigma_s` are the spatial ones; for KID, precision
+    and recall it can have pooled `features` or images, `arr_0`.
 
     Raises:
         ValueError: statistics of another variant or network, incomplete or damaged ones; or what `measure` raises.
@@ -152,52 +183,127 @@ def compute(
     device: str | torch.device = "cpu",
     batch_size: int = 64,
     limit: int | None = None,
+    distances: str = "float64",
+    num_replicates: int = REPLICATES,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """FID, sFID, Inception Score, precision and recall of images against a reference.
+    """FID, sFID, Inception Score, precision, recall and KID of images against a reference.
 
     Args:
         variant: network and preparation of its input: `adm`, `pytorch-fid` or `shapes`.
         extractor: of that variant, to use again; by default one is opened with `weights` on `device`.
         limit: no more samples than this.
+        distances: of precision and recall, `float64` or `float16`, see `inside_balls`.
+        num_replicates: see `intervals`; 0: neither replicates nor standard errors, and no more features in memory
+            than KID, precision and recall need.
 
     Returns:
-        variant, weights (SHA-256), num_samples, num_reference, fid, sfid, is, precision, recall, warnings. None where
-        the reference does not have what is needed: spatial statistics for sfid, images or features for the last two.
+        variant, weights (SHA-256), num_samples, num_reference, distances; the metrics fid, sfid, is, precision, recall
+        and kid, None where they can't be had; kid_spread and kid_subset_size, see `Kid`. By metric:
+        standard_errors: floats, None where there is none. Conditional on the reference; of recall, conditional on the
+            samples' balls, hence of the choice of the reference's images alone.
+        replicates: lists of floats, see `intervals.replicates`. Of recall, of the reference's images, so that they pair
+            between any two sets against one reference.
+        unreliable: why a metric says little of so small a set; it is computed nevertheless, if it can be.
+        unavailable: what is missing from the reference.
+        warnings is a list: what `unreliable` says, each with the name of the metric.
 
     Raises:
-        ValueError: sources that can't be used, see `measure` and `load_reference`.
+        ValueError: sources that can't be used, see `measure` and `load_reference`; unknown `distances`.
         RunError: weights that can't be had.
     """
+    if distances not in DISTANCES:  # before what takes long
+        raise ValueError(f"unknown distances {distances!r}; there are {', '.join(DISTANCES)}")
+    if num_replicates < 0:
+        raise ValueError(f"num_replicates is {num_replicates}; it must be 0 or more")
     extractor = extractor or open_extractor(variant, weights, device, quiet)
     if extractor.variant != variant:
         raise ValueError(f"the extractor is of the variant {extractor.variant}, not {variant}")
     count_images(samples)  # before the reference is measured, which can take long
     base = load_reference(reference, extractor, batch_size=batch_size, quiet=quiet)
-    balls = base.features is not None and len(base.features) > NEIGHBOURS
-    own = measure(samples, extractor, batch_size=batch_size, limit=limit, keep=None if balls else 0, quiet=quiet)
-    assert own.count is not None and own.spatial is not None
-    precision = recall = None
-    if base.features is not None and own.features is not None and len(own.features) > NEIGHBOURS:
-        precision, recall = precision_recall(own.features, base.features, device=device, quiet=quiet)
-    size = extractor.sizes[0]
-    few = {"samples": own.count, "reference": base.count}
+    own = measure(
+        samples, extractor, batch_size=batch_size, limit=limit, influences=num_replicates > 0, quiet=quiet,
+        keep=None if num_replicates or base.features is not None else 0,
+    )  # fmt: skip
+    assert own.spatial is not None and own.inception_score is not None
+    values: dict[str, float | None] = dict.fromkeys(METRICS)
+    influences: dict[str, np.ndarray] = {}
+    values["fid"] = frechet_distance(own.pooled, base.pooled)
+    values["sfid"] = None if base.spatial is None else frechet_distance(own.spatial, base.spatial)
+    values["is"] = own.inception_score
+    if num_replicates:
+        assert own.features is not None and own.spatial_features is not None and own.score_influence is not None
+        influences["fid"] = frechet_influence(own.features, own.pooled, base.pooled, device=device)
+        if base.spatial is not None:
+            influences["sfid"] = frechet_influence(own.spatial_features, own.spatial, base.spatial, device=device)
+        influences["is"] = own.score_influence
+    kid_spread = kid_subset_size = None
+    if base.features is not None and own.features is not None:
+        if min(len(base.features), len(own.features)) > NEIGHBOURS:
+            inside = inside_balls(own.features, base.features, distances=distances, device=device, quiet=quiet)
+            for name, points in zip(("precision", "recall"), inside, strict=True):
+                values[name] = share = float(points.mean())
+                influences[name] = points - share
+        if len(base.features) > 1:
+            values["kid"], kid_spread, kid_subset_size, influences["kid"] = kid(
+                own.features, base.features, device=device, quiet=quiet
+            )
+    estimates = {name: value for name, value in values.items() if value is not None}
+    unreliable = _unreliable(own, base, extractor.sizes)
     return {
         "variant": variant,
         "weights": extractor.weights,
         "num_samples": own.count,
         "num_reference": base.count,
-        "fid": frechet_distance(own.pooled, base.pooled),
-        "sfid": None if base.spatial is None else frechet_distance(own.spatial, base.spatial),
-        "is": own.inception_score,
-        "precision": precision,
-        "recall": recall,
-        "warnings": [
-            f"{count} images of the {side} for {size} features: the covariance is singular and FID far too large"
-            for side, count in few.items()
-            if count is not None and count <= size
-        ],
+        "distances": distances,
+        **values,
+        "kid_spread": kid_spread,
+        "kid_subset_size": kid_subset_size,
+        "standard_errors": {
+            name: standard_error(influences[name]) if num_replicates and name in influences else None
+            for name in METRICS
+        },
+        "replicates": replicates(estimates, influences, num_replicates) if num_replicates else {},
+        "unreliable": unreliable,
+        "unavailable": _unavailable(base),
+        "warnings": [f"{name}: {reason}" for name, reason in unreliable.items()],
     }
+
+
+def _unreliable(own: Statistics, base: Statistics, sizes: tuple[int, int]) -> dict[str, str]:
+    """By metric, why these sets are too small for it."""
+    assert own.count is not None and own.classes is not None
+    found = {}
+    for name, size in zip(("fid", "sfid"), sizes, strict=True):
+        if name == "sfid" and base.spatial is None:
+            continue
+        few = [
+            f"{count} images of the {side}"
+            for side, count in (("samples", own.count), ("reference", base.count))
+            if count is not None and count <= size
+        ]
+        if few:
+            found[name] = f"{' and '.join(few)} for {size} features: singular covariance"
+    # Scores of splits are averaged, and none can exceed its number of images.
+    if (split := own.count % SPLIT or SPLIT) < own.classes:
+        found["is"] = f"a split of {split} images for {own.classes} classes"
+    if base.features is not None:
+        fewest = min(own.count, len(base.features))
+        if fewest <= NEIGHBOURS:
+            found |= dict.fromkeys(("precision", "recall"), f"{fewest} images; more than {NEIGHBOURS} are needed")
+        if fewest < 2:
+            found["kid"] = f"{fewest} image of the reference; 2 are needed"
+    return found
+
+
+def _unavailable(base: Statistics) -> dict[str, str]:
+    """By metric, what the reference does not have."""
+    missing = {}
+    if base.spatial is None:
+        missing["sfid"] = "the reference has no spatial statistics"
+    if base.features is None:
+        missing |= dict.fromkeys(("precision", "recall", "kid"), "the reference has neither features nor images")
+    return missing
 
 
 def make_reference(
