@@ -19,13 +19,13 @@ from common.command_line import RunError
 from common.download import Download
 from common.shipped import SHAPES_SD
 from eval import clip_score, generate
-from eval.generation import prompts, published
+from eval.generation import published
 from eval.generation.prompts import open_prompts
 from image_sets.batches import image_generator, to_uint8
 from image_sets.reading import read_prompts
 from image_sets.sets import ImageSet
 from pipelines import StableDiffusionPipeline
-from shapes.scenes import is_held_out, random_scene, words
+from shapes.scenes import held_out_scene, is_held_out, random_scene, words
 from tests import tiny
 from tests.local_hub import LocalHub
 
@@ -120,7 +120,7 @@ def test_captions_of_shapes_are_held_out_and_depend_on_their_index_alone():
     rng = np.random.default_rng(0)
     drawn = (random_scene(rng, held_out=False, things=2).caption for _ in range(3000))
     assert not set(many) & set(drawn)
-    scenes = [random_scene(np.random.default_rng((prompts.SHAPES_SEED, k)), True, 2) for k in range(20)]
+    scenes = [held_out_scene(k) for k in range(20)]
     assert [scene.caption for scene in scenes] == many[:20] and all(map(is_held_out, scenes))
 
 

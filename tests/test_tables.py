@@ -18,6 +18,7 @@ import torch
 
 import ddpm.sample
 import ldm.sample
+import shapes.renders
 from eval import generate, tables
 from eval.counting.macs import average
 from eval.generation import text
@@ -27,7 +28,8 @@ from eval.paper.estimate import tmacs_of
 from eval.paper.jobs import Job, Options, baseline_of, job_of
 from eval.paper.macs import macs_of, steps_of
 from eval.paper.output import agrees
-from eval.paper.scores import median_psnr
+from eval.paper.scores import measure_pairs
+from image_sets.sets import ImageSet
 from ldm.checkpoint import new_scheduler
 from pipelines import LDMClassPipeline
 from unets.cache.config import CacheConfig
@@ -48,7 +50,8 @@ def _one_thread():
 
 
 def options(scale: str, tmp_path: Path, **more: Any) -> Options:
-    return Options(load_scale(scale), tmp_path / "work" / scale, tmp_path / "inputs", torch.device("cpu"), **more)
+    places = (tmp_path / "work" / scale, tmp_path / "inputs", tmp_path / "out")
+    return Options(load_scale(scale), *places, torch.device("cpu"), **more)
 
 
 def published_macs() -> dict[str, set[str]]:
@@ -67,7 +70,9 @@ def test_every_printed_macs_cell_is_counted_and_agrees_but_for_the_exceptions_na
     for k, row in enumerate(table.rows, 1):
         if row.run is None:
             continue
-        counted = macs_of(row.run, models[row.run.model].unet, table.macs_over)
+        unet = models[row.run.model].unet
+        assert unet is not None
+        counted = macs_of(row.run, unet, table.macs_over)
         seen.add(row.paper["macs_g"])
         if not agrees(row.paper["macs_g"], counted):
             apart.add((name, k))
@@ -103,10 +108,10 @@ def typed_in(job: Job) -> Any:
         argv += ["--non-uniform", "--center", str(cache.center), "--pow", str(cache.pow)]
     if run.zero_cache:
         argv += ["--zero-cache"]
-    own = {name: getattr(job.settings, name, None) for name in ("model", "config", "checkpoint", "prompts", "seed")}
-    for name, value in own.items():
-        if value is not None:
-            argv += [f"--{name}", str(value)]
+    names = ("model", "config", "checkpoint", "prompts", "seed", "dtype", "rounding", "guidance_scale")
+    for name in names:
+        if (value := getattr(job.settings, name, None)) is not None:
+            argv += [f"--{name.replace('_', '-')}", str(value)]
     args = script.parser().parse_args([*argv, "--num-images", str(job.num_images)])
     return replace(script.settings_of(args), cache_label=None)  # which names the folder of a set that has no --out
 
@@ -121,6 +126,7 @@ def test_every_row_has_the_settings_that_its_script_would_make_of_its_options(tm
             continue
         interval = run.cache.cache_interval
         assert job.settings == typed_in(job)
+        assert not isinstance(job.settings, shapes.renders.Settings)
         assert (job.settings.steps, job.settings.cache.cache_interval) == (job.run.steps, interval)
         assert job.run.num_full == -(-job.run.steps // interval)
         assert getattr(job.settings, "zero_cache", False) == run.zero_cache
@@ -276,19 +282,26 @@ def test_rows_are_shared_between_tables_timed_and_compared_with_the_baseline(tmp
 
 
 def test_psnr_is_the_median_over_pairs(tmp_path):
-    jobs = []
+    some, jobs = options("shapes", tmp_path, num_images=9), []
     for level, steps in ((100, 100), (110, 50)):
-        job = job_of(RowRun("ddpm-cifar10", steps), options("shapes", tmp_path, num_images=3))
+        job = job_of(RowRun("ddpm-cifar10", steps), some)
         assert job is not None
-        job.out.mkdir(parents=True)
-        images = np.full((3, 32, 32, 3), level, np.uint8)
+        images = np.full((9, 32, 32, 3), level, np.uint8)
         images[2] += level // 10 - 10  # one pair further apart
-        np.savez(job.out / "samples.npz", arr_0=images)
+        image_set = ImageSet(job.out, {"level": level})
+        image_set.open()
+        image_set.write(range(9), images, None)
+        image_set.finish(9, quiet=True)
         jobs.append(job)
     baseline, job = jobs
-    assert baseline_of(job, options("shapes", tmp_path, num_images=3)).out == baseline.out
-    assert median_psnr(job, baseline) == pytest.approx(20 * np.log10(255 / 10), rel=1e-12)
-    assert median_psnr(baseline, baseline) is None
+    other = baseline_of(job, some)
+    assert other is not None and other.out == baseline.out
+    found = measure_pairs(job, baseline, some).found
+    assert found.values["psnr"] == pytest.approx(20 * np.log10(255 / 10), rel=1e-12)
+    assert len(found.each["psnr"]) == 9 and found.each["psnr"][2] < found.values["psnr"]
+    # The interval of a median of nine: the second and the eighth, here equal.
+    assert found.low["psnr"] == found.high["psnr"] == found.values["psnr"]
+    assert found.values["distance"] == pytest.approx(np.mean(found.each["distance"]), rel=1e-12)
 
 
 def test_psnr_of_each_image_by_its_definition():

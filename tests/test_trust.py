@@ -58,7 +58,9 @@ def short(monkeypatch):
     """Runs of four steps, references of few pictures."""
 
     def at(run: RowRun, scale: str, steps_factor: float) -> RowRun:
-        return replace(run, steps=4 if run.steps else 0, cache=replace(run.cache, center=2 if run.cache.center else None))
+        return replace(
+            run, steps=4 if run.steps else 0, cache=replace(run.cache, center=2 if run.cache.center else None)
+        )
 
     monkeypatch.setattr(RowRun, "at", at)
     monkeypatch.setattr(tables, "load_scale", lambda name: replace(load_scale(name), reference_images=40))
@@ -238,7 +240,9 @@ def test_a_set_without_settings_is_no_set(tmp_path):
 
 
 def test_lists_of_numbers_are_on_one_line_and_come_back(tmp_path):
-    found = Found({"a": 1.5, "b": None}, {"a": 1.0}, {"a": 2.0}, {"a": [1.23456789e-5, -2.0, 3.0], "b": []}, {"b": "few"})
+    found = Found(
+        {"a": 1.5, "b": None}, {"a": 1.0}, {"a": 2.0}, {"a": [1.23456789e-5, -2.0, 3.0], "b": []}, {"b": "few"}
+    )
     file = tmp_path / "scores.json"
     new = measured.measured(file, {"samples": "x"}, lambda: found, CPU)
     text = file.read_text()

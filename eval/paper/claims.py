@@ -88,7 +88,6 @@ def _difference(name: str, a: Result, b: Result) -> Difference | None:
 
 def claims_markdown(plans: Mapping[str, Plan], results: Mapping[str, list[Result]]) -> str:
     """The page: every claim of the tables that are there, by every measure."""
-    words = {True: "yes", False: "**no**", None: "can't tell"}
     lines = [
         "| claim | table, rows | printed | speed-ups here | measure | difference here | borne out? |",
         "|:--|:--|--:|--:|:--|--:|:--|",
@@ -103,18 +102,9 @@ def claims_markdown(plans: Mapping[str, Plan], results: Mapping[str, list[Result
             claim.claim, f"{claim.table.removeprefix('table')}, {claim.rows[0]} and {claim.rows[1]}",
             f"{COLUMNS[column].title} {printed:+.2f}", speeds,
         ]  # fmt: skip
-        for verdict in verdicts(claim, plan, own) or [None]:
-            if verdict is None:
-                tail = ["–", "–", "not run"]
-            else:
-                title, decimals, factor = COLUMNS[verdict.measure]
-                d, half = (
-                    factor * verdict.difference.difference,
-                    factor * (verdict.difference.high - verdict.difference.low) / 2,
-                )
-                tail = [title, f"{d:+.{decimals}f} ± {half:.{decimals}f}", words[verdict.borne_out]]
-            lines.append("| " + " | ".join([*head, *tail]) + " |")
-            head = [""] * 4
+        found = [_cells(verdict) for verdict in verdicts(claim, plan, own)] or [["–", "–", "not run"]]
+        for k, cells in enumerate(found):
+            lines.append("| " + " | ".join([*(head if k == 0 else [""] * 4), *cells]) + " |")
     return (
         "# Which of the paper's claims these numbers bear out\n\n"
         "First row minus second, of images that start from the same noise; ± is half of the 95 % interval of the "
@@ -124,3 +114,11 @@ def claims_markdown(plans: Mapping[str, Plan], results: Mapping[str, list[Result
         "they say how near a run stays to it, not how good it is. For a claim at equal speed, compare the speed-ups "
         "first.\n\n" + "\n".join(lines) + "\n"
     )
+
+
+def _cells(verdict: Verdict) -> list[str]:
+    """The measure, the difference with its interval, and the answer."""
+    title, decimals, factor = COLUMNS[verdict.measure]
+    difference, low, high, _ = verdict.difference
+    text = f"{factor * difference:+.{decimals}f} ± {factor * (high - low) / 2:.{decimals}f}"
+    return [title, text, {True: "yes", False: "**no**", None: "can't tell"}[verdict.borne_out]]

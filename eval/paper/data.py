@@ -169,7 +169,7 @@ class Scale:
     about: str
     models: Mapping[str, Model]
     reference_images: int = 0  # pictures of the renderer in a reference that is drawn
-    distance: str | None = None  # the extractor in whose features images are compared with the baseline's
+    distance: bool = False  # whether images are compared with the baseline's in the features of the shipped scorer
     departures: Mapping[str, list[str]] = field(default_factory=dict)  # by sampler, of all its models
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,8 @@ def measure_figure2(options: Options) -> None:
             "run": key_of(job.settings, sources_of(job.settings)), "images": FIGURE_2_IMAGES, "branch": FIGURE_2_BRANCH,
         }  # fmt: skip
         if not job.missing:
-            measured.measured(
-                _figure2_file(name, options), made_from, lambda job=job: _similarity(job, options), options.device
-            )
+            measure = partial(_similarity, job, options)
+            measured.measured(_figure2_file(name, options), made_from, measure, options.device)
 
 
 def _figure2_jobs(options: Options) -> dict[str, Job]:

@@ -50,5 +50,5 @@ def measure_all(plans: Iterable[Plan], options: Options) -> None:
         for job in timed.values():
             measure_speed(job, options)
             bar.update()
-    for error, names in unscored.items():
-        print(f"warning: {', '.join(names)}: no scores: {error}", file=sys.stderr)
+    for reason, names in unscored.items():
+        print(f"warning: {', '.join(names)}: no scores: {reason}", file=sys.stderr)

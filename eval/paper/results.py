@@ -103,8 +103,8 @@ def _of(measured: Measured, name: str) -> float:
 def _with_throughput(result: Result, baseline: float) -> Result:
     speed = result.cells["speedup"]
     assert isinstance(speed, Value)
-    parts = (None if x is None else x * baseline for x in (speed.value, speed.low, speed.high))
-    return Result({**result.cells, "throughput": Value(*parts)}, result.scores, result.pairs, result.speed)
+    value, low, high = (None if x is None else x * baseline for x in (speed.value, speed.low, speed.high))
+    return Result({**result.cells, "throughput": Value(value, low, high)}, result.scores, result.pairs, result.speed)
 
 
 def _result(plan: Plan, row: Row, job: Job | None, options: Options) -> Result:

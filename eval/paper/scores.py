@@ -22,7 +22,7 @@ from shapes.draw import draw
 
 from ..metrics import clip_score, fid
 from ..metrics.distances import feature_distance, psnr
-from ..metrics.features import Extractor, open_extractor
+from ..metrics.features import Extractor, ShapesFeatures, open_extractor
 from ..metrics.published import INCEPTION
 from ..metrics.version import code_version
 from .data import ClipScore, FidScore
@@ -59,10 +59,9 @@ def measure_scores(job: Job, options: Options) -> Measured:
 
 def measure_pairs(job: Job, baseline: Job, options: Options) -> Measured:
     """Distances of each image to the baseline's that starts from the same noise. Both sets are there."""
-    variant = options.scale.distance
     made_from = {
         "samples": samples_digest(job.out), "baseline": samples_digest(baseline.out), "num_images": job.num_images,
-        "scorer": variant and _weights_of(variant), "code": code_version(),
+        "scorer": _weights_of("shapes") if options.scale.distance else None, "code": code_version(),
     }  # fmt: skip
     return measured(job.measured / "pairs.json", made_from, lambda: _pairs(job, baseline, options), options.device)
 
@@ -99,13 +98,14 @@ def _fid(job: Job, score: FidScore, options: Options) -> Found:
 
 
 def _pairs(job: Job, baseline: Job, options: Options) -> Found:
-    variant = options.scale.distance
-    each: dict[str, list[float]] = {"psnr": []} | ({"distance": []} if variant else {})
+    each: dict[str, list[float]] = {"psnr": []}
+    if options.scale.distance:
+        each["distance"] = []
     sets = (image_batches(one.out / "samples.npz", 64, job.num_images) for one in (job, baseline))
     for ours, theirs in zip(*sets, strict=True):
         each["psnr"] += psnr(ours, theirs).tolist()
-        if variant:
-            each["distance"] += feature_distance(ours, theirs, _extractor(variant, options.device)).tolist()
+        if options.scale.distance:
+            each["distance"] += feature_distance(ours, theirs, _shapes_features(options.device)).tolist()
     # PSNR is shown as a median: equal images, which have no finite one, would rule a mean.
     interval = scipy.stats.quantile_test(each["psnr"], p=0.5).confidence_interval(0.95)
     found = _with_errors({name: _mean(values) for name, values in each.items() if name != "psnr"}, each)
@@ -162,4 +162,9 @@ def _draw_reference(reference: Path, score: FidScore, like: str, options: Option
 
 @functools.lru_cache(maxsize=1)
 def _extractor(variant: str, device: torch.device) -> Extractor:
-    return open_extractor(variant, device=device, quiet=True)
+    return _shapes_features(device) if variant == "shapes" else open_extractor(variant, device=device, quiet=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _shapes_features(device: torch.device) -> ShapesFeatures:
+    return ShapesFeatures(device)

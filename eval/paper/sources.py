@@ -40,7 +40,10 @@ def identity(model: str | Path) -> str:
     """The digest of a file or directory, or the commit of a model of the hub, whose files never change."""
     if Path(model).exists():
         return path_digest(Path(model))
-    found = try_to_load_from_cache(str(model), "model_index.json")
+    try:
+        found = try_to_load_from_cache(str(model), "model_index.json")
+    except ValueError:  # a path, and no id of the hub's
+        found = None
     return f"{model}@{Path(found).parent.name}" if isinstance(found, str) else "absent"
 
 
