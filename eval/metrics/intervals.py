@@ -17,7 +17,8 @@ reference of 2,000; what each method says, divided by the true one:
 | 128, 256 | 0.43 | 0.43 | 2.56 | 1.35 | 1.32 | 1.16 |
 | 128, 1024 | 0.25 | 0.14 | 1.16 | 1.02 | 1.02 | 1.00 |
 
-So intervals are right, and too wide where FID is hardly more than its bias. All are conditional on the reference, and
+So intervals are right, and too wide where FID is hardly more than its bias. Over 29 sets of 256 drawn scenes, in the
+features of `shapes`, the influences say 1.05 of the true deviation of FID and 1.18 of that of KID. All are conditional on the reference, and
 of the expected score of that many images: the bias is in it, and cancels between sets of one size.
 """
 
@@ -40,7 +41,7 @@ def frechet_influence(
 
     With d = x − μ₁ and T the optimal transport map from Σ₁ to Σ₂, the gradient of the Fréchet distance at (μ₁, Σ₁) is
     2 (μ₁ − μ₂)ᵀd + dᵀ(I − T)d − tr((I − T)Σ₁). Of 5,000 × 2,048 features it takes 12 s on one CPU core, where each
-    resample would take 6 s.
+    resample would take 4 to 6 s.
 
     Args:
         rows: features (N, D).
