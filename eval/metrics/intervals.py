@@ -4,10 +4,10 @@ A score's influence function says, for each image, by how much the score would m
 score of a resample ≈ score + mean of the influences of the images drawn. The standard error follows from it without
 resampling (the infinitesimal jackknife; Efron 1982), and so do replicates, at no more than a sum each.
 
-Resampling FID itself is worse. A resample has about 63 % of the images, FID's bias falls with their number, so all
-replicates lie above the estimate (by half of it for 256 images of 128 features: a percentile interval misses the
-estimate), and their spread is too large. Standard deviations measured over independent sets of Gaussian features,
-reference of 2,000; what each method says, divided by the true one:
+Resampling FID itself is worse. A resample has about 63 % of the images, and FID's bias grows as their number falls: in
+the rows of 256 images and 128 features below, the replicates' mean is 0.37 above the estimate, so that a percentile
+interval can miss it, and their spread is too large. Standard deviations measured over independent sets of Gaussian
+features, reference of 2,000; what each method says, divided by the true one:
 
 | features, images | FID | true bias of it | resampled | influence | resampled, paired | influence, paired |
 |---|---|---|---|---|---|---|
@@ -17,8 +17,10 @@ reference of 2,000; what each method says, divided by the true one:
 | 128, 256 | 0.43 | 0.43 | 2.56 | 1.35 | 1.32 | 1.16 |
 | 128, 1024 | 0.25 | 0.14 | 1.16 | 1.02 | 1.02 | 1.00 |
 
-So intervals are right, and too wide where FID is hardly more than its bias. All are conditional on the reference, and
-of the expected score of that many images: the bias is in it, and cancels between sets of one size.
+So intervals are right, and too wide where FID is hardly more than its bias. Over 29 sets of 256 drawn scenes, in the
+features of `shapes`, the influences say 1.05 of the true deviation of FID and 1.18 of that of KID. All intervals are
+conditional on the reference, and of the expected score of that many images: the bias is in it, and cancels between
+sets of one size where it is the same for both.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def frechet_influence(
 
     With d = x − μ₁ and T the optimal transport map from Σ₁ to Σ₂, the gradient of the Fréchet distance at (μ₁, Σ₁) is
     2 (μ₁ − μ₂)ᵀd + dᵀ(I − T)d − tr((I − T)Σ₁). Of 5,000 × 2,048 features it takes 12 s on one CPU core, where each
-    resample would take 6 s.
+    resample would take 4 to 6 s.
 
     Args:
         rows: features (N, D).
