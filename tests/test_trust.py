@@ -19,7 +19,7 @@ from eval import tables
 from eval.metrics.features import open_extractor
 from eval.metrics.fid import make_reference
 from eval.paper import measured
-from eval.paper.data import FidScore, RowRun, load_scale, load_table
+from eval.paper.data import FidScore, RowRun, Scale, load_scale, load_table
 from eval.paper.images import is_made
 from eval.paper.jobs import Job, Options, job_of, plan
 from eval.paper.measured import Found
@@ -32,14 +32,15 @@ ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
-def options(tmp_path: Path, **more: Any) -> Options:
+def options(tmp_path: Path, scale: Scale | None = None) -> Options:
     places = (tmp_path / "work", tmp_path / "inputs", tmp_path / "out")
-    return Options(load_scale("shapes"), *places, CPU, **{"num_images": 4, "quiet": True, **more})
+    scale = scale or replace(load_scale("shapes"), reference_images=40)
+    return Options(scale, *places, CPU, num_images=4, quiet=True)
 
 
-def job_with_images(tmp_path: Path, seed: int = 0, **more: Any) -> Job:
+def job_with_images(tmp_path: Path, seed: int = 0) -> Job:
     """A job whose images are noise, made as a set is made."""
-    job = job_of(RowRun("ddpm-cifar10", 100), options(tmp_path, **more))
+    job = job_of(RowRun("ddpm-cifar10", 100), options(tmp_path))
     assert job is not None
     image_set = ImageSet(job.out, {"seed": seed})
     image_set.open()
@@ -99,7 +100,7 @@ def test_another_reference_in_the_same_place_is_another_score(tmp_path):
 
 
 def test_a_drawn_reference_that_was_changed_is_drawn_again(tmp_path):
-    few = options(tmp_path, scale=replace(load_scale("shapes"), reference_images=40))
+    few = options(tmp_path)
     job = job_with_images(tmp_path)
     assert job.reference is not None
     first = measure_scores(job, few)
@@ -109,7 +110,7 @@ def test_a_drawn_reference_that_was_changed_is_drawn_again(tmp_path):
 
 
 def test_scores_are_made_again_for_other_images_another_scorer_and_other_code(tmp_path, monkeypatch):
-    few = options(tmp_path, scale=replace(load_scale("shapes"), reference_images=40))
+    few = options(tmp_path)
     job = job_with_images(tmp_path)
     first = measure_scores(job, few)
 
@@ -137,8 +138,9 @@ def test_other_weights_are_another_set(tmp_path, model, shipped):
     shutil.copytree(shipped, weights)
     name = "checkpoint" if model.startswith("ddpm") else "model"
     scale = load_scale("shapes")
-    own = replace(scale.models[model], settings=replace(scale.models[model].settings, **{name: str(weights)}))
-    some = options(tmp_path, scale=replace(scale, models={model: own}))
+    settings: Any = scale.models[model].settings
+    own = replace(scale.models[model], settings=replace(settings, **{name: str(weights)}))
+    some = options(tmp_path, replace(scale, models={model: own}))
     run = RowRun(model, 100, CacheConfig(cache_interval=5, cache_branch_id=0))
 
     def folder() -> Path:
@@ -161,7 +163,8 @@ def test_other_weights_are_another_set(tmp_path, model, shipped):
 def test_rows_that_are_not_asked_for_stay_as_they_were(tmp_path, short):
     assert run(tmp_path, "table5") == 0
     before = rows_of(tmp_path, "table5")
-    assert all(float(row["fid_here"]) > 0 or row["not_shown"] for row in before)
+    assert all(row["images"] == "4" and "singular covariance" in row["not_shown"] for row in before)
+    assert all(float(row["kid_here"]) > 0 for row in before[:4])
     assert run(tmp_path, "table5", "--rows", "2", images=3) == 0  # in the same folder, since --out says so
     after = rows_of(tmp_path, "table5")
     assert after[1]["images"] == "3" and before[1]["images"] == "4"
@@ -217,10 +220,10 @@ def test_what_misses_its_scorer_keeps_the_columns_that_need_none(tmp_path, short
         raise RunError("cannot download the extractor")
 
     monkeypatch.setattr("eval.paper.scores._clip_score", unavailable)
-    assert run(tmp_path, "table13", "--rows", "1,2") == 0
+    assert run(tmp_path, "table13", "--rows", "1,9") == 0
     assert "no scores: cannot download the extractor" in capsys.readouterr().err
     rows = rows_of(tmp_path, "table13")
-    assert rows[1]["clip_score_here"] == "" and 5 < float(rows[1]["psnr_here"]) <= 168
+    assert rows[8]["clip_score_here"] == "" and 5 < float(rows[8]["psnr_here"]) < 168
 
 
 def test_damaged_measurements_are_named(tmp_path, short, capsys):

@@ -44,6 +44,7 @@ class RowRun:
     cache: CacheConfig = field(default_factory=CacheConfig)
     zero_cache: bool = False
     steps_at: Mapping[str, int] = field(default_factory=dict)  # by scale, where the row itself says them
+    only: str | None = None  # the one scale that the row is run at
 
     def at(self, scale: str, steps_factor: float) -> RowRun:
         """The same with another number of steps, the centre of the schedule moved alike.
@@ -53,7 +54,7 @@ class RowRun:
         steps = self.steps_at.get(scale, round(self.steps * steps_factor))
         center = self.cache.center
         cache = replace(self.cache, center=None if center is None else round(center * steps_factor))
-        return replace(self, steps=steps, cache=cache, steps_at={})
+        return replace(self, steps=steps, cache=cache, steps_at={}, only=None)
 
     @property
     def num_full(self) -> int:

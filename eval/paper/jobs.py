@@ -100,9 +100,9 @@ def plan(table: Table, rows: Sequence[int] | None, options: Options) -> Plan:
 
 
 def job_of(run: RowRun, options: Options) -> Job | None:
-    """The job of a row's run; None where this scale has no such model."""
+    """The job of a row's run; None where this scale has no such model, or the row is of another one."""
     model = options.scale.models.get(run.model)
-    if model is None:
+    if model is None or run.only not in (None, options.scale.name):
         return None
     printed, run = run, run.at(options.scale.name, model.steps_factor)
     name = f"{run.model}-{run.slug}".removesuffix("-")

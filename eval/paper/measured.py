@@ -62,9 +62,10 @@ def measured(file: Path, made_from: Mapping[str, Any], measure: Callable[[], Fou
         return there
     found = measure()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
-    new = Measured(made_from, found, date, versions(device))
-    write_text(file, _dumps(asdict(new)))
-    return new
+    write_text(file, _dumps(asdict(Measured(made_from, found, date, versions(device)))))
+    there = read(file)  # with as many digits as at any other time
+    assert there is not None
+    return there
 
 
 def _dumps(content: Mapping[str, Any]) -> str:

@@ -29,6 +29,8 @@ def notes_of(plan: Plan, results: list[Result], options: Options) -> list[str]:
     models = {row.run.model for row in table.rows if row.run is not None}
     if missing := sorted(models - scale.models.keys()):
         notes.append(f"No model stands for {', '.join(missing)} at this scale.")
+    if elsewhere := [k for k, row in enumerate(table.rows, 1) if row.run and row.run.only not in (None, scale.name)]:
+        notes.append(f"Rows {ranges(elsewhere)} are run at the paper's scale alone, to save time here.")
     if others := [k for k, row in enumerate(table.rows, 1) if row.run is None]:
         notes.append(f"Rows {ranges(others)} are of other methods or other papers and are not run.")
     skipped: dict[str, list[int]] = {}
