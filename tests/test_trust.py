@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.shipped import SHAPES_DDPM, SHAPES_LDM
+from common.shipped import SHAPES_CLIP, SHAPES_DDPM, SHAPES_LDM, SHAPES_SD
 from eval import tables
+from eval.generation.prompts import shapes_caption
 from eval.metrics.features import open_extractor
 from eval.metrics.fid import make_reference
 from eval.paper import measured
@@ -26,6 +27,7 @@ from eval.paper.measured import Found
 from eval.paper.results import results_of
 from eval.paper.scores import measure_scores
 from image_sets.sets import ImageSet
+from tests.local_hub import LocalHub
 from unets.cache.config import CacheConfig
 
 ROOT = Path(__file__).parent.parent
@@ -281,3 +283,41 @@ def test_three_cells_of_the_committed_tables_come_from_the_scores_of_every_image
                 assert half == pytest.approx(1.96 * factor * error, rel=1e-5)
             checked += 1
     assert checked >= 20
+
+
+@pytest.mark.slow
+def test_a_row_of_the_papers_scale_is_fetched_made_scored_and_put_into_its_table(tmp_path):
+    prompts = "Prompt\tCategory\n" + "".join(f"{shapes_caption(k)}\tx\n" for k in range(3))
+    repos = {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": SHAPES_SD,
+        "laion/CLIP-ViT-g-14-laion2B-s34B-b88K": SHAPES_CLIP,
+    }
+    call = ["table13", "--scale", "paper", "--rows", "1,9", "--device", "cpu", "--dtype", "float32", "--quiet",
+            "--no-speed", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"),
+            "--inputs", str(tmp_path / "inputs")]  # fmt: skip
+
+    def start(hub: LocalHub, *more: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "TORCH_HOME": str(tmp_path / "torch"),
+            "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        command = [sys.executable, "-m", "tests.row_of_the_paper", hub.url_of("PartiPrompts.tsv"), *call, *more]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    with LocalHub(repos, {"PartiPrompts.tsv": prompts.encode()}) as hub:
+        without = start(hub, "--offline")
+        assert without.returncode == 1 and not hub.requests
+        error = without.stderr.splitlines()[-1]
+        assert error.startswith("error: rows skipped; missing: parti, the PartiPrompts: python -m eval.fetch parti")
+        assert [error.count(f"python -m eval.fetch {name}") for name in ("parti", "sd15", "vit-g-14")] == [1, 1, 1]
+        text = (tmp_path / "out" / "table13.md").read_text()  # the table is there all the same
+        assert "missing: sd15, parti, vit-g-14" in text and "| 29.51 | – |" in text
+        done = start(hub)
+        assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path, "table13")
+    assert float(rows[0]["clip_score_here"]) > 0 and float(rows[8]["psnr_here"]) > 5
+    assert rows[0]["images"] == rows[8]["images"] == "2" and rows[9]["images"] == ""
+    text = (tmp_path / "out" / "table13.md").read_text()
+    assert "One generator for each image; the released script seeds 42 anew" in text
+    settings = json.loads(next((tmp_path / "work").glob("paper/sd15-parti-4-2-*/settings.json")).read_text())
+    assert settings["rounding"] == "truncate" and settings["prompts"]["count"] == 3

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from unets import fork_class
@@ -43,6 +45,15 @@ class Exceptions(NamedTuple):
 NONE = Exceptions()
 
 
+class _WithoutPointwise(TorchFunctionMode):
+    """Passes over what multiplies no matrices and keeps a shape: on the meta device it takes half of the time."""
+
+    LEFT_OUT: ClassVar = {F.group_norm, F.layer_norm, F.silu, F.gelu, F.dropout}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in self.LEFT_OUT else func(*args, **(kwargs or {}))
+
+
 def count(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> Macs:
     """Counts one call of `unet(**inputs)`, both on the meta device: torch's counter misses the CPU's own attention."""
     return count_modules(unet, inputs, exceptions)[""]
@@ -55,7 +66,8 @@ def count_modules(unet: nn.Module, inputs: dict[str, Any], exceptions: Exception
 
 def _counted_call(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions) -> tuple[Any, dict[str, Macs]]:
     """The output of `unet(**inputs)`, and the MACs of every module."""
-    with torch.no_grad(), _paper_convention(unet, exceptions) as paper, FlopCounterMode(display=False) as flops:
+    flops = FlopCounterMode(display=False)
+    with torch.no_grad(), _paper_convention(unet, exceptions) as paper, flops, _WithoutPointwise():
         output = unet(**inputs)
     within: Counter[str] = Counter()
     for layer, macs_of_layer in paper.items():

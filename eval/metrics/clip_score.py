@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -92,6 +91,8 @@ def prompts_for(images: Source, prompts: Sequence[str] | Path | None) -> list[st
 
 def _resolve(model: str, pretrained: str) -> tuple[str, str | None]:
     """open_clip's names of model and weights."""
+    import open_clip  # takes seconds, which a command that scores nothing should not
+
     if model == "shapes":
         return f"local-dir:{SHAPES_CLIP}", None
     folder = Path(model.removeprefix("local-dir:"))
@@ -108,6 +109,8 @@ def _resolve(model: str, pretrained: str) -> tuple[str, str | None]:
 
 def _load(name: str, weights: str | None, device: str | torch.device) -> tuple[Any, Any, Any]:
     """The network in evaluation mode, its transform and its tokenizer."""
+    import open_clip
+
     logging.disable(logging.ERROR)  # open_clip logs what it raises, besides raising it
     try:
         network, transform = open_clip.create_model_from_pretrained(name, pretrained=weights, device=device)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -16,6 +15,9 @@ from common.shipped import SHAPES_CLIP
 from shapes.scenes import BACKGROUNDS, COLOURS, PLACES, RADII, SHAPES, Scene, Thing
 
 from .inception import SPATIAL_CHANNELS, Features, InceptionFeatures, sha256
+
+if TYPE_CHECKING:
+    import open_clip
 
 VARIANTS = ("adm", "pytorch-fid", "shapes")
 
@@ -67,6 +69,8 @@ class ShapesFeatures:
     sizes = (128, 112)
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
+        import open_clip  # takes seconds, which a command that scores nothing should not
+
         name = f"local-dir:{SHAPES_CLIP}"
         self.device = torch.device(device)
         self.model, self.transform = open_clip.create_model_from_pretrained(name, device=self.device)

@@ -31,6 +31,7 @@ from .intervals import REPLICATES, frechet_influence, replicates, standard_error
 from .kid import kid
 
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
+BALLS = ("precision", "recall")
 REFERENCE_FEATURES = 10_000  # for KID, precision and recall, as many as OpenAI's references have images
 
 
@@ -199,7 +200,8 @@ def compute(
 
     Returns:
         variant, weights (SHA-256), num_samples, num_reference, distances; the metrics fid, sfid, is, precision, recall
-        and kid, None where they can't be had; kid_spread and kid_subset_size, see `Kid`. By metric:
+        and kid, None where they can't be had, and where `distances` are rounded, exact_precision and exact_recall;
+        kid_spread and kid_subset_size, see `Kid`. By metric:
         standard_errors: floats, None where there is none. Conditional on the reference; of recall, conditional on the
             samples' balls, hence of the choice of the reference's images alone.
         replicates: lists of floats, see `intervals.replicates`. Of recall, of the reference's images, so that they pair
@@ -241,9 +243,12 @@ def compute(
     if base.features is not None and own.features is not None:
         if min(len(base.features), len(own.features)) > NEIGHBOURS:
             inside = inside_balls(own.features, base.features, distances=distances, device=device, quiet=quiet)
-            for name, points in zip(("precision", "recall"), inside, strict=True):
+            for name, points in zip(BALLS, inside, strict=True):
                 values[name] = share = float(points.mean())
                 influences[name] = points - share
+            if distances != "float64":
+                exact = inside_balls(own.features, base.features, device=device, quiet=quiet)
+                values |= {f"exact_{name}": float(points.mean()) for name, points in zip(BALLS, exact, strict=True)}
         if len(base.features) > 1:
             values["kid"], kid_spread, kid_subset_size, influences["kid"] = kid(
                 own.features, base.features, device=device, quiet=quiet

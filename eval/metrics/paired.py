@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from .intervals import Z95
 
@@ -38,6 +37,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     mean = float(differences.mean())
     if np.ptp(differences) == 0:  # where a t-test divides by zero
         return Difference(mean, mean, mean, 0.0 if mean else 1.0)
+    import scipy.stats  # takes a second, which a page without comparisons should not
+
     test = scipy.stats.ttest_rel(a, b)
     interval = test.confidence_interval(0.95)
     return Difference(mean, float(interval.low), float(interval.high), float(test.pvalue))
@@ -69,5 +70,7 @@ def replicate_difference(
     difference = a - b
     if deviation == 0:
         return Difference(difference, difference, difference, 0.0 if difference else 1.0)
+    import scipy.stats
+
     p_value = float(2 * scipy.stats.norm.sf(abs(difference) / deviation))
     return Difference(difference, difference - Z95 * deviation, difference + Z95 * deviation, p_value)

@@ -131,6 +131,7 @@ class FidScore:
 
     variant: str  # of the extractor
     reference: str  # a path, with the places that `Options.place` fills in
+    distances: str = "float64"  # in which precision and recall are measured
     drawn: str | None = None  # what the renderer draws the reference like; None: it is a file of the user's
 
 

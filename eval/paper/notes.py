@@ -25,7 +25,7 @@ def notes_of(plan: Plan, results: list[Result], options: Options) -> list[str]:
         notes.append(
             "MACs are of the published layouts, counted without weights; ✓ is the printed number, to its digits."
         )
-    notes += _made(results) + _incomparable(results) + _unreliable(results) + _speed(plan, results)
+    notes += _made(results) + _incomparable(results) + _unreliable(results) + _exact(results) + _speed(plan, results)
     models = {row.run.model for row in table.rows if row.run is not None}
     if missing := sorted(models - scale.models.keys()):
         notes.append(f"No model stands for {', '.join(missing)} at this scale.")
@@ -100,6 +100,17 @@ def _unreliable(results: list[Result]) -> list[str]:
             if isinstance(cell, Value) and cell.why is not None:
                 reasons.setdefault(f"{name}: {cell.why}", []).append(k)
     return [f"Too few images in rows {ranges(rows)} for {text}." for text, rows in reasons.items()]
+
+
+def _exact(results: list[Result]) -> list[str]:
+    """Where precision and recall come out otherwise with distances that are not rounded."""
+    found = []
+    for k, result in enumerate(results, 1):
+        pairs = [(result.number(name), result.number(f"exact_{name}")) for name in ("precision", "recall")]
+        texts = [f"{100 * exact:.2f} %" for _, exact in pairs if exact is not None]
+        if any(exact is not None and rounded != exact for rounded, exact in pairs):
+            found.append(f"row {k} {' and '.join(texts)}")
+    return [f"With exact distances, precision and recall are: {'; '.join(found)}."] if found else []
 
 
 def _speed(plan: Plan, results: list[Result]) -> list[str]:

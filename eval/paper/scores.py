@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 from filelock import FileLock
 
@@ -23,14 +22,14 @@ from shapes.draw import draw
 from ..metrics import clip_score, fid
 from ..metrics.distances import feature_distance, psnr
 from ..metrics.features import Extractor, ShapesFeatures, open_extractor
+from ..metrics.intervals import Z95, standard_error
 from ..metrics.published import INCEPTION
 from ..metrics.version import code_version
 from .data import ClipScore, FidScore
 from .jobs import Job, Options
 from .measured import Found, Measured, measured
 
-Z = 1.96  # standard errors to either side of a 95 % interval
-FID_METRICS = ("fid", "sfid", "kid", "is", "precision", "recall")
+FID_METRICS = ("fid", "sfid", "kid", "is", "precision", "recall", "exact_precision", "exact_recall")
 
 
 def measure_scores(job: Job, options: Options) -> Measured:
@@ -89,15 +88,20 @@ def _fid(job: Job, score: FidScore, options: Options) -> Found:
     assert job.reference is not None
     result = fid.compute(
         job.out / "samples.npz", job.reference, variant=score.variant,
-        extractor=_extractor(score.variant, options.device), device=options.device, quiet=options.quiet,
+        extractor=_extractor(score.variant, options.device), distances=score.distances,
+        device=options.device, quiet=options.quiet,
     )  # fmt: skip
     errors = result["standard_errors"]
     return _with_errors(
-        {name: (result[name], errors.get(name)) for name in FID_METRICS}, result["replicates"], result["unreliable"]
+        {name: (result[name], errors.get(name)) for name in FID_METRICS if name in result},
+        result["replicates"],
+        result["unreliable"],
     )
 
 
 def _pairs(job: Job, baseline: Job, options: Options) -> Found:
+    import scipy.stats  # takes a second, which a dry run should not
+
     each: dict[str, list[float]] = {"psnr": []}
     if options.scale.distance:
         each["distance"] = []
@@ -119,7 +123,7 @@ def _pairs(job: Job, baseline: Job, options: Options) -> Found:
 
 def _mean(values: list[float]) -> tuple[float, float | None]:
     """With its standard error."""
-    return float(np.mean(values)), float(scipy.stats.sem(values)) if len(values) > 1 else None
+    return float(np.mean(values)), standard_error(np.array(values))
 
 
 def _finite(value: float) -> float | None:
@@ -135,8 +139,8 @@ def _with_errors(
     both = {name: (value, error) for name, (value, error) in values.items() if value is not None and error is not None}
     return Found(
         {name: value for name, (value, _) in values.items()},
-        {name: value - Z * error for name, (value, error) in both.items()},
-        {name: value + Z * error for name, (value, error) in both.items()},
+        {name: value - Z95 * error for name, (value, error) in both.items()},
+        {name: value + Z95 * error for name, (value, error) in both.items()},
         each,
         unreliable or {},
     )
