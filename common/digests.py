@@ -1,4 +1,4 @@
-"""SHA-256 of files and folders. Those of big files are remembered, for they are asked for at every start.
+"""SHA-256 of files and models. Those of big files are remembered, for they are asked for at every start.
 
 What is remembered belongs to a file's device, inode, size and time of change: a file that was written again has
 another one. It is kept in $XDG_CACHE_HOME/deepcache or ~/.cache/deepcache, which can be deleted at any time.
@@ -16,6 +16,8 @@ from pathlib import Path
 from .files import write_text
 
 REMEMBERED_FROM = 2**20  # bytes; smaller files are read faster than looked up
+CONFIGURATIONS = ("model_index.json", "config.json")  # at the top of a model's directory
+WEIGHTS = (".safetensors", ".bin")
 SETTLED = 2.0  # seconds; within one tick of the file system's clock, a file can change and keep its time
 
 
@@ -36,14 +38,19 @@ def file_digest(path: Path) -> str:
     return digest
 
 
-def path_digest(path: Path) -> str:
-    """SHA-256 of a file; or of a folder, by the names and contents of all that is in it but hidden files."""
+def model_digest(path: Path) -> str:
+    """SHA-256 of a checkpoint; or of a directory of diffusers, by its configuration and all that its folders hold.
+
+    What lies beside them at the top, such as notes and logs, is no part of the model.
+    """
     if not path.is_dir():
         return file_digest(path)
     total = hashlib.sha256()
-    for name in sorted(one.relative_to(path).as_posix() for one in path.rglob("*") if one.is_file()):
-        if not any(part.startswith(".") for part in name.split("/")):
-            total.update(f"{name} {file_digest(path / name)}\n".encode())
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        of_model = "/" in name or file.suffix in WEIGHTS or name in CONFIGURATIONS
+        if file.is_file() and of_model and not any(part.startswith(".") for part in name.split("/")):
+            total.update(f"{name} {file_digest(file)}\n".encode())
     return total.hexdigest()
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 import ddpm.sample
 import ldm.sample
 import shapes.renders
-from common.digests import path_digest
+from common.digests import model_digest
 from common.shipped import SHAPES_DDPM, SHAPES_LDM, SHAPES_SD
 
 from ..generation import text
@@ -39,7 +39,7 @@ def sources_of(settings: Settings) -> dict[str, str]:
 def identity(model: str | Path) -> str:
     """The digest of a file or directory, or the commit of a model of the hub, whose files never change."""
     if Path(model).exists():
-        return path_digest(Path(model))
+        return model_digest(Path(model))
     try:
         found = try_to_load_from_cache(str(model), "model_index.json")
     except ValueError:  # a path, and no id of the hub's
