@@ -172,8 +172,8 @@ def test_rows_that_are_not_asked_for_stay_as_they_were(tmp_path, short):
     assert after[1]["images"] == "3" and before[1]["images"] == "4"
     assert [after[k] for k in (0, 2, 3)] == [before[k] for k in (0, 2, 3)]
     text = (tmp_path / "out" / "table5.md").read_text()
-    assert "**Rows 2 do not compare with the others**: another number of images" in text
-    assert "Scores of rows 2: 3 images, 20" in text
+    assert "**Row 2 can't be compared with the others**: another number of images" in text
+    assert "Scores of row 2: 3 images, 20" in text
 
 
 def test_trials_have_a_folder_of_their_own(tmp_path, monkeypatch):

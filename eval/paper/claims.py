@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -120,5 +121,8 @@ def _cells(verdict: Verdict) -> list[str]:
     """The measure, the difference with its interval, and the answer."""
     title, decimals, factor = COLUMNS[verdict.measure]
     difference, low, high, _ = verdict.difference
-    text = f"{factor * difference:+.{decimals}f} ± {factor * (high - low) / 2:.{decimals}f}"
+    half = factor * (high - low) / 2
+    if decimals is None:
+        decimals = max(0, 2 - math.floor(math.log10(half))) if half else 4
+    text = f"{factor * difference:+.{decimals}f} ± {half:.{decimals}f}"
     return [title, text, {True: "yes", False: "**no**", None: "can't tell"}[verdict.borne_out]]

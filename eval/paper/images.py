@@ -41,7 +41,7 @@ def is_made(job: Job) -> bool:
     read_settings(job.out)
     if samples_digest(job.out) is None or count_images(samples) < job.num_images:
         return False
-    return not isinstance(job.settings, text.Settings) or (job.out / "prompts.txt").is_file()
+    return prompts_of(job.settings) is None or (job.out / "prompts.txt").is_file()
 
 
 def make_all(jobs: Sequence[Job], batch_size: int | None, options: Options) -> int:
@@ -86,17 +86,25 @@ def make_images(job: Job, batch_size: int, device: torch.device, quiet: bool) ->
         Busy: another process is making it.
         RunError: an image holds values that are not finite; or prompts that are to be downloaded and can't be.
     """
-    settings, num_images = job.settings, job.num_images
-    if not isinstance(settings, text.Settings):
-        run = prepare(settings, device=device, out=job.out, quiet=quiet)
-        return f"{make_set(run, num_images, batch_size, quiet=quiet)} in {job.out}"
-    prompts = open_prompts(settings.prompts, quiet=quiet)
-    prompts.first(num_images)  # there must be as many
+    settings, num_images, prompts = job.settings, job.num_images, None
+    if (source := prompts_of(settings)) is not None:
+        prompts = open_prompts(source, quiet=quiet)
+        prompts.first(num_images)  # there must be as many
     run = prepare(settings, device=device, out=job.out, quiet=quiet)
     made = make_set(run, num_images, batch_size, quiet=quiet)
-    if PartialState().is_main_process:
+    if prompts is not None and PartialState().is_main_process:
         text.write_prompts(job.out, prompts.first(count_images(run.image_set.samples)))  # a larger set may be there
     return f"{made} in {job.out}"
+
+
+def prompts_of(settings: Settings) -> str | None:
+    """The set of prompts that images of these settings show, if any."""
+    match settings:
+        case text.Settings():
+            return settings.prompts
+        case shapes.renders.Settings(like="captions"):
+            return "shapes"
+    return None
 
 
 def prepare(settings: Settings, *, device: torch.device, out: Path | None = None, quiet: bool = False) -> Run:

@@ -30,15 +30,17 @@ def notes_of(plan: Plan, results: list[Result], options: Options) -> list[str]:
     if missing := sorted(models - scale.models.keys()):
         notes.append(f"No model stands for {', '.join(missing)} at this scale.")
     if elsewhere := [k for k, row in enumerate(table.rows, 1) if row.run and row.run.only not in (None, scale.name)]:
-        notes.append(f"Rows {ranges(elsewhere)} are run at the paper's scale alone, to save time here.")
+        notes.append(f"{named(elsewhere).capitalize()}: run at the paper's scale alone, to save time here.")
     if others := [k for k, row in enumerate(table.rows, 1) if row.run is None]:
-        notes.append(f"Rows {ranges(others)} are of other methods or other papers and are not run.")
+        notes.append(f"{named(others).capitalize()}: of other methods or other papers, not run.")
     skipped: dict[str, list[int]] = {}
     for k, (job, result) in enumerate(zip(plan.jobs, results, strict=True), 1):
         if job is not None and result.scores is None and (missing := [*job.missing, *job.missing_for_scores]):
             skipped.setdefault(", ".join(missing), []).append(k)
     for names, rows in skipped.items():
-        notes.append(f"Rows {ranges(rows)} are not scored here; missing: {names} (`python -m eval.fetch` lists them).")
+        notes.append(
+            f"{named(rows).capitalize()} not scored here; missing: {names} (`python -m eval.fetch` lists them)."
+        )
     if any(row.name.startswith(FLOOR) for row in table.rows):
         notes.append(f"The row {FLOOR} is no run: it is what a model that makes no mistakes would score.")
     used: dict[str, Model] = {name: scale.models[name] for name in sorted(models & scale.models.keys())}
@@ -58,16 +60,14 @@ def _made(results: list[Result]) -> list[str]:
             batch, repeats = made.made_from["batch_size"], made.made_from["repeats"]
             text = f"batches of {batch}, {repeats} calls in turn with the baseline's, {_where(made)}"
             timed.setdefault(text, []).append(k)
-    notes = [f"Scores of rows {ranges(rows)}: {text}." for text, rows in groups.items()]
-    return notes + [f"Speed of rows {ranges(rows)}: {text}." for text, rows in timed.items()]
+    notes = [f"Scores of {named(rows)}: {text}." for text, rows in groups.items()]
+    return notes + [f"Speed of {named(rows)}: {text}." for text, rows in timed.items()]
 
 
 def _where(made: Measured) -> str:
-    machine = made.machine
-    return (
-        f"{made.date[:10]}, {machine['device']} ({machine['instructions']}), {machine['threads']} threads, "
-        f"torch {machine['torch']}"
-    )
+    machine, threads = made.machine, made.machine["threads"]
+    processor = f"{machine['device']} ({machine['instructions']}), {threads} thread{'' if threads == 1 else 's'}"
+    return f"{made.date[:10]}, {processor}, torch {machine['torch']}"
 
 
 def _incomparable(results: list[Result]) -> list[str]:
@@ -87,7 +87,7 @@ def _incomparable(results: list[Result]) -> list[str]:
             names = [*SAME, "number of images"]
             what = [name for name, a, b in zip(names, kind[2:], most[2:], strict=True) if a != b]
             notes.append(
-                f"**Rows {ranges(rows)} do not compare with the others**: another {', another '.join(what)}. "
+                f"**{named(rows).capitalize()} can't be compared with the others**: another {', another '.join(what)}. "
                 "Run them again."
             )
     return notes
@@ -99,7 +99,7 @@ def _unreliable(results: list[Result]) -> list[str]:
         for name, cell in result.cells.items():
             if isinstance(cell, Value) and cell.why is not None:
                 reasons.setdefault(f"{name}: {cell.why}", []).append(k)
-    return [f"Too few images in rows {ranges(rows)} for {text}." for text, rows in reasons.items()]
+    return [f"Too few images in {named(rows)} for {text}." for text, rows in reasons.items()]
 
 
 def _exact(results: list[Result]) -> list[str]:
@@ -132,8 +132,13 @@ def _speed(plan: Plan, results: list[Result]) -> list[str]:
         if isinstance(cell, Value) and cell.low is not None and cell.high is not None and cell.low < 1 < cell.high:
             unclear.append(k)
     if unclear:
-        notes.append(f"The speed-up of rows {ranges(unclear)} is smaller than its spread.")
+        notes.append(f"The speed-up of {named(unclear)} is smaller than its spread.")
     return notes
+
+
+def named(rows: list[int]) -> str:
+    """Row 2, or rows 1, 3–5."""
+    return f"row{'s' if len(rows) > 1 else ''} {ranges(rows)}"
 
 
 def ranges(numbers: Iterable[int]) -> str:

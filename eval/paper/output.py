@@ -15,7 +15,7 @@ from .results import Result, Value
 
 class Column(NamedTuple):
     title: str
-    decimals: int
+    decimals: int | None  # None: four significant digits
     factor: float = 1  # from our unit to the paper's
 
 
@@ -24,7 +24,7 @@ COLUMNS = {
     "throughput": Column("images/s", 3),
     "speedup": Column("speed-up", 2),
     "fid": Column("FID", 2),
-    "kid": Column("KID × 10³", 2, 1000),
+    "kid": Column("KID", None),
     "sfid": Column("sFID", 2),
     "is": Column("IS", 2),
     "precision": Column("precision (%)", 2, 100),
@@ -64,6 +64,8 @@ def show(name: str, cell: Value | str | None) -> str:
     _, decimals, factor = COLUMNS[name]
     value, low, high = (None if x is None else x * factor for x in (cell.value, cell.low, cell.high))
     assert value is not None
+    if decimals is None:
+        decimals = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 4
     if low is None or high is None or low == high:
         return f"{value:.{decimals}f}"
     if math.isclose(value - low, high - value, rel_tol=1e-6):
@@ -151,8 +153,8 @@ def readme(options: Options) -> str:
         f"Regenerate all of it with `python -m eval.tables all --scale {name}`; make the pages again from what is in "
         f"[measured](measured), one folder for each run, with `--render`. Each of its files says what it was made "
         "from, when and on which machine, and has the numbers of every image.\n\n"
-        "± is half of a 95 % interval: 1.96 standard errors; for FID, KID and IS those of a bootstrap over the images, "
-        "the reference being held fixed. Brackets after PSNR, a median, are its 95 % interval, after speed the least "
+        "± is half of a 95 % interval: 1.96 standard errors; for FID, KID and IS by the images' influence on them "
+        "(infinitesimal jackknife), the reference being held fixed. Brackets after PSNR, a median, are its 95 % interval, after speed the least "
         "and the greatest of all timings. Runs of a model start from the same noise, so that differences between rows "
         "are surer than the intervals of each: [claims](claims.md) has them.\n\n"
         "Image k of a set starts from the noise of (seed, k).\n"
