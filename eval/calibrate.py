@@ -36,6 +36,7 @@ from types import ModuleType
 
 from common.command_line import Formatter, at_least, run_cli, whole_numbers
 from common.device import resolve_device
+from common.environment import versions
 from common.files import write_json
 from ddpm import sample as ddpm_sample
 from ldm import sample as ldm_sample
@@ -155,7 +156,8 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
     calibration_images, held_out = range(args.num_images), range(args.num_images, 2 * args.num_images)
     if isinstance(settings, text.Settings):
         open_prompts(settings.prompts, quiet=args.quiet).first(held_out.stop)  # there must be as many
-    prepared = script.prepare(settings, device=resolve_device(options.device), quiet=args.quiet)
+    device = resolve_device(options.device)
+    prepared = script.prepare(settings, device=device, quiet=args.quiet)
     branches = list(dict.fromkeys(args.branches or [script_parser.get_default("cache_branch_id")]))
     for branch in branches:
         prepared.unet.check_branch(branch)
@@ -192,7 +194,7 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
             chosen=chosen,
             command=command,
         )
-        write_json(args.out, found)
+        write_json(args.out, found | {"versions": versions(device)})
         print(f"Written {args.out}")
 
 

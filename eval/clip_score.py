@@ -17,10 +17,12 @@ from pathlib import Path
 
 from common.command_line import Formatter, at_least, run_cli
 from common.device import resolve_device
+from common.environment import versions
 from common.files import atomic_write, write_json
 
 from .metrics.clip_score import MODEL, PRETRAINED, compute, prompts_for
 from .metrics.intervals import Z95
+from .metrics.version import code_version
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
             writer.writerow(["image", "prompt", "clip_score"])
             writer.writerows(zip(range(len(prompts)), prompts, result["per_image"], strict=True))
     if args.out:
-        write_json(args.out, {"images": str(args.images), **result})
+        made_with = {"code": code_version(), "versions": versions(device)}
+        write_json(args.out, {"images": str(args.images), **made_with, **result})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,12 +21,14 @@ import torch
 
 from common.command_line import Formatter, at_least, run_cli
 from common.device import resolve_device
+from common.environment import versions
 from common.files import atomic_write
 
 from .metrics.distributions import DISTANCES
 from .metrics.features import VARIANTS, Extractor, open_extractor
 from .metrics.fid import METRICS, compute
 from .metrics.intervals import REPLICATES, Z95
+from .metrics.version import code_version
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
 
     def measure() -> dict[str, Any]:
         settings = {"samples": str(args.samples), "reference": str(args.reference)}
-        return settings | compute(
+        made_with = {"code": code_version(), "versions": versions(device)}
+        return settings | made_with | compute(
             args.samples, args.reference, variant=args.variant, extractor=extractor, device=device,
             batch_size=args.batch_size, limit=args.limit, distances=args.distances,
             num_replicates=args.replicates, quiet=args.quiet,

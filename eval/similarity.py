@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common.command_line import Formatter, RunError, at_least, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
+from common.environment import versions
 from common.files import atomic_write, write_json
 from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
 from pipelines import StableDiffusionPipeline
@@ -27,7 +28,7 @@ from pipelines.loading import check_steps, load_pipeline
 from .metrics.similarity import THRESHOLD, features_of_run, plot, share_above, similarity
 
 
-def save(out: Path, matrix: Tensor, about: dict[str, object], title: str) -> None:
+def save(out: Path, matrix: Tensor, about: dict[str, object], title: str, device: torch.device) -> None:
     """Writes similarity.npz, similarity.png and, last, similarity.json into the folder `out`."""
     share = share_above(matrix)
     steps = len(matrix)
@@ -44,7 +45,7 @@ def save(out: Path, matrix: Tensor, about: dict[str, object], title: str) -> Non
         "share_above": share.tolist(),
         "similarity": matrix.tolist(),
     }
-    write_json(out / "similarity.json", {**about, **summary})
+    write_json(out / "similarity.json", {**about, **summary, "versions": versions(device)})
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         raise RunError("the features hold values that are not finite; try --dtype float32 or bfloat16")
     about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     about |= {"model": name, "prompt": prompts, "guidance_scale": guidance, "scheduler": type(pipe.scheduler).__name__}
-    save(args.out, matrix, about, f"{name}, feature of branch m = {args.branch}")
+    save(args.out, matrix, about, f"{name}, feature of branch m = {args.branch}", device)
     share = share_above(matrix)
     print(
         f"{name}, {args.num_images} images, {len(matrix)} calls of the U-Net, m = {args.branch}: on average "

@@ -154,8 +154,8 @@ def readme(options: Options) -> str:
         f"[measured](measured), one folder for each run, with `--render`. Each of its files says what it was made "
         "from, when and on which machine, and has the numbers of every image.\n\n"
         "± is half of a 95 % interval: 1.96 standard errors; for FID, KID and IS by the images' influence on them "
-        "(infinitesimal jackknife), the reference being held fixed. Brackets after PSNR, a median, are its 95 % interval, after speed the least "
-        "and the greatest of all timings. Runs of a model start from the same noise, so that differences between rows "
-        "are surer than the intervals of each: [claims](claims.md) has them.\n\n"
+        "(infinitesimal jackknife), the reference being held fixed. Brackets after PSNR, a median, are its 95 % "
+        "interval, after speed the least and the greatest of all timings. Runs of a model start from the same noise, "
+        "so that differences between rows are surer than the intervals of each: [claims](claims.md) has them.\n\n"
         "Image k of a set starts from the noise of (seed, k).\n"
     )
