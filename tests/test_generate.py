@@ -267,7 +267,7 @@ def test_a_killed_run_is_continued(tmp_path, monkeypatch, five, where):
     assert np.array_equal(images_in(tmp_path / "set"), images_in(five))
     assert (tmp_path / "set" / "prompts.txt").read_bytes() == (five / "prompts.txt").read_bytes()
     files = {path.name for path in (tmp_path / "set").iterdir()}
-    assert files == {"samples.npz", "grid.png", "settings.json", "prompts.txt"}
+    assert files == {".lock", "samples.json", "samples.npz", "grid.png", "settings.json", "prompts.txt"}
 
 
 def test_a_set_is_extended_with_its_prompts(tmp_path, five):
