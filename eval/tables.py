@@ -27,7 +27,7 @@ from common.device import DTYPES, resolve_device
 from common.files import write_text
 
 from . import report
-from .paper.claims import claims_markdown
+from .paper.claims import claims_markdown, load_claims
 from .paper.data import SCALES, TABLES, load_scale, load_table
 from .paper.estimate import GPUS, HERE, MEASURED_GPU, print_costs
 from .paper.figures import FIGURES, draw_figure, measure_figure2
@@ -119,10 +119,9 @@ def _write_pages(names: list[str], plans: dict[str, Plan], options: Options) -> 
         else:
             write_text(out / f"{name}.md", markdown(plans[name], results[name], options))
             write_text(out / f"{name}.csv", as_csv(plans[name].table, results[name]))
-    everything = _plans(TABLES, None, options)
-    write_text(
-        out / "claims.md", claims_markdown(everything, {name: results_of(p, options) for name, p in everything.items()})
-    )
+    compared = _plans([claim.table for claim in load_claims()], None, options)
+    found = {name: results_of(planned, options, count_macs=False) for name, planned in compared.items()}
+    write_text(out / "claims.md", claims_markdown(compared, found))
     write_text(out / "README.md", readme(options))
     write_text(out / "index.html", report.page(report.sections(out), f"DeepCache's tables, scale {options.scale.name}"))
     print(f"written {out}: {', '.join(names)}, claims, index.html")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from unets.cache.schedule import equation_7
 
 from . import measured
-from .data import Row, Schedule, load_scale
+from .data import Row, Schedule, Table, load_scale
 from .jobs import Job, Options, Plan
 from .macs import macs_of
 from .measured import Measured
@@ -55,8 +55,8 @@ class Result:
         return self.scores
 
 
-def results_of(plan: Plan, options: Options) -> list[Result]:
-    """Our numbers for each row of a table, from what is there.
+def results_of(plan: Plan, options: Options, *, count_macs: bool = True) -> list[Result]:
+    """Our numbers for each row of a table, from what is there. Counting MACs takes seconds, and can be left out.
 
     Images/s are the baseline's, the median of all its timings in this table, times the row's speed-up: rows that were
     timed at different moments, or on different machines, compare with nothing else.
@@ -65,7 +65,8 @@ def results_of(plan: Plan, options: Options) -> list[Result]:
         ValueError: a damaged file.
     """
     table = plan.table
-    results = [_result(plan, row, job, options) for row, job in zip(table.rows, plan.jobs, strict=True)]
+    columns = set(table.columns) - (set() if count_macs else {"macs_g"})
+    results = [_result(table, row, job, columns, options) for row, job in zip(table.rows, plan.jobs, strict=True)]
     if not table.is_timed:
         return results
     baselines: dict[str, list[float]] = {}
@@ -107,20 +108,20 @@ def _with_throughput(result: Result, baseline: float) -> Result:
     return Result({**result.cells, "throughput": Value(value, low, high)}, result.scores, result.pairs, result.speed)
 
 
-def _result(plan: Plan, row: Row, job: Job | None, options: Options) -> Result:
-    table, cells = plan.table, dict[str, Value | str]()
+def _result(table: Table, row: Row, job: Job | None, columns: Set[str], options: Options) -> Result:
+    cells = dict[str, Value | str]()
     if row.schedule is not None:
         return Result(_schedule_cells(row.schedule))
     if row.run is None:
         return Result()
     printed = load_scale("paper").models.get(row.run.model)
-    if "macs_g" in table.columns and printed is not None and printed.unet is not None:
+    if "macs_g" in columns and printed is not None and printed.unet is not None:
         # of the published layout, which needs no weights
         cells["macs_g"] = Value(macs_of(row.run, printed.unet, table.macs_over))
     if job is None:
         return Result(cells)
     scores, pairs = (measured.read(job.measured / f"{name}.json") for name in ("scores", "pairs"))
-    speed = measured.read(timed_job(job, options).measured / "speed.json") if table.is_timed else None
+    speed = measured.read(timed_job(job, options).measured / "speed.json") if columns & {*SPEEDS} else None
     for file in (scores, pairs):
         if file is not None:
             cells |= {name: _value(file, name) for name in file.found.values}
