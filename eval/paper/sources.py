@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -15,6 +15,7 @@ import ldm.sample
 import shapes.renders
 from common.digests import model_digest
 from common.shipped import SHAPES_DDPM, SHAPES_LDM, SHAPES_SD
+from unets.cache.config import CacheConfig
 
 from ..generation import text
 from ..generation.prompts import NAMES, open_prompts
@@ -55,7 +56,14 @@ def _prompts(source: str) -> str:
 
 
 def key_of(settings: Settings, sources: Mapping[str, str]) -> str:
-    """Ten hexadecimal digits for what a set is made with and from."""
-    own = {name: value for name, value in asdict(settings).items() if name not in PATHS}
+    """Ten hexadecimal digits for what a set is made with and from.
+
+    Settings at their defaults are left out: one that is new changes no key of what was made before it.
+    """
+    own = {
+        field.name: value.to_json() if isinstance(value, CacheConfig) else value
+        for field in fields(settings)
+        if (value := getattr(settings, field.name)) != field.default and field.name not in PATHS
+    }
     content = json.dumps([type(settings).__module__, own, sources], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:10]
