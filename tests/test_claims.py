@@ -98,7 +98,7 @@ def test_rows_that_moved_with_the_machine_and_speed_ups_within_their_spread_are_
         results[k] = Result({"speedup": Value((low + high) / 2, low, high)}, one.scores, None, one.speed)
     assert baseline_drift(plan, results) == {"sd15-parti": pytest.approx(1.2)}
     notes = " ".join(notes_of(plan, results, options(tmp_path)))
-    assert "The speed of sd15-parti's baseline, timed again with every row, moved by 20 % between rows" in notes
+    assert "sd15-parti's baseline, timed again with every row, moved by 20 % between rows" in notes
     assert "The speed-up of row 3 is smaller than its spread." in notes
 
 

@@ -123,8 +123,9 @@ def _speed(plan: Plan, results: list[Result]) -> list[str]:
     for name, drift in baseline_drift(plan, results).items():
         if drift > DRIFT:
             notes.append(
-                f"The speed of {name}'s baseline, timed again with every row, moved by {100 * (drift - 1):.0f} % "
-                "between rows; speed-ups, which are of pairs timed one after the other, did not move with it."
+                f"The machine was not steady: {name}'s baseline, timed again with every row, moved by "
+                f"{100 * (drift - 1):.0f} % between rows. Speed-ups are of pairs timed one after the other; mind their "
+                "spread."
             )
     unclear = []
     for k, result in enumerate(results, 1):
