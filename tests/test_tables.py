@@ -259,7 +259,7 @@ def test_a_table_from_nothing_and_nothing_the_second_time(tmp_path, monkeypatch,
     def fail(*_, **__):
         raise AssertionError("something was done again")
 
-    for name in ("tables.make_images", "paper.images.make_set", "paper.speed.alternate", "paper.scores.draw",
+    for name in ("paper.images.make_images", "paper.images.make_set", "paper.speed.alternate", "paper.scores.draw",
                  "metrics.fid.measure"):  # fmt: skip
         monkeypatch.setattr(f"eval.{name}", fail)
     assert run(tmp_path, "table5", "table9") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -49,7 +50,7 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
         RunError: prompts that are to be downloaded and can't be.
     """
     if source == "shapes":
-        return PromptSet("shapes", None, digest(shapes_caption(k) for k in range(SHAPES_NUMBER)), shapes_caption)
+        return PromptSet("shapes", None, _shapes_digest(), shapes_caption)
     if source == "parti":
         path = parti_prompts(quiet=quiet)
     elif source == "coco":
@@ -77,6 +78,11 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
 def shapes_caption(index: int) -> str:
     """A caption that was held out of all training, the same whatever else is asked for."""
     return held_out_scene(index).caption
+
+
+@functools.cache
+def _shapes_digest() -> str:
+    return digest(shapes_caption(k) for k in range(SHAPES_NUMBER))
 
 
 def digest(texts: Iterable[str]) -> str:
