@@ -131,7 +131,7 @@ def as_csv(table: Table, results: list[Result]) -> str:
         for name in table.columns:
             cells += [row.paper.get(name, ""), *_in_unit(name, result[name])]
         made = result.scores
-        about = [made.made_from["num_images"], made.date, made.machine["device"]] if made else [""] * 3
+        about = [made.made_from["num_images"], made.date[:10], made.machine["device"]] if made else [""] * 3
         hidden = [f"{name}: {cell.why}" for name, cell in result.cells.items() if isinstance(cell, Value) and cell.why]
         writer.writerow([row.name, *cells, *about, "; ".join(hidden)])
     return out.getvalue()
