@@ -1,6 +1,6 @@
 """The paper's tables and figures, each with one command: images, scores, MACs and speed, beside the printed ones.
 
-python -m eval.tables all                                        the shipped models, in two hours on two cores
+python -m eval.tables all                                        the shipped models, in under three hours on two cores
 python -m eval.tables all --scale paper --dry-run --for a100     what it takes, and what is missing
 python -m eval.tables table1 table4 --scale paper --rows 1,7-9
 python -m eval.tables all --render                               the pages alone, from what was measured

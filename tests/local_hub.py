@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
+SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+
 
 @dataclass
 class Served:
@@ -166,3 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         if cut is not None:
             self.wfile.flush()
             self.close_connection = True
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}

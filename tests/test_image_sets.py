@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +23,13 @@ import ddpm.sample
 import image_sets.sets
 import ldm.sample
 from common.command_line import RunError
-from image_sets.batches import Batch
-from image_sets.generate import Run, generate
+from image_sets.generate import generate
 from image_sets.sets import ImageSet
-from unets.cache.config import CacheConfig
+from tests.fake_sets import DISK_FULL, SETTINGS, Interrupted, arrays, assert_same_set, forked, make, run, run_of
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"ddpm": ddpm.sample.main, "ldm": ldm.sample.main}
 FEW = ["--steps", "4", "--device", "cpu", "--quiet"]
-SIDE, SETTINGS = 16, {"model": "fake", "seed": 0}
-DISK_FULL = 7  # exit status of a forked child
 FILES = {".lock", "grid.png", "samples.json", "samples.npz", "settings.json"}
 
 
@@ -43,48 +39,6 @@ def _one_thread():
     torch.set_num_threads(1)  # as in the processes started here: more may add numbers up in another order
     yield
     torch.set_num_threads(threads)
-
-
-def make(batch: Batch) -> torch.Tensor:
-    return torch.stack([torch.rand(3, SIDE, SIDE, generator=g) * 2 - 1 for g in batch.generators])
-
-
-def run(out: Path, num_images: int, batch_size: int, make=make, **changed) -> int:
-    """What `generate` makes of small random images, labelled with their index."""
-    return generate(run_of(out, SETTINGS | changed, make, labels_of=np.array), num_images, batch_size, quiet=True)
-
-
-def run_of(out: Path, recorded: dict, make=make, **options) -> Run:
-    """A run without a model: what makes its images needs none."""
-    seed = recorded["seed"]
-    return Run(ImageSet(out, recorded), None, CacheConfig(), lambda batch, cache: make(batch), seed, **options)
-
-
-def arrays(out: Path) -> dict[str, np.ndarray]:
-    with np.load(out / "samples.npz") as archive:
-        return dict(archive)
-
-
-def assert_same_set(ours: Path, theirs: Path) -> None:
-    a, b = arrays(ours), arrays(theirs)
-    assert a.keys() == b.keys()
-    assert all(np.array_equal(a[name], b[name]) for name in a)
-
-
-def forked(work) -> int:
-    """The id of a child process that does the work: all modules are loaded in it from the start."""
-    if (pid := os.fork()) == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except OSError:
-            status = DISK_FULL
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return pid
 
 
 def environment() -> dict[str, str]:
@@ -159,88 +113,6 @@ def test_killed_at_any_moment(tmp_path, monkeypatch, seed):
 def test_killed_while_the_settings_were_written(tmp_path):
     (tmp_path / ".settings.01234567.tmp.json").write_text("{")
     assert run(tmp_path, 2, 2) == 2
-
-
-def test_what_lies_in_the_place_of_the_samples_is_not_the_set(tmp_path):
-    run(tmp_path, 4, 2)
-    samples = tmp_path / "samples.npz"
-    whole, noise = arrays(tmp_path), np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
-    np.savez(samples, arr_0=noise)
-    with pytest.raises(ValueError, match=r"samples\.npz is not the file that was made there; remove it"):
-        run(tmp_path, 4, 2)
-    samples.unlink()
-    assert run(tmp_path, 4, 2) == 4
-    assert all(np.array_equal(arrays(tmp_path)[name], whole[name]) for name in whole)
-    (tmp_path / "samples.json").unlink()
-    with pytest.raises(ValueError, match="is not the file that was made there"):
-        run(tmp_path, 4, 2)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "\0"])
-def test_damaged_settings_are_no_set(tmp_path, text):
-    run(tmp_path, 2, 2)
-    (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(ValueError, match=r"settings\.json is damaged"):
-        run(tmp_path, 2, 2)
-
-
-def test_killed_between_the_samples_and_their_digest(tmp_path, monkeypatch):
-    run(tmp_path / "once", 6, 2)
-    out = tmp_path / "killed"
-    run(out, 4, 2)
-
-    def cut_short(_path):
-        raise Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(image_sets.sets, "count_images", cut_short)  # the parts are made, nothing is put together
-        with pytest.raises(Interrupted):
-            run(out, 6, 2)
-    record = (out / "samples.json").read_text()
-    write = image_sets.sets.write_json
-
-    def write_once(path, content):
-        if path.name == "samples.json" and len(content["sha256"]) == 1:
-            raise Interrupted
-        write(path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(image_sets.sets, "write_json", write_once)
-        with pytest.raises(Interrupted):
-            run(out, 6, 2)
-    both = json.loads((out / "samples.json").read_text())["sha256"]
-    assert len(both) == 2 and both[:1] == json.loads(record)["sha256"]
-    assert run(out, 6, 2) == 0
-    assert_same_set(out, tmp_path / "once")
-
-
-def test_a_second_process_is_told_at_once(tmp_path):
-    run(tmp_path, 2, 2)
-    ready, done = os.pipe(), os.pipe()
-
-    def hold():
-        with ImageSet(tmp_path, SETTINGS).lock():
-            os.write(ready[1], b"1")
-            os.read(done[0], 1)
-
-    pid = forked(hold)
-    os.read(ready[0], 1)
-    with pytest.raises(RunError, match="another process is making"):
-        run(tmp_path, 4, 2)
-    os.kill(pid, signal.SIGKILL)  # a killed one holds nothing
-    os.waitpid(pid, 0)
-    assert run(tmp_path, 4, 2) == 2
-
-
-def test_the_noise_of_a_period_comes_again(tmp_path):
-    generate(run_of(tmp_path / "3", {"seed": 0}, noise_period=3), 7, 2, quiet=True)
-    generate(run_of(tmp_path / "0", {"seed": 0}), 3, 2, quiet=True)
-    again, first = (arrays(tmp_path / name)["arr_0"] for name in "30")
-    assert np.array_equal(again, first[[0, 1, 2, 0, 1, 2, 0]])
-
-
-class Interrupted(Exception):
-    pass
 
 
 @settings(max_examples=25)

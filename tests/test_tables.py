@@ -24,7 +24,7 @@ from eval.counting.macs import average
 from eval.generation import text
 from eval.metrics.distances import psnr
 from eval.paper.data import FOLDER, SCALES, TABLES, RowRun, load_scale, load_table, parse_scale, parse_table
-from eval.paper.estimate import cost_of, printed_throughput, tmacs_of
+from eval.paper.estimate import tmacs_of
 from eval.paper.jobs import Job, Options, baseline_of, job_of
 from eval.paper.macs import macs_of, steps_of
 from eval.paper.output import agrees
@@ -354,47 +354,6 @@ def test_a_killed_table_is_continued_and_ends_as_an_unbroken_one(tmp_path):
     for name in ("table5.md", "table5.csv"):
         ours, theirs = ((tmp_path / f"{folder}-out" / name).read_bytes() for folder in ("killed", "whole"))
         assert ours == theirs
-
-
-def test_a_dry_run_says_what_is_missing_once_and_makes_nothing(tmp_path, capsys):
-    places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--inputs", str(tmp_path / "in")]
-    call = ["all", "--scale", "paper", "--dry-run", "--device", "cpu"]
-    assert tables.main([*call, *places]) == 0
-    said = capsys.readouterr().out
-    first, *lines = said.split("\n\n")[0].splitlines()
-    wanted = {name for model in load_scale("paper").models.values() for name in model.inputs}
-    assert first == f"Missing: {len(wanted)}"
-    assert {line.strip().split(",")[0] for line in lines} == wanted and len(lines) == len(wanted)
-    assert all("python -m eval." in line for line in lines)
-    assert "100 of 100" in said and "50 of 100" in said and "on one rtx2080" in said
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_hours_are_those_of_the_printed_throughput_and_of_faster_gpus_in_proportion(tmp_path):
-    some = options("paper", tmp_path)
-    for run, expected, faster in (
-        (RowRun("ldm4", 250), 50000 / 0.178, 19.5 / 10.1), (RowRun("ddpm-cifar10", 100), 50000 / 9.79, 19.5 / 10.1),
-        (RowRun("sd15-parti", 50), 1632 / 0.230, 312 / 40.3),  # in float16
-    ):  # fmt: skip
-        job = job_of(run, some)
-        assert job is not None
-        assert cost_of(job, "rtx2080", some).seconds == pytest.approx(expected)
-        assert cost_of(job, "a100", some).seconds == pytest.approx(expected / faster)
-    # Without a printed figure, by MACs: zeros take as long as what they replace.
-    cache = CacheConfig(cache_interval=10, cache_branch_id=2)
-    zeros, kept = (job_of(RowRun("ddpm-cifar10", 100, cache, zero), some) for zero in (True, False))
-    assert zeros is not None and kept is not None
-    assert printed_throughput(zeros) == pytest.approx(printed_throughput(kept), rel=0.35)
-
-
-def test_the_released_scripts_noise_is_an_option(tmp_path):
-    run = RowRun("sd15-parti", 50)
-    ours, theirs = (job_of(run, options("paper", tmp_path, original_seeds=given)) for given in (False, True))
-    assert ours is not None and theirs is not None
-    assert isinstance(theirs.settings, text.Settings) and isinstance(ours.settings, text.Settings)
-    assert (theirs.settings.seed, theirs.settings.noise_period) == (42, 16)
-    assert (ours.settings.seed, ours.settings.noise_period) == (0, None)
-    assert ours.out != theirs.out
 
 
 def test_missing_weights_leave_the_table_with_what_can_be_counted(tmp_path, capsys):

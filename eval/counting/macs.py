@@ -46,7 +46,7 @@ NONE = Exceptions()
 
 
 class _WithoutPointwise(TorchFunctionMode):
-    """Passes over what multiplies no matrices and keeps a shape: on the meta device it takes half of the time."""
+    """Passes over what multiplies no matrices and keeps a shape: on the meta device it takes up to half of the time."""
 
     LEFT_OUT: ClassVar = {F.group_norm, F.layer_norm, F.silu, F.gelu, F.dropout}
 

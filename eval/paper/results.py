@@ -49,11 +49,6 @@ class Result:
         cell = self.cells.get(column)
         return cell.value if isinstance(cell, Value) and cell.why is None else None
 
-    @property
-    def made(self) -> Measured | None:
-        """The file that says when and where the row's images were scored."""
-        return self.scores
-
 
 def results_of(plan: Plan, options: Options, *, count_macs: bool = True) -> list[Result]:
     """Our numbers for each row of a table, from what is there. Counting MACs takes seconds, and can be left out.

@@ -29,7 +29,7 @@ from .data import ClipScore, FidScore
 from .jobs import Job, Options
 from .measured import Found, Measured, measured
 
-FID_METRICS = ("fid", "sfid", "kid", "is", "precision", "recall", "exact_precision", "exact_recall")
+FID_METRICS = (*fid.METRICS, "exact_precision", "exact_recall")
 
 
 def measure_scores(job: Job, options: Options) -> Measured:
