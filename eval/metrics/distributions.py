@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -130,22 +131,14 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     return float(np.square(a.mean - b.mean).sum() + trace)
 
 
-def precision_recall(
-    samples: np.ndarray,
-    reference: np.ndarray,
-    *,
-    k: int = NEIGHBOURS,
-    distances: str = "float64",
-    device: str | torch.device = "cpu",
-    quiet: bool = True,
-) -> tuple[float, float]:
+def precision_recall(samples: np.ndarray, reference: np.ndarray, **options: Any) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019) of features (N, D) and (M, D).
 
     Precision is the share of the samples in any ball of the reference, recall the share of the reference in any ball
-    of the samples; for the balls, the arguments and the errors see `inside_balls`.
+    of the samples; for the balls, the options and the errors see `inside_balls`.
     """
-    inside = inside_balls(samples, reference, k=k, distances=distances, device=device, quiet=quiet)
-    return float(inside[0].mean()), float(inside[1].mean())
+    inside_reference, inside_samples = inside_balls(samples, reference, **options)
+    return float(inside_reference.mean()), float(inside_samples.mean())
 
 
 def inside_balls(

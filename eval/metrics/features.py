@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from common.digests import file_digest
 from common.shipped import SHAPES_CLIP
 from shapes.scenes import BACKGROUNDS, COLOURS, PLACES, RADII, SHAPES, Scene, Thing
 
-from .inception import SPATIAL_CHANNELS, Features, InceptionFeatures, sha256
+from .inception import SPATIAL_CHANNELS, Features, InceptionFeatures
 
 if TYPE_CHECKING:
     import open_clip
@@ -75,7 +76,7 @@ class ShapesFeatures:
         self.device = torch.device(device)
         self.model, self.transform = open_clip.create_model_from_pretrained(name, device=self.device)
         self.model.eval()
-        self.weights = sha256(SHAPES_CLIP / "open_clip_model.safetensors")
+        self.weights = file_digest(SHAPES_CLIP / "open_clip_model.safetensors")
         self.classes = self._classes(open_clip.get_tokenizer(name))
         self.model.visual.layer3.register_forward_hook(self._keep_spatial)
 

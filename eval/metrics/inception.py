@@ -7,7 +7,6 @@ two give different FIDs, so every result carries the name of its own.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.command_line import RunError
+from common.digests import file_digest
 
 from .published import FILE, INCEPTION, inception_weights
 
@@ -103,7 +103,7 @@ def load_inception(weights: str | Path | None = None, quiet: bool = False) -> tu
     path = inception_weights(quiet=quiet) if weights is None else Path(weights)
     if not path.is_file():
         raise ValueError(f"there is no file of weights {path}")
-    digest = sha256(path)
+    digest = file_digest(path)
     if f"sha256:{digest}" != INCEPTION.digest:
         if weights is None:
             raise RunError(f"{path} is damaged (its SHA-256 is {digest}); delete it and start again")
@@ -116,9 +116,3 @@ def load_inception(weights: str | Path | None = None, quiet: bool = False) -> tu
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError):
         raise ValueError(f"{path} does not hold the weights of the FID Inception network ({INCEPTION.url})") from None
     return network.eval().requires_grad_(False), digest
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
