@@ -1,0 +1,47 @@
+"""Text and JSON from files that may be damaged: what they hold, or one line that names the file and the remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+NAMES = {dict: "an object", list: "a list"}
+
+
+def read_text(path: Path, remedy: str = "check the path") -> str:
+    """Text in UTF-8, without the byte-order mark that some editors put first.
+
+    Raises:
+        ValueError: no such file, not to be read, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}; {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}); {remedy}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}; {remedy}") from None
+
+
+def read_json(path: Path, *kinds: type, remedy: str = "check the path") -> Any:
+    """What a JSON file holds.
+
+    Args:
+        kinds: `dict`, `list` or both, if it can't be anything else.
+        remedy: what the error says to do.
+
+    Raises:
+        ValueError: no such file, not JSON, or of another kind.
+    """
+    text = read_text(path, remedy)
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read; {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {remedy}") from None
+    if kinds and not isinstance(content, kinds):
+        raise ValueError(f"{path} is not {' or '.join(NAMES[kind] for kind in kinds)}; {remedy}")
+    return content
