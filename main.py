@@ -21,7 +21,8 @@ import torch
 from diffusers.pipelines.text_to_video_synthesis.pipeline_text_to_video_zero import CrossFrameAttnProcessor2_0
 from PIL import Image, ImageDraw, ImageFilter
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.images import read_image
 from common.shipped import EXAMPLE_IMAGE, GUIDANCE, SHAPES_SD
 from comparison.arguments import add_run_arguments, check_arguments, result_folder
@@ -90,17 +91,19 @@ PROMPTS = {  # by whether the models are the small ones, whose captions have few
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(description=__doc__)
     p.add_argument("--model_type", "--model-type", choices=KINDS, required=True, metavar="TYPE", help=", ".join(KINDS))
     p.add_argument("--model", metavar="ID_OR_PATH", help="(default: the published weights of the type)")
     p.add_argument("--tiny", action="store_true", help="the shipped shapes model where it fits, else random weights")
     p.add_argument("--prompt", help="(default: an example)")
     p.add_argument("--image", metavar="FILE", default=str(EXAMPLE_IMAGE), help="of the types that take one")
-    p.add_argument("--steps", type=int, help="denoising steps (default: 50; 25 for svd; 10 with --tiny)")
+    p.add_argument("--steps", type=numbers.steps, help="denoising steps (default: 50; 25 for svd; 10 with --tiny)")
     p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="of sdxl-refine")
     p.add_argument("--controlnet-model", metavar="ID_OR_PATH", default=CONTROLNET, help="of controlnet")
-    p.add_argument("--decode-chunk-size", type=int, help="of svd, frames decoded at once (default: all)")
+    p.add_argument(
+        "--decode-chunk-size", type=numbers.whole(1, 10_000), help="of svd, frames decoded at once (default: all)"
+    )
     add_cache_arguments(p, interval=3, branch=0)
     add_run_arguments(p)
     return p
@@ -158,7 +161,8 @@ def check_schedule(args: argparse.Namespace, cache: CacheConfig) -> None:
     if args.model_type in ("sdxl-refine", "sd-img2img"):  # of which this share is run with it
         steps = max(1, int(0.8 * steps))
     elif args.model_type == "t2v-zero":
-        at_least(args, steps=2)
+        if steps < 2:
+            raise ValueError(f"--steps is {steps}; t2v-zero needs at least 2")
         t0, t1 = default_moments(steps)
         steps = max(1, min(steps - t1, t1 - t0, t1 + 1))
     cache.full_steps(steps)
@@ -170,7 +174,6 @@ def run(args: argparse.Namespace) -> None:
     args.steps = (TINY_STEPS if args.tiny else kind.steps) if args.steps is None else args.steps
     settings = check_arguments(args)
     cache, dtype = settings.cache, settings.dtype
-    at_least(args, decode_chunk_size=1)
     check_schedule(args, cache)
     if args.model_type == "svd" and dtype is torch.bfloat16:
         raise ValueError(
@@ -235,7 +238,7 @@ def make(model_type: str, pipes: list[Any], arguments: dict[str, Any], generator
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.command_line import Formatter, run_cli
+from common.command_line import Parser, run_cli
 from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
 from comparison.arguments import add_picture_arguments, add_run_arguments, check_arguments, read_images, result_folder
 from comparison.run import check_run, compare_and_save, open_pipeline
@@ -20,8 +20,8 @@ from pipelines import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 from pipelines.cache_options import EXTENSIONS, add_cache_arguments
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="diffusers directory or hub id (default: the shipped model)")
     add_picture_arguments(p, steps=50, guidance="7.5; 2.5 for the shipped model")
     add_cache_arguments(p, interval=5, branch=1, extensions=EXTENSIONS)
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from common.command_line import Formatter, run_cli
+from common.command_line import Parser, run_cli
 from comparison.arguments import add_picture_arguments, add_run_arguments, check_arguments, read_images, result_folder
 from comparison.run import check_run, compare_and_save, open_pipeline
 from pipelines import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
@@ -32,8 +32,8 @@ BASE_SHARE = 0.8  # of the noise is removed by the base model where there is a r
 PROMPTS = {False: ["a photo of an astronaut on a moon"], True: ["a large red ring"]}  # by whether the model is tiny
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", default=BASE, help="diffusers directory or hub id")
     p.add_argument(
         "--refine", action="store_true", help=f"remove the last {1 - BASE_SHARE:.0%}% of the noise by a refiner"
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

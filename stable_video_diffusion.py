@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.images import read_image
 from common.shipped import EXAMPLE_IMAGE
 from comparison.arguments import add_run_arguments, check_arguments, result_folder
@@ -30,24 +31,29 @@ SVD_XT = "stabilityai/stable-video-diffusion-img2vid-xt"
 SIZES = {False: (1024, 576), True: (64, 64)}  # width and height, by whether the model is tiny
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", default=SVD_XT, help="diffusers directory or hub id")
     p.add_argument("--tiny", action="store_true", help="a small model of this layout with random weights instead")
     p.add_argument("--image", metavar="FILE", default=str(EXAMPLE_IMAGE), help="the first frame")
-    p.add_argument("--num-frames", type=int, help="(default: what the model was trained on)")
-    p.add_argument("--steps", type=int, default=25, help="denoising steps")
-    p.add_argument("--min-guidance-scale", type=float, default=1.0, help="of the first frame")
-    p.add_argument("--max-guidance-scale", type=float, default=3.0, help="of the last frame")
-    p.add_argument("--height", type=int, help="pixels (default: 576)")
-    p.add_argument("--width", type=int, help="pixels (default: 1024)")
-    p.add_argument("--fps", type=int, default=7, help="frames per second")
-    p.add_argument("--motion-bucket-id", type=int, default=127, help="more is more motion")
+    p.add_argument("--num-frames", type=numbers.whole(1, 10_000), help="(default: what the model was trained on)")
+    p.add_argument("--steps", type=numbers.steps, default=25, help="denoising steps")
+    p.add_argument("--min-guidance-scale", type=numbers.guidance, default=1.0, help="of the first frame")
+    p.add_argument("--max-guidance-scale", type=numbers.guidance, default=3.0, help="of the last frame")
+    p.add_argument("--height", type=numbers.pixels, help="pixels (default: 576)")
+    p.add_argument("--width", type=numbers.pixels, help="pixels (default: 1024)")
+    p.add_argument("--fps", type=numbers.whole(1, 1000), default=7, help="frames per second")
+    p.add_argument("--motion-bucket-id", type=numbers.whole(0, 10_000), default=127, help="more is more motion")
     p.add_argument(
-        "--noise-aug-strength", type=float, default=0.02, help="noise added to the image; more is less like it"
+        "--noise-aug-strength",
+        type=numbers.real(0, 10),
+        default=0.02,
+        help="noise added to the image; more is less like it",
     )
     p.add_argument(
-        "--decode-chunk-size", type=int, help="frames decoded at once; fewer need less memory (default: all)"
+        "--decode-chunk-size",
+        type=numbers.whole(1, 10_000),
+        help="frames decoded at once; fewer need less memory (default: all)",
     )
     add_cache_arguments(p, interval=5, branch=0, extensions=EXTENSIONS)
     add_run_arguments(p)
@@ -58,7 +64,6 @@ def run(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
     settings = check_arguments(args)
     cache, dtype = settings.cache, settings.dtype
-    at_least(args, num_frames=1, fps=1, decode_chunk_size=1)
     width, height = (given or side for given, side in zip((args.width, args.height), SIZES[args.tiny], strict=True))
     image = read_image(args.image).resize((width, height), Image.Resampling.LANCZOS)
     out = result_folder(args, settings, "tiny-svd" if args.tiny else Path(args.model).name)
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.shipped import GUIDANCE, SHAPES_SD
 from comparison.arguments import add_run_arguments, check_arguments, result_folder
 from comparison.run import compare_and_save, open_pipeline
@@ -26,27 +27,33 @@ PROMPTS = {  # by whether the model is the shipped one
 MOTION = {True: 64.0, False: 12.0}  # latents move by whole cells, and the shipped model's are 64 of these pixels wide
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="diffusers directory or hub id (default: the shipped model)")
     p.add_argument("--prompt", help="(default: an example)")
     p.add_argument("--negative-prompt", help="what not to show")
-    p.add_argument("--video-length", type=int, default=8, metavar="FRAMES", help="frames")
+    p.add_argument("--video-length", type=numbers.whole(1, 10_000), default=8, metavar="FRAMES", help="frames")
     p.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
-    p.add_argument("--steps", type=int, default=50, help="denoising steps")
-    p.add_argument("--t0", type=int, help="steps before the last at which frames are moved (default: 44 of 50)")
+    p.add_argument("--steps", type=numbers.whole(2, numbers.MOST_STEPS), default=50, help="denoising steps")
     p.add_argument(
-        "--t1", type=int, help="steps before the last from which all frames are denoised (default: 47 of 50)"
+        "--t0",
+        type=numbers.whole(0, numbers.MOST_STEPS),
+        help="steps before the last at which frames are moved (default: 44 of 50)",
+    )
+    p.add_argument(
+        "--t1",
+        type=numbers.whole(0, numbers.MOST_STEPS),
+        help="steps before the last from which all frames are denoised (default: 47 of 50)",
     )
     for axis in "xy":
         p.add_argument(
-            f"--motion-{axis}", type=float, metavar="PIXELS",
+            f"--motion-{axis}", type=numbers.real(-512, 512), metavar="PIXELS",
             help="from frame to frame, of 512 pixels (default: 12; 64 for the shipped model)",
         )  # fmt: skip
-    p.add_argument("--guidance-scale", type=float, help="(default: 7.5; 2.5 for the shipped model)")
-    p.add_argument("--height", type=int, help="pixels (default: the model's own)")
-    p.add_argument("--width", type=int, help="pixels (default: the model's own)")
-    p.add_argument("--fps", type=int, default=4, help="frames per second of the files")
+    p.add_argument("--guidance-scale", type=numbers.guidance, help="(default: 7.5; 2.5 for the shipped model)")
+    p.add_argument("--height", type=numbers.pixels, help="pixels (default: the model's own)")
+    p.add_argument("--width", type=numbers.pixels, help="pixels (default: the model's own)")
+    p.add_argument("--fps", type=numbers.whole(1, 1000), default=4, help="frames per second of the files")
     add_cache_arguments(p, interval=5, branch=1)
     add_run_arguments(p)
     return p
@@ -56,7 +63,6 @@ def run(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
     settings = check_arguments(args)
     cache, dtype = settings.cache, settings.dtype
-    at_least(args, steps=2, video_length=1, fps=1)
     t0, t1 = (
         given if given is not None else usual
         for given, usual in zip((args.t0, args.t1), default_moments(args.steps), strict=True)
@@ -106,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

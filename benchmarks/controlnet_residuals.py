@@ -23,7 +23,8 @@ import torch
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.environment import versions
 from common.images import side_by_side
 from common.shipped import SHAPES_SD
@@ -94,7 +95,6 @@ def train_controlnet(pipe: Any, steps: int, batch: int, quiet: bool) -> diffuser
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, steps=1, count=1, train_steps=0)
     pipe = StableDiffusionPipeline.from_pretrained(SHAPES_SD)
     net = train_controlnet(pipe, args.train_steps, 16, args.quiet)
     parts = {**pipe.components, "controlnet": net, "requires_safety_checker": False}
@@ -144,22 +144,20 @@ def make_without(pipe: Any, scenes: list[Scene], args: argparse.Namespace) -> li
     return pipe([scene.caption for scene in scenes], **settings).images
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m benchmarks.controlnet_residuals", description=__doc__, formatter_class=Formatter
-    )
-    p.add_argument("--train-steps", type=int, default=800, help="of the ControlNet")
-    p.add_argument("--count", type=int, default=32, help="pictures")
-    p.add_argument("--steps", type=int, default=50, help="denoising steps (DDIM)")
-    p.add_argument("--intervals", type=int, nargs="+", default=[3, 5, 10], metavar="N")
-    p.add_argument("--branches", type=int, nargs="+", default=[0, 1, 2, 5], metavar="m")
+def parser() -> Parser:
+    p = Parser(prog="python -m benchmarks.controlnet_residuals", description=__doc__)
+    p.add_argument("--train-steps", type=numbers.whole(0, 1_000_000), default=800, help="of the ControlNet")
+    p.add_argument("--count", type=numbers.images, default=32, help="pictures")
+    p.add_argument("--steps", type=numbers.steps, default=50, help="denoising steps (DDIM)")
+    p.add_argument("--intervals", type=numbers.interval, nargs="+", default=[3, 5, 10], metavar="N")
+    p.add_argument("--branches", type=numbers.branch, nargs="+", default=[0, 1, 2, 5], metavar="m")
     p.add_argument("--out", type=Path, metavar="DIR", help="write figures and pictures there")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -14,20 +14,24 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from eval.metrics.distributions import Gaussian, RunningGaussian, frechet_distance, precision_recall
 from eval.metrics.intervals import frechet_influence, standard_error
 from eval.metrics.kid import kid
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m benchmarks.distributions", description=__doc__, formatter_class=Formatter
+def parser() -> Parser:
+    p = Parser(prog="python -m benchmarks.distributions", description=__doc__)
+    p.add_argument("--images", type=numbers.whole(2, numbers.MOST_IMAGES), default=50_000, help="of FID's statistics")
+    p.add_argument(
+        "--neighbours",
+        type=numbers.whole(4, numbers.MOST_IMAGES),
+        default=10_000,
+        help="images on each side, of the others",
     )
-    p.add_argument("--images", type=int, default=50_000, help="of FID's statistics")
-    p.add_argument("--neighbours", type=int, default=10_000, help="images on each side, of the others")
-    p.add_argument("--features", type=int, default=2_048)
-    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--features", type=numbers.whole(1, 100_000), default=2_048)
+    p.add_argument("--batch-size", type=numbers.batch, default=64)
     return p
 
 
@@ -72,7 +76,6 @@ def _measured(work: Callable, *args: int) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, images=2, neighbours=4, features=1, batch_size=1)
     context = multiprocessing.get_context("spawn")  # a peak belongs to a process
     for title, call in (
         (f"FID of two sets of {args.images:,} images", (statistics, args.images, args.features, args.batch_size)),
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

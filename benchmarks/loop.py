@@ -19,7 +19,8 @@ import diffusers
 import torch
 from diffusers import PNDMScheduler
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.device import DTYPES
 from common.timing import alternate, pairwise, spread, time_call
 from eval.counting.layouts import MODELS
@@ -28,15 +29,15 @@ from pipelines.competitors import package_enabled, stock_pipeline
 from unets import fork_of
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__, formatter_class=Formatter)
-    p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--interval", type=int, default=5, metavar="N")
-    p.add_argument("--size", type=int, default=512, help="pixels of each side")
+def parser() -> Parser:
+    p = Parser(prog="python -m benchmarks.loop", description=__doc__)
+    p.add_argument("--steps", type=numbers.steps, default=50)
+    p.add_argument("--interval", type=numbers.interval, default=5, metavar="N")
+    p.add_argument("--size", type=numbers.pixels, default=512, help="pixels of each side")
     p.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     p.add_argument("--channels-last", action="store_true")
-    p.add_argument("--repeats", type=int, default=2)
-    p.add_argument("--guidance-scale", type=float, default=7.5)
+    p.add_argument("--repeats", type=numbers.repeats, default=2)
+    p.add_argument("--guidance-scale", type=numbers.guidance, default=7.5)
     p.add_argument("--only", nargs="+", metavar="RUN", help="of the runs, by their names in the table (default: all)")
     p.add_argument("--baseline", action="store_true", help="time the stock pipeline too")
     p.add_argument("--device", default="cpu")
@@ -64,7 +65,6 @@ def random_pipeline(dtype: torch.dtype, device: str, channels_last: bool) -> Any
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, steps=1, interval=1, size=64, repeats=1)
     dtype, device = DTYPES[args.dtype], torch.device(args.device)
     pipe = random_pipeline(dtype, args.device, args.channels_last)
     stock = stock_pipeline(pipe)
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm import tqdm
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.environment import versions
 from common.files import atomic_write, write_text
 from common.plotting import pyplot, save_figure
@@ -200,8 +201,8 @@ def document(model: str, rows: list[dict[str, Any]], args: argparse.Namespace) -
     return "\n\n".join([f"# Quality against time: {MODELS[model][1].__doc__}", "\n".join(lines), about]) + "\n"
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.pareto", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m benchmarks.pareto", description=__doc__)
     p.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     p.add_argument(
         "--points",
@@ -209,10 +210,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="these alone, with the baseline, by their names in the table (default: all)",
     )
-    p.add_argument("--count", type=int, default=500, help="pictures of each point")
-    p.add_argument("--batch-size", type=int, default=32)
-    p.add_argument("--time-batch", type=int, default=8, help="pictures of a timed call")
-    p.add_argument("--repeats", type=int, default=3, help="timed rounds")
+    p.add_argument("--count", type=numbers.whole(2, numbers.MOST_IMAGES), default=500, help="pictures of each point")
+    p.add_argument("--batch-size", type=numbers.batch, default=32)
+    p.add_argument("--time-batch", type=numbers.batch, default=8, help="pictures of a timed call")
+    p.add_argument("--repeats", type=numbers.repeats, default=3, help="timed rounds")
     p.add_argument("--quality-only", action="store_true", help="time nothing, write no tables")
     p.add_argument(
         "--work", type=Path, default=Path("outputs/pareto"), metavar="DIR", help="pictures, what they showed"
@@ -223,7 +224,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, count=2, batch_size=1, time_batch=1, repeats=1)
     points_of = {model: MODELS[model][1]() for model in args.models}
     if unknown := set(args.points or ()) - {point.name for points in points_of.values() for point in points}:
         raise ValueError(f"--points {min(unknown)!r} is not among those of {', '.join(points_of)}; see results/pareto")
@@ -248,7 +248,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

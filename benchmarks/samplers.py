@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.shipped import SHAPES_DDPM, SHAPES_LDM
 from common.timing import alternate, pairwise, time_call
 from ddpm.checkpoint import load_unet
@@ -23,18 +24,17 @@ from image_sets.batches import Batch
 from ldm.checkpoint import load_pipeline
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.samplers", description=__doc__, formatter_class=Formatter)
-    p.add_argument("--batch-size", type=int, default=8)
-    p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--intervals", type=int, nargs="+", default=[2, 3, 5, 10])
-    p.add_argument("--repeats", type=int, default=3)
+def parser() -> Parser:
+    p = Parser(prog="python -m benchmarks.samplers", description=__doc__)
+    p.add_argument("--batch-size", type=numbers.batch, default=8)
+    p.add_argument("--steps", type=numbers.steps, default=50)
+    p.add_argument("--intervals", type=numbers.interval, nargs="+", default=[2, 3, 5, 10])
+    p.add_argument("--repeats", type=numbers.repeats, default=3)
     p.add_argument("--device", default="cpu")
     return p
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, batch_size=1, steps=1, repeats=1)
     device = torch.device(args.device)
     unet, pipe = load_unet(SHAPES_DDPM).eval().to(device), load_pipeline(SHAPES_LDM).to(device)
     pipe.set_progress_bar_config(disable=True)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from common.command_line import Formatter, at_least, divisible_by_8, run_cli, whole_numbers
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.device import DTYPES
 from common.environment import versions
 from common.files import write_json
@@ -185,15 +186,15 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.unet_step", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m benchmarks.unet_step", description=__doc__)
     p.add_argument("--model", choices=MODELS, default="sd15", help="architecture; weights are random")
-    p.add_argument("--size", type=int, default=512, help="pixels, height and width")
-    p.add_argument("--branches", type=whole_numbers, default=[1], metavar="m,…", help="skip branches")
+    p.add_argument("--size", type=numbers.pixels, default=512, help="pixels, height and width")
+    p.add_argument("--branches", type=numbers.branches, default=[1], metavar="m,…", help="skip branches")
     p.add_argument("--dtypes", default="float32,bfloat16", metavar="TYPE,…", help=", ".join(DTYPES))
     p.add_argument("--memory-formats", default="contiguous,channels-last", metavar="FORMAT,…")
-    p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--warm-up", type=int, default=1)
+    p.add_argument("--repeats", type=numbers.repeats, default=5)
+    p.add_argument("--warm-up", type=numbers.warm_up, default=1)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--package", action="store_true", help="also the package DeepCache (pip install DeepCache==0.1.1)")
     p.add_argument("--memory", action="store_true", help="also peak memory of activations")
@@ -204,8 +205,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, repeats=1, warm_up=0, size=8)
-    divisible_by_8(args, "size")
     formats = args.memory_formats.split(",")
     if set(formats) - {"contiguous", "channels-last"}:
         raise ValueError(f"unknown --memory-formats {args.memory_formats}; there are contiguous and channels-last")
@@ -234,7 +233,7 @@ def save(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-NAMES = {dict: "an object", list: "a list"}
+NAMES: dict[Any, str] = {dict: "an object", list: "a list"}
 
 
 def read_text(path: Path, remedy: str = "check the path") -> str:
@@ -25,7 +25,7 @@ def read_text(path: Path, remedy: str = "check the path") -> str:
         raise ValueError(f"cannot read {path}: {error.strerror or error}; {remedy}") from None
 
 
-def read_json(path: Path, *kinds: type, remedy: str = "check the path") -> Any:
+def read_json(path: Path, *kinds: Any, remedy: str = "check the path") -> Any:
     """What a JSON file holds.
 
     Args:

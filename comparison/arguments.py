@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from common.command_line import at_least, divisible_by_8
+from common import numbers
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.images import read_image
 from pipelines.cache_options import cache_config, cache_name
@@ -23,13 +23,15 @@ from .saving import check_out
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Device, precision, timing, seed and output."""
     group = parser.add_argument_group("run")
-    group.add_argument("--repeats", type=int, default=3, help="timed pairs of baseline and DeepCache")
-    group.add_argument("--warm-up", type=int, default=1, metavar="PAIRS", help="pairs before that, not timed")
+    group.add_argument("--repeats", type=numbers.repeats, default=3, help="timed pairs of baseline and DeepCache")
+    group.add_argument(
+        "--warm-up", type=numbers.warm_up, default=1, metavar="PAIRS", help="pairs before that, not timed"
+    )
     add_device_arguments(group)
     group.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
     group.add_argument("--compile", action="store_true", help="torch.compile the U-Net, a graph for each kind of step")
     group.add_argument("--cpu-offload", action="store_true", help="offload idle models to the CPU (CUDA)")
-    group.add_argument("--seed", type=int, default=42, help="image k starts from the noise of seed + k")
+    group.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -41,14 +43,16 @@ def add_picture_arguments(p: argparse.ArgumentParser, *, steps: int, guidance: s
     p.add_argument("--image", metavar="FILE", help="start from this image instead of noise")
     p.add_argument("--mask", metavar="FILE", help="redraw --image where this image is white")
     p.add_argument(
-        "--strength", type=float, help="how much of --image is redrawn, 0 to 1 (default: 0.8; 1 with --mask)"
+        "--strength",
+        type=numbers.real(0, 1),
+        help="how much of --image is redrawn, 0 to 1 (default: 0.8; 1 with --mask)",
     )
     p.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
-    p.add_argument("--steps", type=int, default=steps, help="denoising steps")
-    p.add_argument("--guidance-scale", type=float, help=f"(default: {guidance})")
-    p.add_argument("--height", type=int, help="pixels (default: the model's own, or the image's)")
-    p.add_argument("--width", type=int, help="pixels (default: the model's own, or the image's)")
-    p.add_argument("--num-images", type=int, default=1, help="images of each prompt")
+    p.add_argument("--steps", type=numbers.steps, default=steps, help="denoising steps")
+    p.add_argument("--guidance-scale", type=numbers.guidance, help=f"(default: {guidance})")
+    p.add_argument("--height", type=numbers.pixels, help="pixels (default: the model's own, or the image's)")
+    p.add_argument("--width", type=numbers.pixels, help="pixels (default: the model's own, or the image's)")
+    p.add_argument("--num-images", type=numbers.images, default=1, help="images of each prompt")
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,6 @@ def check_arguments(args: argparse.Namespace) -> RunSettings:
     Raises:
         ValueError: naming the argument that is wrong.
     """
-    least = {"steps": 1, "num_images": 1, "repeats": 1, "warm_up": 0, "height": 8, "width": 8, "seed": 0}
-    at_least(args, **{name: value for name, value in least.items() if hasattr(args, name)})
-    divisible_by_8(args, "height", "width")
     cache, device = cache_config(args), resolve_device(args.device)
     if args.cpu_offload and device.type != "cuda":
         raise ValueError(f"--cpu-offload needs --device cuda, not {device.type}")

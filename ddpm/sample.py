@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.device import DTYPES, resolve_device
 from common.environment import versions
 from common.shipped import SHAPES_DDPM
@@ -65,16 +66,16 @@ class Settings:
         return f"{name}-eta{self.eta:g}-seed{self.seed}-{self.dtype}"
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m ddpm.sample", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m ddpm.sample", description=__doc__)
     p.add_argument("--config", choices=["shapes", *CONFIGS], default="shapes", help="which model")
     p.add_argument(
         "--checkpoint", metavar="FILE_OR_DIR", help="state dict of ermongroup/ddim, or diffusers directory"
     )  # fmt: skip
-    p.add_argument("--steps", type=int, default=100, help="denoising steps")
+    p.add_argument("--steps", type=numbers.steps, default=100, help="denoising steps")
     p.add_argument("--skip-type", choices=["uniform", "quad"], help="(default: uniform for LSUN, else quad)")
     p.add_argument("--sampler", choices=["ddim", "ddpm"], default="ddim", help="ddpm is ancestral sampling")
-    p.add_argument("--eta", type=float, default=0.0, help="of ddim; 0 is deterministic")
+    p.add_argument("--eta", type=numbers.real(0, 1), default=0.0, help="of ddim; 0 is deterministic")
     add_cache_arguments(p, interval=5, branch=2, extensions=("forecast", "refresh_interval"))
     p.add_argument("--zero-cache", action="store_true", help="zeros for the cached feature: the paper's Table 5")
     add_set_arguments(p)
@@ -83,7 +84,6 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """What the arguments ask for. Raises ValueError naming the one that is wrong."""
-    at_least(args, num_images=1, batch_size=1, seed=0, steps=1)
     cache = cache_config(args)
     return Settings(
         config=args.config, checkpoint=args.checkpoint, steps=args.steps, skip_type=args.skip_type,
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ schedule for copies.
 from __future__ import annotations
 
 import argparse
-import math
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,7 +32,8 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from common.command_line import Formatter, at_least, run_cli, whole_numbers
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import write_json
@@ -68,58 +67,49 @@ SCHEDULE_OPTIONS = (
 MOST_STEPS = 300  # with a forecast, whose table of errors is of the third power
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval.calibrate", description=__doc__, formatter_class=Formatter, allow_abbrev=False
-    )
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.calibrate", description=__doc__, allow_abbrev=False)
     p.add_argument("--script", choices=list(SCRIPTS), default="eval.generate", help="whose images and options they are")
-    p.add_argument("--branches", type=whole_numbers, metavar="m,…", help="to be tried (default: the script's own)")
+    p.add_argument("--branches", type=numbers.branches, metavar="m,…", help="to be tried (default: the script's own)")
     goal = p.add_mutually_exclusive_group()
     goal.add_argument(
         "--budget", type=_times, metavar="2.5x", help="how many times fewer MACs of the U-Net (default: 2x)"
     )
-    goal.add_argument("--quality", type=float, metavar="dB", help="the least PSNR to the images without a cache")
+    goal.add_argument(
+        "--quality", type=numbers.real(1, 200), metavar="dB", help="the least PSNR to the images without a cache"
+    )
     p.add_argument(
         "--forecast", type=_forecast, default=0.0, metavar="g|fit",
         help="extrapolate features: 1 is the straight line through the last two cached; fit finds g for each step",
     )  # fmt: skip
-    p.add_argument("--num-images", type=int, default=8, help="to calibrate on; as many others are to try the result on")
+    p.add_argument(
+        "--num-images", type=numbers.images, default=8, help="to calibrate on; as many others are to try the result on"
+    )
     p.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this JSON file")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
 
 def _times(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d*)?x?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a speed-up such as 2.5x")
-    return float(text.rstrip("x"))
+    budget = numbers.real(1, 1000)(text.removesuffix("x"))
+    if budget == 1:
+        raise argparse.ArgumentTypeError("is 1x, which a run without a cache has; give more, such as 2.5x")
+    return budget
 
 
 def _forecast(text: str) -> float | str:
-    try:
-        return text if text == "fit" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number such as 1 nor fit") from None
+    return text if text == "fit" else numbers.forecast(text)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises ValueError naming the first option of this script that is out of range."""
-    at_least(args, num_images=1)
     if args.out and args.out.is_dir():
         raise ValueError(f"--out {args.out} is a directory; name a file")
-    if args.budget is not None and args.budget <= 1:
-        raise ValueError(f"--budget is {args.budget:g}x; it must be above 1x")
-    if args.quality is not None and not (math.isfinite(args.quality) and args.quality > 0):
-        raise ValueError(f"--quality is {args.quality:g} dB; it must be above 0")
     if args.forecast == "fit" and args.out is None:
         raise ValueError("--forecast fit needs --out FILE, which the command reads each step's number from")
-    if args.forecast != "fit" and not math.isfinite(args.forecast):
-        raise ValueError(f"--forecast is {args.forecast}; it must be a number such as 1, or fit")
 
 
-def check_options(
-    args: argparse.Namespace, options: argparse.Namespace, script_parser: argparse.ArgumentParser
-) -> None:
+def check_options(args: argparse.Namespace, options: argparse.Namespace, script_parser: Parser) -> None:
     """Raises ValueError naming the first of the script's options that is out of range, or not to be given here."""
     for name in (*SCHEDULE_OPTIONS, *EXTENSIONS):
         if getattr(options, name, None) != script_parser.get_default(name):
@@ -129,7 +119,8 @@ def check_options(
                 else "the schedule is what is looked for"
             )
             raise ValueError(f"leave out --{name.replace('_', '-')}; {reason}")
-    at_least(options, steps=2, batch_size=1)
+    if options.steps < 2:
+        raise ValueError(f"--steps is {options.steps}; a run of one step has nothing to calibrate, so give at least 2")
     if args.forecast and options.steps > MOST_STEPS:
         raise ValueError(f"--steps is {options.steps}; with --forecast, runs of up to {MOST_STEPS} can be calibrated")
 
@@ -199,7 +190,7 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, *parser().parse_known_args(argv))
+    return run_cli(lambda: run(*parser().parse_known_args(argv)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import csv
 import sys
 from pathlib import Path
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import atomic_write, write_json
@@ -25,13 +26,13 @@ from .metrics.intervals import Z95
 from .metrics.version import code_version
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.clip_score", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.clip_score", description=__doc__)
     p.add_argument("images", type=Path, metavar="IMAGES", help="folder (sorted by name), .npz or .pt")
     p.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or a JSON list (default: those of a .pt)")
     p.add_argument("--model", default=MODEL, help="of open_clip, a folder in its format, or shapes")
     p.add_argument("--pretrained", default=PRETRAINED, metavar="NAME_OR_FILE", help="weights of a model of open_clip")
-    p.add_argument("--batch-size", type=int, default=16)
+    p.add_argument("--batch-size", type=numbers.batch, default=16)
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--csv", type=Path, metavar="FILE", help="write prompt and score of each image to this file")
     p.add_argument("--out", type=Path, metavar="FILE", help="write the result to this JSON file")
@@ -40,7 +41,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, batch_size=1)
     device = resolve_device(args.device)
     prompts = prompts_for(args.images, args.prompts)
     result = compute(
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

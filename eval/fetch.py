@@ -14,13 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.command_line import Formatter, RunError, run_cli
+from common.command_line import Parser, RunError, run_cli
 
 from .paper.inputs import FOLDER, Input, Present, fetch, find, load_inputs, remedy, state
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.fetch", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.fetch", description=__doc__)
     p.add_argument("names", nargs="*", metavar="NAME", help="of inputs, or all; without any, they are listed")
     p.add_argument("--inputs", type=Path, default=FOLDER, metavar="DIR", help="published weights, references")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -74,7 +74,7 @@ def _size(one: Input) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import atomic_write
@@ -31,17 +32,17 @@ from .metrics.intervals import REPLICATES, Z95
 from .metrics.version import code_version
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.fid", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.fid", description=__doc__)
     p.add_argument("samples", type=Path, metavar="SAMPLES", help="folder, .npz or .pt of images")
     p.add_argument("reference", type=Path, metavar="REFERENCE", help="the same, or an .npz of statistics")
-    p.add_argument("--limit", type=int, help="no more samples than this")
+    p.add_argument("--limit", type=numbers.whole(2, numbers.MOST_IMAGES), help="no more samples than this")
     p.add_argument(
         "--distances", choices=DISTANCES, default="float64",
         help="of precision and recall; float16 rounds as OpenAI's evaluator does",
     )  # fmt: skip
     p.add_argument(
-        "--replicates", type=int, default=REPLICATES,
+        "--replicates", type=numbers.whole(0, 100_000), default=REPLICATES,
         help="of each metric in --out, for paired comparisons of sets; 0: no intervals either",
     )  # fmt: skip
     add_extractor_arguments(p)
@@ -56,14 +57,13 @@ def add_extractor_arguments(p: argparse.ArgumentParser) -> None:
         "--weights", type=Path, metavar="FILE",
         help="weights of the Inception network (default: the published ones, from torch.hub's cache or downloaded)",
     )  # fmt: skip
-    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--batch-size", type=numbers.batch, default=64)
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def extractor_of(args: argparse.Namespace) -> tuple[Extractor, torch.device]:
     """What the arguments above ask for."""
-    at_least(args, batch_size=1, limit=2)
     device = resolve_device(args.device)
     return open_extractor(args.variant, args.weights, device, args.quiet), device
 
@@ -72,7 +72,6 @@ def run(args: argparse.Namespace) -> None:
     for source in (args.samples, args.reference):
         if not source.exists():
             raise ValueError(f"there is no {source}; give a folder of images, an .npz or a .pt")
-    at_least(args, replicates=0)
     extractor, device = extractor_of(args)
 
     def measure() -> dict[str, Any]:
@@ -108,7 +107,7 @@ def _line(name: str, result: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import sys
 
 from accelerate import PartialState
 
-from common.command_line import Formatter, at_least, divisible_by_8, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.device import resolve_device
 from image_sets.batches import ROUNDINGS
 from image_sets.generate import add_set_arguments, make_set
@@ -33,8 +34,8 @@ from .generation.prompts import SHAPES_NUMBER, open_prompts
 from .generation.text import Settings, prepare, write_prompts
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.generate", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.generate", description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="diffusers directory or hub id (default: the shipped model)")
     p.add_argument(
         "--prompts", metavar="NAME_OR_FILE",
@@ -43,16 +44,16 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--negative-prompt", help="for all prompts")
     p.add_argument("--scheduler", choices=list(SCHEDULERS), default="plms")
-    p.add_argument("--steps", type=int, default=50, help="denoising steps")
-    p.add_argument("--guidance-scale", type=float, help="(default: 7.5; 2.5 for the shipped model)")
-    p.add_argument("--height", type=int, help="pixels (default: the model's own)")
-    p.add_argument("--width", type=int, help="pixels (default: the model's own)")
+    p.add_argument("--steps", type=numbers.steps, default=50, help="denoising steps")
+    p.add_argument("--guidance-scale", type=numbers.guidance, help="(default: 7.5; 2.5 for the shipped model)")
+    p.add_argument("--height", type=numbers.pixels, help="pixels (default: the model's own)")
+    p.add_argument("--width", type=numbers.pixels, help="pixels (default: the model's own)")
     p.add_argument(
         "--rounding", choices=ROUNDINGS, default="nearest",
         help="to whole grey levels; truncate is what the original's experiments/generate.py does",
     )  # fmt: skip
     p.add_argument(
-        "--noise-period", type=int, metavar="B",
+        "--noise-period", type=numbers.images, metavar="B",
         help="every B images start from the same noise, as in the original's experiments/generate.py, which seeds each "
         "batch anew (default: never again)",
     )  # fmt: skip
@@ -63,8 +64,6 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """What the arguments ask for. Raises ValueError naming the one that is wrong."""
-    at_least(args, batch_size=1, num_images=1, steps=1, seed=0, height=8, width=8, noise_period=1)
-    divisible_by_8(args, "height", "width")
     cache = cache_config(args)
     if args.model is not None and args.prompts is None:
         raise ValueError("--model needs --prompts: parti, coco, or a file")
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

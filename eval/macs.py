@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.command_line import Formatter, at_least, run_cli, whole_numbers
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.files import write_json
 
 from .counting.branches import CONVENTIONS, measure, plot
@@ -45,20 +46,22 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.macs", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.macs", description=__doc__)
     p.add_argument(
         "--model", default="sd15",
         help="sd15, sd21, sdxl, svd, svd-xt, ldm4, ddpm-cifar10, ddpm-lsun, bk-sdm-base, bk-sdm-small, bk-sdm-tiny; "
         "or a hub id, a pipeline's or a U-Net's directory, a U-Net's config.json",
     )  # fmt: skip
-    p.add_argument("--branches", default="all", metavar="m,…", help="skip branches from 0, or all")
-    p.add_argument("--intervals", type=whole_numbers, default=[2, 3, 5, 10], metavar="N,…", help="every N-th step full")
-    p.add_argument("--steps", type=int, default=50, help="denoising steps that averages are taken over")
-    p.add_argument("--height", type=int, help="of the latents (default: the model's)")
-    p.add_argument("--width", type=int, help="of the latents (default: the model's)")
-    p.add_argument("--tokens", type=int, help="of the text (default: the model's, else 77)")
-    p.add_argument("--frames", type=int, help="of a video (default: the model's)")
+    p.add_argument("--branches", type=_branches, metavar="m,…", help="skip branches from 0 (default: all)")
+    p.add_argument(
+        "--intervals", type=numbers.intervals, default=[2, 3, 5, 10], metavar="N,…", help="every N-th step full"
+    )
+    p.add_argument("--steps", type=numbers.steps, default=50, help="denoising steps that averages are taken over")
+    p.add_argument("--height", type=numbers.whole(1, numbers.MOST_PIXELS), help="of the latents (default: the model's)")
+    p.add_argument("--width", type=numbers.whole(1, numbers.MOST_PIXELS), help="of the latents (default: the model's)")
+    p.add_argument("--tokens", type=numbers.whole(1, 100_000), help="of the text (default: the model's, else 77)")
+    p.add_argument("--frames", type=numbers.whole(1, 10_000), help="of a video (default: the model's)")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw Figure 4, MACs by skip branch")
     p.add_argument("--out", type=Path, metavar="FILE", help="write everything to this JSON file")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -66,16 +69,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, steps=1, height=1, width=1, tokens=1, frames=1)
-    if min(args.intervals) < 1:
-        raise ValueError(f"--intervals has {min(args.intervals)}; intervals are at least 1")
     model = open_model(args.model)
     size = (args.height or model.size[0], args.width or model.size[1])
     try:
         fork = model.on_meta()
     except TypeError as error:
         raise ValueError(f"{args.model} is not the configuration of a U-Net of diffusers 0.24.0: {error}") from None
-    branches = range(fork.num_skip_branches) if args.branches == "all" else _branches(args.branches)
+    branches = range(fork.num_skip_branches) if args.branches is None else args.branches
     inputs = unet_inputs(fork, *size, tokens=args.tokens or model.tokens, frames=args.frames or model.frames)
     result = {"model": args.model, "height": size[0], "width": size[1]}
     result |= measure(fork, inputs, branches, args.intervals, args.steps, model.exceptions, args.quiet)
@@ -87,15 +87,12 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.out, result)
 
 
-def _branches(text: str) -> list[int]:
-    try:
-        return whole_numbers(text)
-    except argparse.ArgumentTypeError:
-        raise ValueError(f"--branches is {text!r}; give all, or branches such as 0,1,2") from None
+def _branches(text: str) -> list[int] | None:
+    return None if text == "all" else numbers.branches(text)
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -14,24 +14,24 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 
 from .fid import add_extractor_arguments, extractor_of
 from .metrics.fid import make_reference
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.reference", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.reference", description=__doc__)
     p.add_argument("source", type=Path, metavar="SOURCE", help="folder, .npz or .pt of images")
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .npz to write")
-    p.add_argument("--size", type=int, help="resize the shorter side to this and cut out the centre")
-    p.add_argument("--limit", type=int, help="no more images than this")
+    p.add_argument("--size", type=numbers.pixels, help="resize the shorter side to this and cut out the centre")
+    p.add_argument("--limit", type=numbers.whole(2, numbers.MOST_IMAGES), help="no more images than this")
     add_extractor_arguments(p)
     return p
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, size=1)
     extractor, _ = extractor_of(args)
     count = make_reference(
         args.source, args.out, extractor,
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.command_line import Formatter, run_cli
+from common.command_line import Parser, run_cli
 from common.files import write_text
 
 RESULT = "result.json"  # what `comparison` writes beside the pictures of two runs
@@ -327,8 +327,8 @@ def page(found: list[tuple[str, str]], title: str) -> str:
     return template.substitute(title=html.escape(title), links=links, body=body)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.report", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.report", description=__doc__)
     p.add_argument("results", type=Path, metavar="RESULTS_DIR")
     p.add_argument("--out", type=Path, metavar="FILE", help="(default: index.html in RESULTS_DIR)")
     p.add_argument("--title", default="DeepCache, reproduced")
@@ -343,7 +343,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

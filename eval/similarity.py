@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.command_line import Formatter, RunError, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, RunError, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.environment import versions
 from common.files import atomic_write, write_json
@@ -48,16 +49,16 @@ def save(out: Path, matrix: Tensor, about: dict[str, object], title: str, device
     write_json(out / "similarity.json", {**about, **summary, "versions": versions(device)})
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.similarity", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.similarity", description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="Stable Diffusion 1.x or 2.x (default: the shipped model)")
     p.add_argument("--prompt", action="append", help="may be given several times (default: examples)")
     p.add_argument("--scheduler", help="as stable_diffusion.py's (default: the model's own)")
-    p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--branch", type=int, default=1, metavar="m", help="skip branch of the feature, from 0")
-    p.add_argument("--num-images", type=int, default=4, help="images over which similarities are averaged")
-    p.add_argument("--guidance-scale", type=float, help="(default: 7.5; 2.5 for the shipped model)")
-    p.add_argument("--seed", type=int, default=42, help="image k starts from the noise of seed + k")
+    p.add_argument("--steps", type=numbers.steps, default=50)
+    p.add_argument("--branch", type=numbers.branch, default=1, metavar="m", help="skip branch of the feature, from 0")
+    p.add_argument("--num-images", type=numbers.images, default=4, help="images over which similarities are averaged")
+    p.add_argument("--guidance-scale", type=numbers.guidance, help="(default: 7.5; 2.5 for the shipped model)")
+    p.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     add_device_arguments(p)
     p.add_argument("--out", type=Path, default=Path("outputs/similarity"), metavar="DIR")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -65,7 +66,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, steps=1, num_images=1, seed=0)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     shipped = args.model is None
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.command_line import Formatter, at_least, divisible_by_8, run_cli, whole_numbers
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.environment import versions
 from common.files import write_json, write_text
@@ -180,22 +181,28 @@ def document(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.speed", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.speed", description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="Stable Diffusion 1.x or 2.x (default: the shipped model)")
-    p.add_argument("--batch-sizes", type=whole_numbers, default=[1, 2, 4, 8], metavar="B,…", help="images of a call")
-    p.add_argument("--steps", type=int, default=50)
+    p.add_argument(
+        "--batch-sizes", type=numbers.wholes(1, 100_000), default=[1, 2, 4, 8], metavar="B,…", help="images of a call"
+    )
+    p.add_argument("--steps", type=numbers.steps, default=50)
     p.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
-    p.add_argument("--intervals", type=whole_numbers, default=[1, 2, 3, 5, 10], metavar="N,…", help="1 is the baseline")
-    p.add_argument("--branch", type=int, default=1, metavar="m", help="skip branch of the cached feature, from 0")
+    p.add_argument(
+        "--intervals", type=numbers.intervals, default=[1, 2, 3, 5, 10], metavar="N,…", help="1 is the baseline"
+    )
+    p.add_argument(
+        "--branch", type=numbers.branch, default=1, metavar="m", help="skip branch of the cached feature, from 0"
+    )
     p.add_argument("--competitors", default="", metavar="NAME,…", help="package, plms25, tomesd … (default: none)")
     p.add_argument("--prompt", action="append", help="may be given several times (default: examples)")
-    p.add_argument("--guidance-scale", type=float, help="(default: 7.5; 2.5 for the shipped model)")
-    p.add_argument("--height", type=int, help="pixels (default: the model's own)")
-    p.add_argument("--width", type=int, help="pixels (default: the model's own)")
-    p.add_argument("--repeats", type=int, default=3, help="timed rounds")
-    p.add_argument("--warm-up", type=int, default=1, metavar="ROUNDS", help="rounds before that, not timed")
-    p.add_argument("--seed", type=int, default=42, help="image k starts from the noise of seed + k")
+    p.add_argument("--guidance-scale", type=numbers.guidance, help="(default: 7.5; 2.5 for the shipped model)")
+    p.add_argument("--height", type=numbers.pixels, help="pixels (default: the model's own)")
+    p.add_argument("--width", type=numbers.pixels, help="pixels (default: the model's own)")
+    p.add_argument("--repeats", type=numbers.repeats, default=3, help="timed rounds")
+    p.add_argument("--warm-up", type=numbers.warm_up, default=1, metavar="ROUNDS", help="rounds before that, not timed")
+    p.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     add_device_arguments(p)
     p.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
     p.add_argument("--out", type=Path, metavar="FILE", help="write this JSON file, and the table beside it as .md")
@@ -205,11 +212,6 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
-    at_least(args, steps=1, repeats=1, warm_up=0, seed=0, height=8, width=8)
-    for name, values in (("batch-sizes", args.batch_sizes), ("intervals", args.intervals)):
-        if min(values) < 1:
-            raise ValueError(f"--{name} has {min(values)}; they are at least 1")
-    divisible_by_8(args, "height", "width")
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
 
@@ -260,7 +262,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

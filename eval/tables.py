@@ -22,7 +22,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from common.command_line import Formatter, RunError, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, RunError, run_cli
 from common.device import DTYPES, resolve_device
 from common.files import write_text
 
@@ -38,20 +39,26 @@ from .paper.measure import measure_all
 from .paper.output import as_csv, markdown, readme
 from .paper.results import results_of
 
+MOST_ROWS = 1000  # of a table
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval.tables", description=__doc__, formatter_class=Formatter)
+
+def parser() -> Parser:
+    p = Parser(prog="python -m eval.tables", description=__doc__)
     p.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join([*TABLES, *FIGURES])}, or all")
     p.add_argument("--scale", choices=SCALES, default="shapes", help="models: the shipped ones, or the published ones")
-    p.add_argument("--rows", type=_numbers, metavar="1,3-5", help="of each table, as numbered in it (default: all)")
+    p.add_argument("--rows", type=_rows, metavar="1,3-5", help="of each table, as numbered in it (default: all)")
     p.add_argument("--dry-run", action="store_true", help="say what it takes and what is missing; run nothing")
     p.add_argument(
         "--for", dest="gpu", choices=[HERE, *GPUS], help="what --dry-run reckons hours of (default: here; the paper's "
         "rtx2080 for its models)",
     )  # fmt: skip
     p.add_argument("--render", action="store_true", help="make the pages from what was measured; run nothing")
-    p.add_argument("--num-images", type=int, help="of each row (default: as many as the scale says)")
-    p.add_argument("--batch-size", type=int, help="(default: as the scale says)")
+    p.add_argument(
+        "--num-images",
+        type=numbers.whole(2, numbers.MOST_IMAGES),
+        help="of each row (default: as many as the scale says)",
+    )
+    p.add_argument("--batch-size", type=numbers.batch, help="(default: as the scale says)")
     p.add_argument(
         "--original-seeds", action="store_true",
         help="for Stable Diffusion, the noise of 16 images over and over, as from the released script",
@@ -61,8 +68,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--work", type=Path, default=Path("outputs/tables"), metavar="DIR", help="images")
     p.add_argument("--out", type=Path, metavar="DIR", help="(default: results/SCALE, and what differs from the scale)")
     p.add_argument("--no-speed", action="store_true", help="don't time anything")
-    p.add_argument("--speed-batch", type=int, metavar="B", help="images of a timed call (default: as the scale says)")
-    p.add_argument("--repeats", type=int, default=3, help="timed calls of each row, in turn with the baseline")
+    p.add_argument(
+        "--speed-batch", type=numbers.batch, metavar="B", help="images of a timed call (default: as the scale says)"
+    )
+    p.add_argument(
+        "--repeats", type=numbers.repeats, default=3, help="timed calls of each row, in turn with the baseline"
+    )
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--dtype", choices=DTYPES, help="of the networks (default: as the scale says)")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -129,7 +140,6 @@ def _write_pages(names: list[str], plans: dict[str, Plan], options: Options) -> 
 
 def _names(args: argparse.Namespace) -> list[str]:
     """The tables and figures that are asked for. Raises ValueError for an unknown one, or a number out of range."""
-    at_least(args, num_images=2, batch_size=1, speed_batch=1, repeats=1)
     known = [*TABLES, *FIGURES]
     if unknown := [name for name in args.names if name not in (*known, "all")]:
         raise ValueError(f"there is no {unknown[0]}; there are {', '.join(known)}, and all")
@@ -150,21 +160,19 @@ def _options(args: argparse.Namespace) -> Options:
     )  # fmt: skip
 
 
-def _numbers(text: str) -> list[int]:
-    numbers: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            numbers += range(int(first), int(last or first) + 1)
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of rows such as 1,3-5; they count from 1")
-    return numbers
+def _rows(text: str) -> list[int]:
+    rows: list[int] = []
+    parse_one = numbers.whole(1, MOST_ROWS)
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        rows += range(parse_one(first), parse_one(last or first) + 1)
+    if not rows:
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be a list of rows such as 1,3-5")
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

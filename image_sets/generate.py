@@ -17,6 +17,7 @@ from filelock import Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from common import numbers
 from common.command_line import RunError, is_out_of_memory
 from common.device import add_device_arguments
 from unets.cache.config import CacheConfig
@@ -54,9 +55,13 @@ class Run:
 def add_set_arguments(parser: argparse.ArgumentParser, *, num_images: int | None = 64, batch_size: int = 32) -> None:
     """Of the scripts that make large sets of images: how many, where, and in which pieces."""
     group = parser.add_argument_group("set")
-    group.add_argument("--num-images", type=int, default=num_images, help="images in total; extends an existing set")
-    group.add_argument("--batch-size", type=int, default=batch_size, help="of each process; changes no image's noise")
-    group.add_argument("--seed", type=int, default=0, help="image k's noise is that of seed and k")
+    group.add_argument(
+        "--num-images", type=numbers.images, default=num_images, help="images in total; extends an existing set"
+    )
+    group.add_argument(
+        "--batch-size", type=numbers.batch, default=batch_size, help="of each process; changes no image's noise"
+    )
+    group.add_argument("--seed", type=numbers.seed, default=0, help="image k's noise is that of seed and k")
     group.add_argument("--png", action="store_true", help="write every image as a PNG too")
     add_device_arguments(group, dtype="float32")
     group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from common.command_line import Formatter, run_cli
+from common.command_line import Parser, run_cli
 from common.device import DTYPES
 
 from .checkpoint import URL, load_pipeline
@@ -34,8 +34,8 @@ def convert(checkpoint: Path, out: Path, dtype: str) -> None:
         shutil.rmtree(tmp_dir, ignore_errors=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m ldm.convert", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m ldm.convert", description=__doc__)
     p.add_argument("checkpoint", type=Path, metavar="model.ckpt", help=f"from {URL}")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
     p.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights written")
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from diffusers import PNDMScheduler
 from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.device import DTYPES, resolve_device
 from common.environment import versions
 from common.shipped import SHAPES_LDM
@@ -62,16 +63,16 @@ class Settings:
         return name + ("-zero" if self.zero_cache else "")
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m ldm.sample", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m ldm.sample", description=__doc__)
     p.add_argument(
         "--model", metavar="FILE_OR_DIR",
         help="CompVis's model.ckpt, or a directory that ldm.convert made of it (default: the shipped model)",
     )  # fmt: skip
-    p.add_argument("--steps", type=int, default=250, help="denoising steps")
+    p.add_argument("--steps", type=numbers.steps, default=250, help="denoising steps")
     p.add_argument("--sampler", choices=["ddim", "plms"], default="ddim")
-    p.add_argument("--eta", type=float, default=0.0, help="of ddim; 0 is deterministic")
-    p.add_argument("--guidance-scale", type=float, default=1.5)
+    p.add_argument("--eta", type=numbers.real(0, 1), default=0.0, help="of ddim; 0 is deterministic")
+    p.add_argument("--guidance-scale", type=numbers.guidance, default=1.5)
     p.add_argument(
         "--labels", default="random",
         help="random; balanced, which goes through the classes in turn; or a list such as 207,88, taken in turn",
@@ -103,7 +104,6 @@ def labels_of(indices: Sequence[int], choice: str, num_classes: int, seed: int) 
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """What the arguments ask for. Raises ValueError naming the one that is wrong."""
-    at_least(args, num_images=1, batch_size=1, seed=0, steps=1)
     cache = cache_config(args)
     return Settings(
         model=args.model, steps=args.steps, sampler=args.sampler, eta=args.eta, guidance_scale=args.guidance_scale,
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from common.command_line import whole_numbers
+from common import numbers
 from unets.cache.config import CacheConfig
 
 EXTENSIONS = ("forecast", "reuse_guidance", "guidance_stop", "refresh_interval", "reuse_attention")
@@ -23,17 +23,30 @@ def add_cache_arguments(
     group = parser.add_argument_group("cache")
     one_of = group.add_mutually_exclusive_group()
     one_of.add_argument(
-        "--cache-interval", "--cache_interval", type=int, default=interval, metavar="N", help="every N-th step is full"
+        "--cache-interval",
+        "--cache_interval",
+        type=numbers.interval,
+        default=interval,
+        metavar="N",
+        help="every N-th step is full",
     )
     group.add_argument(
-        "--cache-branch-id", "--cache_branch_id", type=int, default=branch, metavar="m",
+        "--cache-branch-id", "--cache_branch_id", type=numbers.branch, default=branch, metavar="m",
         help="skip branch of the cached feature, from 0",
     )  # fmt: skip
     group.add_argument("--non-uniform", action="store_true", help="gather full steps around --center")
-    group.add_argument("--center", type=int, metavar="STEP", help="of the non-uniform schedule, for example 15")
-    group.add_argument("--pow", type=float, help="of the non-uniform schedule, above 1, for example 1.4")
     group.add_argument(
-        "--cache-steps", type=whole_numbers, metavar="0,3,…", help="the full steps, instead of an interval"
+        "--center",
+        type=numbers.whole(0, numbers.MOST_STEPS),
+        metavar="STEP",
+        help="of the non-uniform schedule, for example 15",
+    )
+    group.add_argument("--pow", type=numbers.real(1, 10), help="of the non-uniform schedule, above 1, for example 1.4")
+    group.add_argument(
+        "--cache-steps",
+        type=numbers.wholes(0, numbers.MOST_STEPS),
+        metavar="0,3,…",
+        help="the full steps, instead of an interval",
     )
     one_of.add_argument(
         "--calibrated", type=Path, metavar="FILE",
@@ -43,7 +56,7 @@ def add_cache_arguments(
         group = parser.add_argument_group("beyond the paper")
     if "forecast" in extensions:
         group.add_argument(
-            "--forecast", type=float, default=0.0, metavar="g",
+            "--forecast", type=numbers.forecast, default=0.0, metavar="g",
             help="extrapolate from the last two cached features (0 = copy, as in the paper; 1 = linear)",
         )  # fmt: skip
     if "reuse_guidance" in extensions:
@@ -53,15 +66,17 @@ def add_cache_arguments(
         )  # fmt: skip
     if "guidance_stop" in extensions:
         group.add_argument(
-            "--guidance-stop", type=float, default=1.0, metavar="FRACTION",
+            "--guidance-stop", type=numbers.real(0, 1), default=1.0, metavar="FRACTION",
             help="fraction of the run after which guidance is always reused",
         )  # fmt: skip
     if "refresh_interval" in extensions:
         group.add_argument(
-            "--refresh-interval", type=int, metavar="STEPS",
+            "--refresh-interval", type=numbers.interval, metavar="STEPS",
             help="every STEPS steps after a full step, retrieve at --refresh-branch-id and re-cache at m",
         )  # fmt: skip
-        group.add_argument("--refresh-branch-id", type=int, metavar="m", help="a deeper skip branch, for example 5")
+        group.add_argument(
+            "--refresh-branch-id", type=numbers.branch, metavar="m", help="a deeper skip branch, for example 5"
+        )
     if "reuse_attention" in extensions:
         group.add_argument(
             "--reuse-attention", action="store_true",

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.files import atomic_write
 
 from .train_ddpm import small_pictures
@@ -40,21 +41,20 @@ def draw(model: str, count: int, out: Path, quiet: bool = False) -> None:
         np.savez(tmp_path, arr_0=np.concatenate(parts))
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m shapes.draw", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m shapes.draw", description=__doc__)
     p.add_argument("--model", choices=["ldm4", "ddpm-cifar10", "sd15"], default="ldm4")
-    p.add_argument("--count", type=int, default=2000)
+    p.add_argument("--count", type=numbers.images, default=2000)
     p.add_argument("--out", type=Path, default=Path("outputs/drawn.npz"))
     return p
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, count=1)
     draw(args.model, args.count, args.out)
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from common.command_line import Formatter, run_cli
+from common.command_line import Parser, run_cli
 from common.files import atomic_write
 from common.shipped import EXAMPLE_IMAGE
 
@@ -60,8 +60,8 @@ def draw() -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(SCALE)).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m shapes.draw_example", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m shapes.draw_example", description=__doc__)
     p.add_argument("--out", type=Path, default=EXAMPLE_IMAGE, metavar="FILE", help="the PNG to write")
     return p
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

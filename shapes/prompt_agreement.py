@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.images import side_by_side
 from common.shipped import SHAPES_CLIP, SHAPES_SD
 from pipelines import StableDiffusionPipeline
@@ -60,26 +61,23 @@ def summary(verdicts: list[dict[str, bool]]) -> dict[str, float]:
     return {"hard negatives": float(np.mean([shares[name] for name in negatives])), **shares}
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m shapes.prompt_agreement", description=__doc__, formatter_class=Formatter
-    )
+def parser() -> Parser:
+    p = Parser(prog="python -m shapes.prompt_agreement", description=__doc__)
     p.add_argument("--model", type=Path, default=SHAPES_SD)
     p.add_argument("--encoder", type=Path, default=SHAPES_CLIP)
-    p.add_argument("--count", type=int, default=500, help="captions")
-    p.add_argument("--batch", type=int, default=50)
-    p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--guidance-scale", type=float, default=2.5)
-    p.add_argument("--cache-interval", type=int, default=1)
-    p.add_argument("--cache-branch-id", type=int, default=1)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--count", type=numbers.images, default=500, help="captions")
+    p.add_argument("--batch", type=numbers.batch, default=50)
+    p.add_argument("--steps", type=numbers.steps, default=50)
+    p.add_argument("--guidance-scale", type=numbers.guidance, default=2.5)
+    p.add_argument("--cache-interval", type=numbers.interval, default=1)
+    p.add_argument("--cache-branch-id", type=numbers.branch, default=1)
+    p.add_argument("--seed", type=numbers.seed, default=0)
     p.add_argument("--out", type=Path, help="write the shares to this JSON file")
     p.add_argument("--grid", type=Path, help="write the first 32 pictures to this PNG")
     return p
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, count=1, batch=1, steps=1, cache_interval=1, cache_branch_id=0, seed=0)
     rng = np.random.default_rng((11, args.seed))
     scenes = [random_scene(rng, held_out=True, things=2) for _ in range(args.count)]
     classifier = CaptionClassifier(args.encoder)
@@ -114,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

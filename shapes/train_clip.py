@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.files import write_json
 from common.shipped import SHAPES_CLIP
 
@@ -69,18 +70,17 @@ def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (pictures.lerp(blurred, share) + noise).clamp(0, 1)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m shapes.train_clip", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m shapes.train_clip", description=__doc__)
     p.add_argument("--work", type=Path, default=Path("build/shapes-clip"), help="checkpoint and log")
     p.add_argument("--out", type=Path, default=SHAPES_CLIP, help="the encoder")
-    p.add_argument("--steps", type=int, default=5000)
-    p.add_argument("--batch", type=int, default=96)
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--steps", type=numbers.whole(1, 1_000_000), default=5000)
+    p.add_argument("--batch", type=numbers.batch, default=96)
+    p.add_argument("--threads", type=numbers.whole(1, 1024), default=2)
     return p
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, steps=1, batch=1, threads=1)
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
 
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch.nn import functional as F
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.shipped import SHAPES_DDPM
 
 from .train_sd import batch_of_pictures
@@ -83,19 +84,18 @@ def train_unet(name: str, unet: Any, work: Path, steps: int, batch: int, greates
     )  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m shapes.train_ddpm", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m shapes.train_ddpm", description=__doc__)
     p.add_argument("--work", type=Path, default=Path("build/shapes-ddpm"), help="checkpoint and log")
     p.add_argument("--out", type=Path, default=SHAPES_DDPM, help="the pipeline")
-    p.add_argument("--steps", type=int, default=6000, help="of the first stage")
-    p.add_argument("--weighted-steps", type=int, default=8000, help="of the second")
-    p.add_argument("--batch", type=int, default=16)
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--steps", type=numbers.whole(1, 1_000_000), default=6000, help="of the first stage")
+    p.add_argument("--weighted-steps", type=numbers.whole(1, 1_000_000), default=8000, help="of the second")
+    p.add_argument("--batch", type=numbers.batch, default=16)
+    p.add_argument("--threads", type=numbers.whole(1, 1024), default=2)
     return p
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, steps=1, weighted_steps=1, batch=1, threads=1)
     torch.set_num_threads(args.threads)
 
     unet: Any = new_unet().to(memory_format=torch.channels_last)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.shipped import SHAPES_LDM
 from ldm.checkpoint import new_scheduler
 from pipelines.ldm_class import LDMClassPipeline
@@ -158,20 +159,19 @@ def train_unet(data: dict, fixed: dict, scale: float, work: Path, steps: int, ba
     return train("unet", models, loss_of, steps=steps, learning_rate=1e-3, work=work, held_out=held_out)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m shapes.train_ldm", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m shapes.train_ldm", description=__doc__)
     p.add_argument("--work", type=Path, default=Path("build/shapes-ldm"), help="checkpoints and logs")
     p.add_argument("--out", type=Path, default=SHAPES_LDM, help="the pipeline")
-    p.add_argument("--first-stage-steps", type=int, default=1600)
-    p.add_argument("--unet-steps", type=int, default=6000)
-    p.add_argument("--batch", type=int, default=32, help="of the U-Net")
-    p.add_argument("--pictures", type=int, default=20480, help="pictures rendered and encoded for the U-Net")
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--first-stage-steps", type=numbers.whole(1, 1_000_000), default=1600)
+    p.add_argument("--unet-steps", type=numbers.whole(1, 1_000_000), default=6000)
+    p.add_argument("--batch", type=numbers.batch, default=32, help="of the U-Net")
+    p.add_argument("--pictures", type=numbers.images, default=20480, help="pictures rendered and encoded for the U-Net")
+    p.add_argument("--threads", type=numbers.whole(1, 1024), default=2)
     return p
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, first_stage_steps=1, unet_steps=1, batch=1, pictures=1, threads=1)
     torch.set_num_threads(args.threads)
 
     first_stage = train_first_stage(args.work, args.first_stage_steps, batch=12)
@@ -194,7 +194,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from common.command_line import Formatter, at_least, run_cli
+from common import numbers
+from common.command_line import Parser, run_cli
 from common.shipped import SHAPES_SD
 
 from .scenes import SIZE, Scene, attributes, random_scene, render, words
@@ -248,20 +249,19 @@ def export(autoencoder: AutoencoderKL, models: nn.ModuleDict, tokenizer: CLIPTok
     copy_logs(work, out, "autoencoder", "text", "unet")
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m shapes.train_sd", description=__doc__, formatter_class=Formatter)
+def parser() -> Parser:
+    p = Parser(prog="python -m shapes.train_sd", description=__doc__)
     p.add_argument("--work", type=Path, default=Path("build/shapes-sd"), help="checkpoints and logs")
     p.add_argument("--out", type=Path, default=SHAPES_SD, help="the pipeline")
-    p.add_argument("--autoencoder-steps", type=int, default=2400)
-    p.add_argument("--text-steps", type=int, default=500)
-    p.add_argument("--unet-steps", type=int, default=7500)
-    p.add_argument("--pictures", type=int, default=49152, help="pictures rendered and encoded for the U-Net")
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--autoencoder-steps", type=numbers.whole(1, 1_000_000), default=2400)
+    p.add_argument("--text-steps", type=numbers.whole(1, 1_000_000), default=500)
+    p.add_argument("--unet-steps", type=numbers.whole(1, 1_000_000), default=7500)
+    p.add_argument("--pictures", type=numbers.images, default=49152, help="pictures rendered and encoded for the U-Net")
+    p.add_argument("--threads", type=numbers.whole(1, 1024), default=2)
     return p
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, autoencoder_steps=1, text_steps=1, unet_steps=1, pictures=1, threads=1)
     torch.set_num_threads(args.threads)
 
     tokenizer = make_tokenizer(words(), max_length=24)
@@ -283,7 +283,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_cli(run, parser().parse_args(argv))
+    return run_cli(lambda: run(parser().parse_args(argv)), resumable=True)
 
 
 if __name__ == "__main__":

@@ -287,9 +287,8 @@ def test_a_file_that_is_no_calibration_is_one_line_and_2(text, tmp_path, capsys)
 
 
 def test_a_calibration_and_an_interval_exclude_each_other(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        ddpm_sample.main(["--calibrated", str(calibration(tmp_path / "some.json")), "--cache-interval", "3"])
-    assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
+    assert ddpm_sample.main(["--calibrated", str(calibration(tmp_path / "some.json")), "--cache-interval", "3"]) == 2
+    assert "not allowed with" in capsys.readouterr().err
 
 
 def branch_without_errors(branch, retrieve):
@@ -332,9 +331,9 @@ def test_a_budget_has_as_many_full_steps_as_it_allows_and_the_best_quality_is_ch
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--budget", "1"], "above 1x"),
+        (["--budget", "1"], "give more, such as 2.5x"),
         (["--quality", "nan"], "--quality is nan"),
-        (["--quality", "-3"], "above 0"),
+        (["--quality", "-3"], "from 1 to 200"),
         (["--steps", "1"], "--steps is 1"),
         (["--out", "."], "is a directory"),
         (["--num-images", "0"], "--num-images is 0"),
@@ -371,7 +370,5 @@ def test_prompts_for_both_halves_of_the_images_are_needed(tmp_path, capsys):
     "options", [["--budget", "fast"], ["--forecast", "far"], ["--budget", "2", "--quality", "40"], ["--no-such-option"]]
 )
 def test_options_that_are_no_options_are_refused_by_the_parser(options, capsys):
-    with pytest.raises(SystemExit) as ended:
-        calibrate.main([*FEW, *options])
-    assert ended.value.code == 2
+    assert calibrate.main([*FEW, *options]) == 2
     assert "error: " in capsys.readouterr().err

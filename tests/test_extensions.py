@@ -54,7 +54,7 @@ def test_what_is_on_is_and_names_the_folder():
 
 @pytest.mark.parametrize(
     ("call", "says"),
-    [(["--forecast", "nan"], "--forecast has a number that is not finite"),
+    [(["--forecast", "nan"], "--forecast is nan"),
      (["--guidance-stop", "1.5"], "--guidance-stop is 1.5")],
 )  # fmt: skip
 def test_out_of_range(call, says, tmp_path, capsys):

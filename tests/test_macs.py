@@ -195,8 +195,8 @@ def test_the_script_takes_a_pipeline_a_unet_and_a_configuration(capsys):
     ("options", "said"),
     [
         (["--branches", "12"], "cache_branch_id is 12"),
-        (["--branches", "some"], "--branches is 'some'"),
-        (["--intervals", "0"], "--intervals has 0"),
+        (["--branches", "some"], "--branches is some"),
+        (["--intervals", "0"], "--intervals is 0"),
         (["--steps", "0"], "--steps is 0"),
         (["--model", "nothing"], "there is no U-Net nothing"),
         (["--model", "nobody/nothing"], "from the hub"),

@@ -121,8 +121,8 @@ def test_the_script_writes_figures_and_a_table_that_the_report_reads(tmp_path, c
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--batch-sizes", "0"], "--batch-sizes has 0"),
-        (["--intervals", "0,2"], "--intervals has 0"),
+        (["--batch-sizes", "0"], "--batch-sizes is 0"),
+        (["--intervals", "0,2"], "--intervals is 0"),
         (["--branch", "12"], "cache_branch_id is 12"),
         (["--height", "60"], "--height is 60"),
         (["--repeats", "0"], "--repeats is 0"),

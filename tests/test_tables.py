@@ -380,7 +380,7 @@ def test_figure_4_and_the_page_over_it(tmp_path):
 @pytest.mark.parametrize(
     ("call", "says"),
     [(["table99"], "there is no table99"), (["table5", "--rows", "9"], "table5 has 6 rows"),
-     (["table5", "--num-images", "1"], "--num-images is 1; it must be at least 2")],
+     (["table5", "--num-images", "1"], "--num-images is 1; it must be a whole number from 2")],
 )  # fmt: skip
 def test_wrong_calls(call, says, capsys, tmp_path):
     assert tables.main([*call, "--work", str(tmp_path / "w"), "--out", str(tmp_path / "o"), "--device", "cpu"]) == 2

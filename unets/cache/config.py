@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self, TypedDict
 
@@ -31,6 +31,54 @@ class Extensions(FeatureExtensions, total=False):
 
 
 PAPER = ("cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps")
+
+
+def _yes_or_no(given: Any) -> bool:
+    if given not in (True, False):
+        raise ValueError
+    return bool(given)
+
+
+def _steps(given: Any) -> tuple[int, ...]:
+    return tuple(map(operator.index, given))
+
+
+def _number(given: Any) -> float:
+    if isinstance(given, str) or not math.isfinite(number := float(given)):
+        raise ValueError
+    return number
+
+
+def _numbers(given: Any) -> Any:
+    """A number, or nested tuples of numbers, so that configurations can be compared and written."""
+    if isinstance(given, Tensor):
+        given = given.tolist()
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return tuple(map(_numbers, given))
+    return _number(given)
+
+
+KINDS: dict[str, Callable[[Any], Any]] = {  # what becomes of an argument, or is wrong with it
+    "cache_interval": operator.index,
+    "cache_branch_id": operator.index,
+    "uniform": _yes_or_no,
+    "pow": _number,
+    "center": operator.index,
+    "cache_steps": _steps,
+    "forecast": _numbers,
+    "reuse_guidance": _yes_or_no,
+    "guidance_stop": _number,
+    "refresh_interval": operator.index,
+    "refresh_branch_id": operator.index,
+    "reuse_attention": _yes_or_no,
+}
+WANTED: dict[Callable[[Any], Any], str] = {
+    operator.index: "a whole number",
+    _yes_or_no: "True or False",
+    _steps: "a list of whole numbers such as [0, 3, 6]",
+    _number: "a number, and finite",
+    _numbers: "a number such as 1, and finite; or one for each call",
+}
 
 
 @dataclass(frozen=True)
@@ -68,14 +116,16 @@ class CacheConfig:
     reuse_attention: bool = False
 
     def __post_init__(self) -> None:
-        if self.cache_steps is not None:
-            object.__setattr__(self, "cache_steps", tuple(map(operator.index, self.cache_steps)))
-        object.__setattr__(self, "forecast", _as_numbers(self.forecast))
+        for field in fields(self):
+            given = getattr(self, field.name)
+            if given is not None or field.default is not None:  # whose default is None, can be None
+                try:
+                    object.__setattr__(self, field.name, KINDS[field.name](given))
+                except (TypeError, ValueError, OverflowError):
+                    raise ValueError(f"{field.name} is {given!r}; it must be {WANTED[KINDS[field.name]]}") from None
         check_schedule(**self._schedule)
         if self.cache_branch_id < 0:
             raise ValueError(f"cache_branch_id is {self.cache_branch_id}; skip branches are counted from 0")
-        if not _all_finite(self.forecast):
-            raise ValueError("forecast has a number that is not finite; it must be a number such as 1")
         if not 0 <= self.guidance_stop <= 1:
             raise ValueError(
                 f"guidance_stop is {self.guidance_stop}; it must be 0 to 1, the fraction of the run with guidance"
@@ -140,18 +190,5 @@ class CacheConfig:
         return f"N{self.cache_interval}" + ("" if self.uniform else f"-center{self.center}-pow{self.pow}")
 
 
-def _as_numbers(forecast: Any) -> Any:
-    """A number, or nested tuples of numbers, so that configurations can be compared and written."""
-    if isinstance(forecast, Tensor):
-        forecast = forecast.tolist()
-    if isinstance(forecast, Sequence):
-        return tuple(_as_numbers(value) for value in forecast)
-    return float(forecast)
-
-
 def _as_lists(value: Any) -> Any:
     return [_as_lists(part) for part in value] if isinstance(value, tuple) else value
-
-
-def _all_finite(forecast: Any) -> bool:
-    return all(map(_all_finite, forecast)) if isinstance(forecast, tuple) else math.isfinite(forecast)
