@@ -10,7 +10,6 @@ to make the shipped model's pictures follow outlines.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -26,11 +25,13 @@ from tqdm import tqdm
 from common import numbers
 from common.command_line import Parser, run_cli
 from common.environment import versions
+from common.files import check_can_be_made, write_json
+from common.folders import atomic_folder
 from common.images import side_by_side
 from common.shipped import SHAPES_SD
 from eval.metrics.distances import distance
 from pipelines import StableDiffusionControlNetPipeline, StableDiffusionPipeline
-from pipelines.loading import new_scheduler
+from pipelines.loading import check_steps, new_scheduler
 from shapes.scenes import Scene, random_scene, render
 
 
@@ -96,6 +97,11 @@ def train_controlnet(pipe: Any, steps: int, batch: int, quiet: bool) -> diffuser
 
 def run(args: argparse.Namespace) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(SHAPES_SD)
+    check_steps(pipe, args.steps)
+    for branch in args.branches:
+        pipe.unet.check_branch(branch)
+    if args.out:
+        check_can_be_made(args.out)
     net = train_controlnet(pipe, args.train_steps, 16, args.quiet)
     parts = {**pipe.components, "controlnet": net, "requires_safety_checker": False}
     parts["scheduler"] = new_scheduler("ddim", pipe.scheduler.config)
@@ -129,11 +135,11 @@ def run(args: argparse.Namespace) -> None:
                 apart = f"{statistics.median(psnr):.2f} dB ({min(psnr):.2f})"
                 print(f"{interval:<4}{branch:<5}{way:<8}{apart:<39}{seconds:.1f}")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        side_by_side(shown).save(args.out / "pictures.png")
         result = {"rows": rows, "arguments": {k: str(v) for k, v in vars(args).items()}}
         result["versions"] = versions(torch.device("cpu"))
-        (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        with atomic_folder(args.out, last="result.json") as tmp_dir:
+            side_by_side(shown).save(tmp_dir / "pictures.png")
+            write_json(tmp_dir / "result.json", result)
 
 
 def make_without(pipe: Any, scenes: list[Scene], args: argparse.Namespace) -> list[Image.Image]:

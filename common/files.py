@@ -21,15 +21,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         ValueError: `path` is a directory, or nothing can be written there.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; name a file")
+    check_can_be_written(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp_path = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder {path.parent}: {error.strerror}; name another") from None
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"cannot write to {path.parent}; name another folder")
     os.close(os.open(tmp_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield tmp_path
@@ -38,6 +32,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(tmp_path, path)
     finally:
         tmp_path.unlink(missing_ok=True)
+
+
+def check_can_be_written(path: Path) -> None:
+    """Raises ValueError if `path` is a directory, or nothing can be written there; before work that is then lost."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; name a file")
+    check_can_be_made(path.parent)
+
+
+def check_can_be_made(folder: Path) -> None:
+    """Raises ValueError if `folder` is a file, or is not there and can't be made. Makes nothing."""
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ValueError(f"cannot make the folder {folder}: {error.strerror}; name another") from None
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"cannot write to {existing}; name another folder")
 
 
 def write_text(path: Path, text: str) -> None:

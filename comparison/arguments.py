@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from pipelines.cache_options import cache_config, cache_name
 from pipelines.loading import SCHEDULERS
 from unets.cache.config import CacheConfig
 
-from .saving import check_out
+from .saving import check_out, made_from
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +109,9 @@ def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
 def result_folder(args: argparse.Namespace, settings: RunSettings, model: str) -> Path:
     """Where the result goes: `--out`, or a folder named after the settings. Raises ValueError if it can't."""
     scheduler = getattr(args, "scheduler", None) or "own"
-    slug = f"{model}-{scheduler}-{args.steps}-{settings.cache_name}-seed{args.seed}"
+    identity = made_from(args, settings.cache)
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    slug = f"{model}-{scheduler}-{args.steps}-{settings.cache_name}-seed{args.seed}-{key}"
     out = (args.out or Path("outputs") / slug).resolve()
-    check_out(out)
+    check_out(out, identity)
     return out

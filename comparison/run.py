@@ -15,7 +15,7 @@ from unets.cache.config import CacheConfig
 from .arguments import RunSettings
 from .measure import compare
 from .report import report
-from .saving import save_comparison
+from .saving import made_from, save_comparison
 
 
 def open_pipeline(
@@ -90,7 +90,13 @@ def compare_and_save(
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     resolved = {k: v for k, v in resolved.items() if k not in ("image", "mask_image")}
     resolved |= {"scheduler": type(first.scheduler).__name__, "device": str(device), "dtype": str(first.unet.dtype)}
-    record = {"arguments": given, "resolved": resolved, "cache": settings.cache.to_json(), **result}
+    record = {
+        "made_from": made_from(args, settings.cache),
+        "arguments": given,
+        "resolved": resolved,
+        "cache": settings.cache.to_json(),
+        **result,
+    }
     save_comparison(out, images, record, fps=fps)
     print(report(result))
     shown = (

@@ -1,10 +1,10 @@
-"""Images of two runs on disk, side by side."""
+"""Images of two runs on disk, side by side, with what they were made from."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,49 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
 
+from common.digests import file_digest
+from common.files import check_can_be_made
+from common.folders import atomic_folder
 from common.images import side_by_side
+from common.reading import read_json
+from unets.cache.config import CacheConfig
 
 RESULT = "result.json"
+OURS = re.compile(r"output\.(png|mp4|gif)|(baseline|deepcache)_\d{3,}\.png")  # the names that are written beside it
 FRAMES_SHOWN = 5
+NO_SETTINGS = ("out", "quiet", "repeats", "warm_up", "calibrated")  # change no picture, or are in the cache
+FILES = ("image", "mask")
 
 
-def check_out(out: Path) -> None:
-    """Raises ValueError if `out` can't be (re)placed: a file, a folder with other things in it, nowhere to write."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()):
-        result = out / RESULT
-        ours = json.loads(result.read_text()).get("files", []) if result.is_file() else []
-        if {path.name for path in out.iterdir()} - {RESULT, *ours}:
-            raise ValueError(f"--out {out} holds something other than an earlier result; name another folder")
+def made_from(args: argparse.Namespace, cache: CacheConfig) -> dict[str, Any]:
+    """What the pictures depend on: the arguments, the cache, and what is in the files that are given.
+
+    Raises:
+        ValueError: a file that can't be read.
+    """
+    given = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        digests = {name: file_digest(Path(given[name])) for name in FILES if given.get(name)}
     except OSError as error:
-        raise ValueError(f"cannot make the folder {out.parent}: {error.strerror}; name another --out") from None
-    if not os.access(out.parent, os.W_OK):
-        raise ValueError(f"cannot write to {out.parent}; name another --out")
+        raise ValueError(f"cannot read {error.filename}: {error.strerror}; check the path") from None
+    return json.loads(json.dumps({**given, **cache.to_json(), **digests}, default=str))
+
+
+def check_out(out: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError if the result can't go to `out`: a file, other things, or the result of other settings."""
+    check_can_be_made(out)
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    others = [path.name for path in out.iterdir() if path.name != RESULT and not _is_ours(path)]
+    if others or not (out / RESULT).is_file():
+        raise ValueError(f"--out {out} holds something other than an earlier result; name another folder")
+    earlier = read_json(out / RESULT, dict, remedy="remove the folder, or name another --out").get("made_from")
+    if not isinstance(earlier, dict):
+        raise ValueError(f"--out {out} holds a result that doesn't say what it was made from; name another folder")
+    names = [name for name in sorted(earlier.keys() | settings.keys()) if earlier.get(name) != settings.get(name)]
+    if names:
+        what = ", ".join(f"{name} is {earlier.get(name)!r} there and {settings.get(name)!r} now" for name in names)
+        raise ValueError(f"--out {out} holds the result of other settings: {what}; name another folder")
 
 
 def save_comparison(
@@ -41,13 +63,9 @@ def save_comparison(
     """Writes `output.png` (a row for each run), every image and `result.json` as the folder `out`, all or nothing.
 
     With `fps` the images are a video's frames: `output.png` shows some of them, and `output.mp4` and `output.gif` the
-    runs side by side.
+    runs side by side. An earlier result of the same settings is replaced, `result.json` last.
     """
-    tmp_dir, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("aside", "old"))
-    for path in (tmp_dir, old):
-        shutil.rmtree(path, ignore_errors=True)
-    try:
-        tmp_dir.mkdir()
+    with atomic_folder(out, last=RESULT) as tmp_dir:
         rows = list(runs.values())
         if fps is not None:
             frames = [np.asarray(side_by_side([list(pair)])) for pair in zip(*rows, strict=True)]
@@ -60,11 +78,8 @@ def save_comparison(
         for name, images in runs.items():
             for k, image in enumerate(images):
                 image.save(tmp_dir / f"{name}_{k:03d}.png")
-        files = sorted(path.name for path in tmp_dir.iterdir())
-        (tmp_dir / RESULT).write_text(json.dumps({**result, "files": files}, indent=1) + "\n")
-        if out.exists():
-            os.replace(out, old)
-        os.replace(tmp_dir, out)
-    finally:
-        shutil.rmtree(tmp_dir, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        (tmp_dir / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_ours(path: Path) -> bool:
+    return OURS.fullmatch(path.name) is not None and path.is_file()

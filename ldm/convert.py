@@ -6,13 +6,13 @@ python -m ldm.convert model.ckpt --out models/ldm-cin256 --dtype float16
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 
 from common.command_line import Parser, run_cli
 from common.device import DTYPES
+from common.files import check_can_be_made
+from common.folders import atomic_folder
 
 from .checkpoint import URL, load_pipeline
 
@@ -25,13 +25,10 @@ def convert(checkpoint: Path, out: Path, dtype: str) -> None:
     """
     if out.exists():
         raise ValueError(f"{out} is there already; give another --out or remove it")
+    check_can_be_made(out)
     pipe = load_pipeline(checkpoint, DTYPES[dtype])
-    tmp_dir = out.with_name(f"{out.name}.{os.getpid()}.aside")
-    try:
+    with atomic_folder(out) as tmp_dir:
         pipe.save_pretrained(tmp_dir, safe_serialization=True)
-        os.replace(tmp_dir, out)
-    finally:
-        shutil.rmtree(tmp_dir, ignore_errors=True)
 
 
 def parser() -> Parser:

@@ -10,7 +10,6 @@ done for fresh renders of the captions: what the encoder can tell at all.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from common import numbers
 from common.command_line import Parser, run_cli
+from common.files import atomic_write, check_can_be_written, write_json
 from common.images import side_by_side
 from common.shipped import SHAPES_CLIP, SHAPES_SD
 from pipelines import StableDiffusionPipeline
@@ -78,6 +78,8 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
+    for path in filter(None, (args.out, args.grid)):
+        check_can_be_written(path)
     rng = np.random.default_rng((11, args.seed))
     scenes = [random_scene(rng, held_out=True, things=2) for _ in range(args.count)]
     classifier = CaptionClassifier(args.encoder)
@@ -104,10 +106,11 @@ def run(args: argparse.Namespace) -> None:
     for name, share in result["pictures"].items():
         print(f"{name:<20} pictures {share:.3f}   renders {result['renders'][name]:.3f}")
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.out, result)
     if args.grid:
         shown = images[: min(32, len(images) // 8 * 8)] or images
-        side_by_side([shown[k : k + 8] for k in range(0, len(shown), 8)]).save(args.grid)
+        with atomic_write(args.grid) as tmp_path:
+            side_by_side([shown[k : k + 8] for k in range(0, len(shown), 8)]).save(tmp_path, "png")
         print("\n".join(scene.caption for scene in scenes[: len(shown)]))
 
 

@@ -24,12 +24,12 @@ from torchvision.transforms.functional import normalize
 
 from common import numbers
 from common.command_line import Parser, run_cli
-from common.files import write_json
+from common.files import check_can_be_made, write_json
 from common.shipped import SHAPES_CLIP
 
 from .scenes import SIZE, Scene, alternatives, attributes, hard_negatives, random_scene, render, words
 from .tokenizer import make_tokenizer
-from .training import attribute_head, attribute_loss, copy_logs, train
+from .training import attribute_head, attribute_loss, export_to, train
 
 CONFIG: dict[str, Any] = {
     "model_cfg": {
@@ -81,6 +81,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_can_be_made(args.out)
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
 
@@ -146,13 +147,12 @@ def run(args: argparse.Namespace) -> None:
         "judge", encoder, loss_of, steps=args.steps, learning_rate=1e-3, weight_decay=0.05, work=args.work,
         held_out=held_out,
     )  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
     del average.heads
     weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in average.state_dict().items()}
-    save_file(weights, args.out / "open_clip_model.safetensors")
-    write_json(args.out / "open_clip_config.json", CONFIG)
-    tokenizer.save_pretrained(args.out)
-    copy_logs(args.work, args.out, "judge")
+    with export_to(args.out, args.work, "judge") as tmp_dir:
+        save_file(weights, tmp_dir / "open_clip_model.safetensors")
+        write_json(tmp_dir / "open_clip_config.json", CONFIG)
+        tokenizer.save_pretrained(tmp_dir)
 
 
 def main(argv: list[str] | None = None) -> int:

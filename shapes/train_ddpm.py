@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from common import numbers
 from common.command_line import Parser, run_cli
+from common.files import check_can_be_made
 from common.shipped import SHAPES_DDPM
 
 from .train_sd import batch_of_pictures
-from .training import copy_logs, train
+from .training import export_to, train
 
 HELD_OUT = 256
 
@@ -96,6 +97,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_can_be_made(args.out)
     torch.set_num_threads(args.threads)
 
     unet: Any = new_unet().to(memory_format=torch.channels_last)
@@ -103,8 +105,8 @@ def run(args: argparse.Namespace) -> None:
         unet = train_unet(name, unet, args.work, steps, args.batch, greatest_weight).requires_grad_(True)
     unet = unet.to(memory_format=torch.contiguous_format)
     pipeline = DDPMPipeline(unet=unet, scheduler=new_scheduler())
-    pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
-    copy_logs(args.work, args.out, "unet", "unet_weighted")
+    with export_to(args.out, args.work, "unet", "unet_weighted") as tmp_dir:
+        pipeline.to(torch.float16).save_pretrained(tmp_dir, safe_serialization=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from common import numbers
 from common.command_line import Parser, run_cli
+from common.files import check_can_be_made
+from common.safe_load import read_checkpoint
 from common.shipped import SHAPES_LDM
 from ldm.checkpoint import new_scheduler
 from pipelines.ldm_class import LDMClassPipeline
@@ -30,7 +32,7 @@ from unets.class_embedder import ClassEmbedder
 
 from .scenes import COLOURS, SHAPES, SIZE, Scene
 from .train_sd import batch_of_pictures
-from .training import copy_logs, save_tensors, train
+from .training import export_to, save_tensors, train
 
 HELD_OUT = 512
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
@@ -172,6 +174,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_can_be_made(args.out)
     torch.set_num_threads(args.threads)
 
     first_stage = train_first_stage(args.work, args.first_stage_steps, batch=12)
@@ -179,7 +182,7 @@ def run(args: argparse.Namespace) -> None:
     if not encoded.exists():
         parts = [encode_pictures(first_stage, n, held) for n, held in ((args.pictures, False), (HELD_OUT, True))]
         save_tensors(parts, encoded)
-    data, fixed = torch.load(encoded, weights_only=True)
+    data, fixed = read_checkpoint(encoded, remedy="remove it to have it made again")
     scale = round(1 / data["latents"].float().std().item(), 5)
     first_stage.register_to_config(scaling_factor=scale)
     models = train_unet(data, fixed, scale, args.work, args.unet_steps, args.batch)
@@ -189,8 +192,8 @@ def run(args: argparse.Namespace) -> None:
         unet=models["unet"].to(memory_format=torch.contiguous_format),
         scheduler=new_scheduler(),
     )
-    pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
-    copy_logs(args.work, args.out, "first_stage", "unet")
+    with export_to(args.out, args.work, "first_stage", "unet") as tmp_dir:
+        pipeline.to(torch.float16).save_pretrained(tmp_dir, safe_serialization=True)
 
 
 def main(argv: list[str] | None = None) -> int:

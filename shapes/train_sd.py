@@ -25,11 +25,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from common import numbers
 from common.command_line import Parser, run_cli
+from common.files import check_can_be_made
+from common.safe_load import read_checkpoint
 from common.shipped import SHAPES_SD
 
 from .scenes import SIZE, Scene, attributes, random_scene, render, words
 from .tokenizer import make_tokenizer
-from .training import attribute_head, attribute_loss, copy_logs, save_tensors, train
+from .training import attribute_head, attribute_loss, export_to, save_tensors, train
 
 HELD_OUT = 512
 
@@ -245,8 +247,8 @@ def export(autoencoder: AutoencoderKL, models: nn.ModuleDict, tokenizer: CLIPTok
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
-    copy_logs(work, out, "autoencoder", "text", "unet")
+    with export_to(out, work, "autoencoder", "text", "unet") as tmp_dir:
+        pipeline.to(torch.float16).save_pretrained(tmp_dir, safe_serialization=True)
 
 
 def parser() -> Parser:
@@ -262,6 +264,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_can_be_made(args.out)
     torch.set_num_threads(args.threads)
 
     tokenizer = make_tokenizer(words(), max_length=24)
@@ -272,7 +275,7 @@ def run(args: argparse.Namespace) -> None:
             encode_pictures(autoencoder, tokenizer, n, held) for n, held in ((args.pictures, False), (HELD_OUT, True))
         ]
         save_tensors(parts, encoded)
-    data, fixed = torch.load(encoded, weights_only=True)
+    data, fixed = read_checkpoint(encoded, remedy="remove it to have it made again")
     scale = 1 / data["mean"].float().std().item()
     autoencoder.register_to_config(scaling_factor=round(scale, 5))
     models = new_unet_and_text_encoder(tokenizer)

@@ -7,7 +7,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.files import atomic_write
+from common.folders import atomic_folder
+from common.safe_load import read_checkpoint
 
 from .scenes import KINDS
 
@@ -45,10 +48,13 @@ def save_tensors(content: Any, path: Path) -> None:
         torch.save(content, tmp_path)
 
 
-def copy_logs(work: Path, out: Path, *names: str) -> None:
-    """The logs of the training beside the weights."""
-    for name in names:
-        shutil.copy(work / f"{name}.jsonl", out / f"{name}.jsonl")
+@contextmanager
+def export_to(out: Path, work: Path, *logs: str) -> Iterator[Path]:
+    """A folder that becomes `out`, with what is written there and the logs of the training, whole or not at all."""
+    with atomic_folder(out) as tmp_dir:
+        yield tmp_dir
+        for name in logs:
+            shutil.copy(work / f"{name}.jsonl", tmp_dir / f"{name}.jsonl")
 
 
 def train(
@@ -78,7 +84,7 @@ def train(
     )
     first, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = read_checkpoint(checkpoint, remedy="remove it to train from the beginning")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])

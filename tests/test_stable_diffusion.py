@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,7 +109,7 @@ def test_an_image_and_a_mask_keep_what_is_outside_the_mask(tmp_path, picture):
     assert status == 0
     part = json.loads((out / "result.json").read_text())["stages"]["pipeline"]
     assert part["seconds"]["baseline"]["full_steps"] == 4  # 3, and PLMS's one more
-    status, out = run(tmp_path, "--image", picture, "--mask", new_mask(tmp_path), "--scheduler", "ddim")
+    status, out = run(tmp_path / "masked", "--image", picture, "--mask", new_mask(tmp_path), "--scheduler", "ddim")
     assert status == 0
     original, redrawn = (np.asarray(Image.open(p), float) for p in (picture, out / "deepcache_000.png"))
     changed = np.abs(original - redrawn).mean(-1)
@@ -140,9 +141,9 @@ def test_options_reach_the_run(tmp_path, options, seen):
 
 
 def test_a_negative_prompt_changes_the_images(tmp_path):
-    images = []
+    images: list[bytes] = []
     for options in ([], ["--negative-prompt", "a red ring"]):
-        _, out = run(tmp_path, *options)
+        _, out = run(tmp_path / str(len(images)), *options)
         images.append((out / "baseline_000.png").read_bytes())
     assert images[0] != images[1]
 
@@ -150,7 +151,9 @@ def test_a_negative_prompt_changes_the_images(tmp_path):
 def test_without_out_the_folder_is_named_after_the_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert stable_diffusion.main([*FEW, "--cache-steps", "0,4", "--seed", "7"]) == 0
-    assert (tmp_path / "outputs" / "shapes-sd-own-6-steps0.4-m1-seed7" / "result.json").is_file()
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert re.fullmatch(r"shapes-sd-own-6-steps0\.4-m1-seed7-[0-9a-f]{8}", folder.name)
+    assert (folder / "result.json").is_file()
 
 
 @pytest.mark.parametrize(
