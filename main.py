@@ -11,6 +11,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,13 +23,14 @@ from diffusers.pipelines.text_to_video_synthesis.pipeline_text_to_video_zero imp
 from PIL import Image, ImageDraw, ImageFilter
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, is_out_of_memory, run_cli
 from common.images import read_image
 from common.shipped import EXAMPLE_IMAGE, GUIDANCE, SHAPES_SD
 from comparison.arguments import add_run_arguments, check_arguments, result_folder
 from comparison.run import compare_and_save, open_pipeline
 from pipelines import tiny
 from pipelines.cache_options import add_cache_arguments
+from pipelines.directory import check_config
 from pipelines.loading import check_steps
 from pipelines.text_to_video_zero import default_moments
 from unets import CacheConfig, DeepCacheSDHelper
@@ -128,9 +130,13 @@ def open_controlnet(args: argparse.Namespace, dtype: torch.dtype) -> Any:
     """The ControlNet; with --tiny, one of random weights for the shapes model."""
     if args.tiny:
         return tiny.controlnet(diffusers.UNet2DConditionModel.from_pretrained(SHAPES_SD / "unet")).to(dtype)
+    if (config := Path(args.controlnet_model) / "config.json").is_file():
+        check_config(config)
     try:
         return diffusers.ControlNetModel.from_pretrained(args.controlnet_model, torch_dtype=dtype)
-    except OSError:
+    except Exception as error:  # the readers of damaged files raise nearly everything
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
             f"cannot get {args.controlnet_model}; connect once, or give --controlnet-model a path"
         ) from None

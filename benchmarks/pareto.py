@@ -33,6 +33,7 @@ from common.command_line import Parser, run_cli
 from common.environment import versions
 from common.files import atomic_write, write_text
 from common.plotting import pyplot, save_figure
+from common.reading import read_json
 from common.timing import alternate, pairwise, time_call
 from eval import clip_score, fid
 from eval.generation.prompts import shapes_caption
@@ -40,6 +41,7 @@ from eval.metrics.distances import psnr
 from eval.metrics.features import ShapesFeatures
 from eval.metrics.fid import make_reference
 from image_sets.batches import Batch, to_uint8
+from image_sets.reading import image_batches
 from shapes.draw import draw
 
 from .points import MODELS, Point
@@ -61,8 +63,7 @@ def pictures(point: Point, file: Path, count: int, batch_size: int, quiet: bool)
     made = 0
     parts: list[np.ndarray] = []
     if file.is_file():
-        with np.load(file) as archive:
-            stored = archive["arr_0"]
+        stored = np.concatenate(list(image_batches(file, 256)))
         if len(stored) >= count:
             return stored[:count]
         made = len(stored) // batch_size * batch_size
@@ -129,9 +130,9 @@ def quality(
             if model == "text":
                 captions = [shapes_caption(k) for k in range(count)]
                 row["clip_score"] = clip_score.compute(images, captions, model="shapes", quiet=True)["mean"]
-            with atomic_write(summary) as tmp_path:
-                tmp_path.write_text(json.dumps(row) + "\n")
-        rows.append({"name": point.name, "kind": point.kind, **json.loads(summary.read_text())})
+            write_text(summary, json.dumps(row) + "\n")
+        there = read_json(summary, dict, remedy="remove it to have it measured again")
+        rows.append({"name": point.name, "kind": point.kind, **there})
     return rows
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+HALF_WRITTEN = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp(\.\w+)?")  # stem and suffix
 
 
 @contextmanager
@@ -64,7 +66,13 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def remove_half_written(path: Path) -> None:
-    """Removes what killed runs left of `atomic_write(path)`. Only for whoever alone writes there."""
-    for tmp_path in path.parent.glob(f".{glob.escape(path.stem)}.{'[0-9a-f]' * 8}.tmp{glob.escape(path.suffix)}"):
-        tmp_path.unlink(missing_ok=True)
+def remove_half_written(folder: Path, *names: str) -> None:
+    """Removes what killed runs left of `atomic_write` in a folder. Only for whoever alone writes there.
+
+    Args:
+        names: of the files that were being written; any, if none is given.
+    """
+    for path in folder.glob(".*.tmp*"):
+        half = HALF_WRITTEN.fullmatch(path.name)
+        if half and (not names or f"{half[1]}{half[2]}" in names):
+            path.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--warm-up", type=numbers.warm_up, default=1, metavar="PAIRS", help="pairs before that, not timed"
     )
+    group.add_argument("--variant", help="of the weights, such as fp16 (default: the plain ones, or all there is)")
     add_device_arguments(group)
     group.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
     group.add_argument("--compile", action="store_true", help="torch.compile the U-Net, a graph for each kind of step")

@@ -31,7 +31,8 @@ def open_pipeline(
     scheduler = getattr(args, "scheduler", None)
     if tiny_parts is not None:
         return build_pipeline(cls, {**tiny_parts(), **components}, dtype=dtype, scheduler=scheduler)
-    return load_pipeline(cls, model, dtype=dtype, scheduler=scheduler, quiet=args.quiet, **components)
+    settings = {"scheduler": scheduler, "quiet": args.quiet, "variant": args.variant}
+    return load_pipeline(cls, model, dtype=dtype, **settings, **components)
 
 
 def check_run(pipe: Any, args: argparse.Namespace, strength: float | None, cache: CacheConfig) -> None:

@@ -6,17 +6,17 @@ The same code base, by way of taming-transformers, gave the first stage of laten
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from common.command_line import is_out_of_memory
 from common.safe_load import build, check_shapes, is_state_dict, raise_on_mismatch, read_checkpoint, shapes_of
+from pipelines.directory import check_config
 from unets.unet_2d import UNet2DModel
 
 from .configs import CONFIGS, Config
@@ -122,12 +122,9 @@ def _check_md5(path: Path, published: Config) -> None:
 
 
 def _load_directory(path: Path, config: Config | None, dtype: torch.dtype) -> UNet2DModel:
-    try:
-        described = json.loads((path / "config.json").read_text())
-        class_name = described.get("_class_name")
-    except (OSError, ValueError, AttributeError):
-        raise ValueError(f"{path} has no readable config.json; give a diffusers UNet or pipeline directory") from None
-    if class_name != "UNet2DModel":
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json; give a diffusers UNet or pipeline directory")
+    if (class_name := check_config(path / "config.json").get("_class_name")) != "UNet2DModel":
         raise ValueError(
             f"{path} holds a {class_name}, not a UNet2DModel; give the directory of an unconditional model"
         )
@@ -136,7 +133,9 @@ def _load_directory(path: Path, config: Config | None, dtype: torch.dtype) -> UN
             str(path), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
+    except Exception as error:  # the readers of damaged files raise nearly everything
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"cannot load {path}: {reason}; is the directory complete?") from error
     differences = [f"{name} is missing" for name in info["missing_keys"]]

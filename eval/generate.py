@@ -37,6 +37,7 @@ from .generation.text import Settings, prepare, write_prompts
 def parser() -> Parser:
     p = Parser(prog="python -m eval.generate", description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="diffusers directory or hub id (default: the shipped model)")
+    p.add_argument("--variant", help="of the weights, such as fp16 (default: the plain ones, or all there is)")
     p.add_argument(
         "--prompts", metavar="NAME_OR_FILE",
         help="parti, coco, shapes, or a file: .tsv with a column Prompt, .json of COCO captions, else one prompt "
@@ -68,7 +69,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     if args.model is not None and args.prompts is None:
         raise ValueError("--model needs --prompts: parti, coco, or a file")
     return Settings(
-        model=args.model, prompts=args.prompts or "shapes", negative_prompt=args.negative_prompt,
+        model=args.model, variant=args.variant, prompts=args.prompts or "shapes", negative_prompt=args.negative_prompt,
         scheduler=args.scheduler, steps=args.steps, guidance_scale=args.guidance_scale, height=args.height,
         width=args.width, rounding=args.rounding, cache=cache, cache_label=cache_name(args, cache), seed=args.seed,
         noise_period=args.noise_period, dtype=args.dtype,

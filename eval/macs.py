@@ -71,10 +71,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> None:
     model = open_model(args.model)
     size = (args.height or model.size[0], args.width or model.size[1])
-    try:
-        fork = model.on_meta()
-    except TypeError as error:
-        raise ValueError(f"{args.model} is not the configuration of a U-Net of diffusers 0.24.0: {error}") from None
+    fork = model.on_meta()
     branches = range(fork.num_skip_branches) if args.branches is None else args.branches
     inputs = unet_inputs(fork, *size, tokens=args.tokens or model.tokens, frames=args.frames or model.frames)
     result = {"model": args.model, "height": size[0], "width": size[1]}

@@ -14,7 +14,6 @@ import argparse
 import base64
 import csv
 import html
-import json
 import mimetypes
 import re
 import string
@@ -25,6 +24,7 @@ from typing import Any
 
 from common.command_line import Parser, run_cli
 from common.files import write_text
+from common.reading import read_json, read_text
 
 RESULT = "result.json"  # what `comparison` writes beside the pictures of two runs
 PAGE = Path(__file__).with_name("report.html")
@@ -169,8 +169,8 @@ def plot_html(path: Path, title: str) -> str:
 def csv_html(path: Path, with_table: bool) -> str:
     """A link that saves the file, after its rows as a table if there is no other."""
     try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    except (csv.Error, UnicodeDecodeError) as error:
+        rows = list(csv.reader(read_text(path, "write it again").splitlines()))
+    except csv.Error as error:
         raise ValueError(f"cannot read {path}: {error}; write it again as CSV in UTF-8") from None
     name = html.escape(path.name)
     link = f'<p><a download="{name}" href="{data_uri(path)}">{name}</a></p>'
@@ -184,12 +184,7 @@ def is_comparison(folder: Path) -> bool:
 
 def comparison_html(folder: Path, title: str) -> str:
     """The pictures of both runs one over the other with a slider between them, and what was measured."""
-    try:
-        result = json.loads((folder / RESULT).read_text())
-    except ValueError:
-        raise ValueError(f"{folder / RESULT} is not JSON; run the script that wrote it again") from None
-    if not isinstance(result, dict):
-        raise ValueError(f"{folder / RESULT} is not a result of a script of this repository; remove it")
+    result = read_json(folder / RESULT, dict, remedy="run the script that wrote it again")
     prompts = _at(result, "resolved", "prompt") or _at(result, "arguments", "prompt") or []
     prompts = prompts if isinstance(prompts, list) else [prompts]
     baselines = sorted(folder.glob("baseline_*.png"))
@@ -304,10 +299,7 @@ def _order(path: Path, folder: Path) -> list[Any]:
 def _file_section(name: str, files: dict[str, Path]) -> tuple[str, str]:
     blocks: list[Block] = []
     if ".md" in files:
-        try:
-            blocks = markdown_blocks(files[".md"].read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            raise ValueError(f"{files['.md']} is not text in UTF-8; write it again") from None
+        blocks = markdown_blocks(read_text(files[".md"], "write it again"))
     titled = bool(blocks) and isinstance(blocks[0], Heading)
     title = blocks[0].text if blocks and isinstance(blocks[0], Heading) else name
     parts = [] if titled else [f"<h2>{html.escape(title)}</h2>"]

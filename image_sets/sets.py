@@ -23,12 +23,14 @@ from tqdm import tqdm
 from common.digests import file_digest
 from common.files import atomic_write, remove_half_written, write_json
 from common.images import side_by_side
+from common.reading import read_json
 
 from .reading import count_images, image_batches
 
 GRID = 64  # images in the overview
 ROW = 8
 MADE_ON = "made_on"  # of settings.json: the machines, which are no setting
+PART = re.compile(r"(\d{8,})-(\d{8,})\.npz")  # first and last image
 HALF_MADE = re.compile(r"\.settings\.[0-9a-f]{8}\.tmp\.json|\.lock")  # what is left of a run killed at its start
 
 
@@ -51,6 +53,8 @@ class ImageSet:
         if (self.out / "settings.json").is_file():
             content = read_settings(self.out)
             made_on = content.pop(MADE_ON, [])
+            if not isinstance(made_on, list):
+                raise ValueError(f"{self.out / 'settings.json'} is damaged; remove the folder to have it made again")
             names = sorted(content.keys() | self.settings.keys())
             differing = [name for name in names if content.get(name) != self.settings.get(name)]
             if differing:
@@ -71,6 +75,8 @@ class ImageSet:
             except OSError as error:
                 raise ValueError(f"cannot make the folder {self.out}: {error.strerror}; name another --out") from None
             self._write_settings([self.machine] if self.machine else [])
+        if self.parts.is_symlink():
+            raise ValueError(f"{self.parts} is a link; remove it")
         self.parts.mkdir(exist_ok=True)
 
     def _write_settings(self, made_on: list[Any]) -> None:
@@ -80,12 +86,20 @@ class ImageSet:
         """Held by the process that makes the set, on whichever machine. A killed process holds nothing."""
         return FileLock(self.out / ".lock", is_singleton=True, preserve_lock_file=True)
 
+    def _parts(self) -> list[tuple[int, int, Path]]:
+        names = [(PART.fullmatch(path.name), path) for path in self.parts.glob("*.npz")]
+        return [(int(name[1]), int(name[2]), path) for name, path in names if name]
+
     def finished(self) -> list[tuple[int, int, Path]]:
-        """First and last image and file of each piece that is there, without overlaps, in order."""
-        pieces: list[tuple[int, int, Path]] = []
-        for path in self.parts.glob("[0-9]*-[0-9]*.npz"):
-            first, last = map(int, path.stem.split("-"))
-            pieces.append((first, last, path))
+        """First and last image and file of each piece that is there, without overlaps, in order.
+
+        Raises:
+            ValueError: a piece that is damaged, or doesn't hold as many images as its name says.
+        """
+        pieces = self._parts()
+        for first, last, path in pieces:
+            if count_images(path) != last - first + 1:
+                raise ValueError(f"{path} does not hold images {first} to {last}; remove it to have them made again")
         if self.samples.is_file():
             pieces.append((0, count_images(self.samples) - 1, self.samples))
         kept: list[tuple[int, int, Path]] = []
@@ -135,7 +149,7 @@ class ImageSet:
 
     def finish(self, num_images: int, *, png: bool = False, quiet: bool = False) -> None:
         """Puts the images into `samples.npz`, batch by batch, removes their parts and draws the overview."""
-        remove_half_written(self.samples)
+        remove_half_written(self.out, self.samples.name, "grid.png", "prompts.txt")
         total = self.unbroken()[-1][1] + 1
         if not self.samples.is_file() or count_images(self.samples) < total:
             labels, record = self.labels(), self.out / "samples.json"
@@ -157,10 +171,11 @@ class ImageSet:
                 after = file_digest(tmp_path)
                 write_json(record, {"sha256": [*before, after]})  # both, for this can be killed before the next line
             write_json(record, {"sha256": [after]})
-        behind = {path for first, _, path in self.finished() if first >= total}  # of a larger set, not yet finished
-        for path in set(self.parts.iterdir()) - behind:
-            path.unlink()
-        if not behind:
+        remove_half_written(self.parts)
+        for begin, _, path in self._parts():
+            if begin < total:  # others are of a larger set, not yet finished
+                path.unlink()
+        if not any(self.parts.iterdir()):
             self.parts.rmdir()
         if png:
             self._write_pngs(num_images, quiet)
@@ -172,6 +187,7 @@ class ImageSet:
     def _write_pngs(self, num_images: int, quiet: bool) -> None:
         folder = self.out / "images"
         folder.mkdir(exist_ok=True)
+        remove_half_written(folder)
         start = 0
         for batch in tqdm(image_batches(self.samples, 256, num_images), desc="PNGs", disable=quiet, delay=5):
             for k, image in enumerate(batch, start):
@@ -185,15 +201,9 @@ class ImageSet:
 def read_settings(out: Path) -> dict[str, Any]:
     """What a set says of itself. Raises ValueError for a folder that is no set, or a damaged one."""
     file = out / "settings.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{out} is no set of images: it has no settings.json; remove it to have it made") from None
-    except (OSError, ValueError):
-        raise ValueError(f"{file} is damaged; remove the folder to have it made again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged: it is not an object; remove the folder to have it made again")
-    return content
+    if not file.exists():
+        raise ValueError(f"{out} is no set of images: it has no settings.json; remove it to have it made")
+    return read_json(file, dict, remedy="it is damaged; remove the folder to have it made again")
 
 
 def samples_digest(out: Path) -> str | None:
@@ -206,9 +216,9 @@ def samples_digest(out: Path) -> str | None:
     if not samples.is_file():
         return None
     try:
-        recorded = json.loads((out / "samples.json").read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        recorded = []
-    if (digest := file_digest(samples)) not in recorded:
+        recorded = read_json(out / "samples.json", dict).get("sha256")
+    except ValueError:
+        recorded = None
+    if not isinstance(recorded, list) or (digest := file_digest(samples)) not in recorded:
         raise ValueError(f"{samples} is not the file that was made there; remove it to have the images made again")
     return digest

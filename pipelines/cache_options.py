@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import numbers
+from common.reading import read_json
 from unets.cache.config import CacheConfig
 
 EXTENSIONS = ("forecast", "reuse_guidance", "guidance_stop", "refresh_interval", "reuse_attention")
@@ -125,13 +125,13 @@ class Calibration:
 def read_calibration(path: Path) -> Calibration:
     """What eval.calibrate --out wrote. Raises ValueError for another file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, dict)
         whole = (content["steps"], content["cache_branch_id"], *content["cache_steps"])
         if not all(type(number) is int for number in whole):
             raise ValueError
         wanted = ("cache_branch_id", "cache_steps", "forecast")
         config = CacheConfig.from_json({name: content[name] for name in wanted if name in content})
-    except (OSError, ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
         raise ValueError(
             f"--calibrated {path} cannot be read as a calibration; make one with python -m eval.calibrate --out FILE"
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ import diffusers
 import torch
 from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub.utils import RepositoryNotFoundError
-from safetensors import SafetensorError
 
+from common.command_line import is_out_of_memory
 from unets.compiled import compile_forward
+
+from .directory import check_pipeline, variant_of
 
 MIRRORS = {  # taken off the hub in 2024, and where the same files are now
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -54,9 +55,13 @@ def load_pipeline(
     dtype: torch.dtype,
     scheduler: str | None = None,
     quiet: bool = False,
+    variant: str | None = None,
     **components: Any,
 ) -> Any:
     """A pipeline of `cls` from a diffusers directory or a hub id, on the CPU. `components` replace some of its parts.
+
+    Args:
+        variant: of the weights, such as fp16; a directory that has one alone is loaded with it unasked.
 
     Raises:
         ValueError: no such directory, not a pipeline, or not to be had from the hub; the line names the remedy.
@@ -65,32 +70,37 @@ def load_pipeline(
     if name in MIRRORS and not Path(name).is_dir():
         print(f"{name} is no longer on the hub; using its mirror {MIRRORS[name]}", file=sys.stderr)
         name = MIRRORS[name]
-    check_directory(name)
+    check_name(name)
     if quiet:
         disable_progress_bar()
-    if Path(name).is_dir():
-        try:
-            pipe = cls.from_pretrained(name, torch_dtype=dtype, **components)
-        except (OSError, ImportError, SafetensorError) as error:
-            raise ValueError(f"cannot load {name}: {_first_line(error)}; is the directory complete?") from error
-    else:
-        pipe = _from_hub(cls, name, dtype, **components)
+    folder = Path(name) if Path(name).is_dir() else _download(cls, name, variant, components)
+    check_pipeline(folder, cls)
+    try:
+        pipe = cls.from_pretrained(
+            folder, torch_dtype=dtype, variant=variant or variant_of(folder), local_files_only=True, **components
+        )
+    except Exception as error:  # the readers of damaged files raise nearly everything
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"cannot load {name}: {_first_line(error)}; is the directory complete?") from error
     if scheduler is not None:
         pipe.scheduler = new_scheduler(scheduler, pipe.scheduler.config)
     return pipe
 
 
-def _from_hub(cls: Any, name: str, dtype: torch.dtype, **components: Any) -> Any:
-    """From the hub, or from its cache if the hub can't be reached."""
+def _download(cls: Any, name: str, variant: str | None, components: dict[str, Any]) -> Path:
+    """Where the hub's files are, downloaded if need be, or from its cache if the hub can't be reached."""
     try:
-        return cls.from_pretrained(name, torch_dtype=dtype, **components)
+        return Path(cls.download(name, variant=variant, **components))
     except OSError as error:
         if isinstance(error.__cause__, RepositoryNotFoundError):
             raise ValueError(
                 f"the hub has no {name}, or it is private; check the name or give --model a path"
             ) from None
+    except ValueError as error:  # a repository that brings code of its own, or no such variant
+        raise ValueError(f"cannot load {name}: {_first_line(error)}; give another --model") from None
     try:
-        return cls.from_pretrained(name, torch_dtype=dtype, local_files_only=True, **components)
+        return Path(cls.download(name, variant=variant, local_files_only=True, **components))
     except OSError:
         raise ValueError(
             f"cannot get {name} from the hub and it is not in the cache (~/.cache/huggingface, or where HF_HOME "
@@ -98,20 +108,12 @@ def _from_hub(cls: Any, name: str, dtype: torch.dtype, **components: Any) -> Any
         ) from None
 
 
-def check_directory(name: str) -> None:
-    """Raises ValueError if `name` is meant as a path and is not the directory of a pipeline."""
+def check_name(name: str) -> None:
+    """Raises ValueError if `name` is meant as a path, and there is no directory."""
     path = Path(name)
-    if path.is_dir():
-        index = path / "model_index.json"
-        if not index.is_file():
-            raise ValueError(f"{name} is not a pipeline: it has no model_index.json; give the folder that has one")
-        try:
-            json.loads(index.read_text())
-        except ValueError:
-            raise ValueError(f"{index} is not JSON; download the model again") from None
-    elif path.exists():
+    if path.is_file():
         raise ValueError(f"{name} is a file; --model takes a diffusers directory or a hub id")
-    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise ValueError(f"there is no directory {name}; --model takes a diffusers directory or a hub id (owner/name)")
 
 

@@ -25,6 +25,7 @@ from common.files import atomic_write, check_can_be_written, write_json
 from common.images import side_by_side
 from common.shipped import SHAPES_CLIP, SHAPES_SD
 from pipelines import StableDiffusionPipeline
+from pipelines.loading import load_pipeline
 
 from .scenes import Scene, alternatives, hard_negatives, random_scene, render
 
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         classifier.verdicts(Image.fromarray(render(scene, rng)[0]), scene) for scene in tqdm(scenes, desc="renders")
     ]
 
-    pipe = StableDiffusionPipeline.from_pretrained(args.model)
+    pipe = load_pipeline(StableDiffusionPipeline, args.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     for start in tqdm(range(0, args.count, args.batch), desc="pictures"):

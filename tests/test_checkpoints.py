@@ -137,7 +137,7 @@ def test_directories_of_diffusers_are_read(tmp_path, narrow):
     assert load_unet(tmp_path / "pipe", dtype=torch.float16).dtype == torch.float16
     with pytest.raises(ValueError, match=r"block_out_channels is .*instead of"):
         load_unet(tmp_path / "pipe", CIFAR10)
-    with pytest.raises(ValueError, match=r"no readable config\.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         load_unet(tmp_path)
     weights = tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
     os.truncate(weights, weights.stat().st_size - 5)

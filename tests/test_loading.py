@@ -14,15 +14,20 @@ from pipelines.loading import MIRRORS, SCHEDULERS, load_pipeline, new_scheduler
 class Hub:
     """Stands for a pipeline class; notes what it is asked for and answers with the shipped model or an error."""
 
+    __name__ = "StableDiffusionPipeline"
+
     def __init__(self, online=None, cached=None):
         self.errors = {False: online, True: cached}
         self.asked = []
 
-    def from_pretrained(self, name, torch_dtype, local_files_only=False):
+    def download(self, name, variant, local_files_only=False):
         self.asked.append((name, local_files_only))
         if self.errors[local_files_only] is not None:
             raise self.errors[local_files_only]
-        return StableDiffusionPipeline.from_pretrained(SHAPES_SD)
+        return str(SHAPES_SD)
+
+    def from_pretrained(self, folder, **settings):
+        return StableDiffusionPipeline.from_pretrained(folder, **settings)
 
 
 def load(hub, name="someone/model"):

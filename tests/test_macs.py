@@ -211,7 +211,11 @@ def test_a_wrong_call_ends_in_2_with_one_line(capsys, options, said):
 
 
 def test_a_configuration_that_is_no_unet_is_refused(tmp_path, capsys):
-    for content, said in (("{", "is not JSON"), ('{"_class_name": "Nonsense"}', "_class_name"), ("[]", "_class_name")):
+    for content, said in (
+        ("{", "is not JSON"),
+        ('{"_class_name": "Nonsense"}', "_class_name"),
+        ("[]", "not an object"),
+    ):
         (tmp_path / "config.json").write_text(content)
         assert main(["--model", str(tmp_path)]) == 2
         assert said in capsys.readouterr().err

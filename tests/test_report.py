@@ -154,7 +154,7 @@ def test_a_result_that_says_nothing_is_shown_all_the_same(results):
     ("file", "content", "said"),
     [
         ("run/result.json", b"{", "is not JSON"),
-        ("run/result.json", b"[]", "is not a result"),
+        ("run/result.json", b"[]", "is not an object"),
         ("table2.md", b"\xff\xfe", "UTF-8"),
         ("table2.csv", b"\xff\xfe", "UTF-8"),
     ],

@@ -33,7 +33,7 @@ def test_what_lies_in_the_place_of_the_samples_is_not_the_set(tmp_path):
 def test_damaged_settings_are_no_set(tmp_path, text):
     run(tmp_path, 2, 2)
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+    with pytest.raises(ValueError, match=r"settings\.json is not .* it is damaged; remove the folder"):
         run(tmp_path, 2, 2)
 
 

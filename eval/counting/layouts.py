@@ -5,7 +5,6 @@ Layouts are those of the published configuration files; `tests/test_macs.py` cou
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ import torch
 
 from ddpm.configs import CIFAR10, LSUN_BEDROOM
 from ldm.checkpoint import CIN256
+from pipelines.directory import check_config, check_sizes
 from unets import fork_of
+from unets.forks import FORKS
 
 from .macs import NONE, Exceptions
 
@@ -70,9 +71,18 @@ class Model:
     exceptions: Exceptions = NONE  # in the paper's convention
 
     def on_meta(self) -> Any:
-        """The fork of the U-Net, in evaluation mode, without memory for its weights."""
-        with torch.device("meta"):
-            return fork_of(self.cls(**self.unet)).to("meta").eval()
+        """The fork of the U-Net, in evaluation mode, without memory for its weights.
+
+        Raises:
+            ValueError: the configuration does not fit together.
+        """
+        try:
+            with torch.device("meta"):
+                return fork_of(self.cls(**self.unet)).to("meta").eval()
+        except Exception as error:  # a configuration that doesn't fit together fails anywhere
+            raise ValueError(
+                f"no {self.cls.__name__} of diffusers 0.24.0 can be built from this configuration: {error}"
+            ) from None
 
 
 MODELS: dict[str, Model] = {
@@ -101,10 +111,7 @@ def open_model(name: str) -> Any:
     path = Path(name)
     candidates = [path, path / "config.json", path / "unet" / "config.json"]
     if file := next((c for c in candidates if c.is_file()), None):
-        try:
-            config = json.loads(file.read_text())
-        except ValueError:
-            raise ValueError(f"{file} is not JSON; give a U-Net's config.json") from None
+        config = check_config(file)
     elif path.exists() or name.count("/") != 1:
         raise ValueError(f"there is no U-Net {name}; give a path, a hub id (owner/name) or one of {', '.join(MODELS)}")
     else:
@@ -115,9 +122,10 @@ def open_model(name: str) -> Any:
             raise ValueError(
                 f"cannot get the configuration of {name} from the hub; check the name, or give a path"
             ) from None
-    cls = getattr(diffusers, str(config.get("_class_name") if isinstance(config, dict) else None), None)
-    if cls is None or not hasattr(cls, "load_config"):
-        raise ValueError(f"{name} does not name the class of its U-Net in _class_name; give a U-Net's config.json")
+        check_sizes(name, config)
+    if (class_name := config.get("_class_name")) not in (classes := {cls.__name__: cls for cls in FORKS}):
+        raise ValueError(f"{name} has {class_name!r} as _class_name; give the config.json of a {' or '.join(classes)}")
+    cls = classes[class_name]
     size = config.get("sample_size") or 64
     return Model(
         {k: v for k, v in config.items() if not k.startswith("_")},

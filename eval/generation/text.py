@@ -29,6 +29,7 @@ class Settings:
     """What the images of a set are made with."""
 
     model: str | None = None  # diffusers directory or hub id; None: the shipped model
+    variant: str | None = None  # of the weights
     prompts: str = "shapes"
     negative_prompt: str | None = None
     scheduler: str = "plms"
@@ -71,6 +72,7 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
     model = settings.model or SHAPES_SD
     pipe = load_pipeline(
         StableDiffusionPipeline, model, dtype=DTYPES[settings.dtype], scheduler=settings.scheduler, quiet=quiet,
+        variant=settings.variant,
         safety_checker=None, requires_safety_checker=False,
     )  # fmt: skip
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:

@@ -19,6 +19,7 @@ import torch
 
 from common.environment import versions
 from common.files import write_text
+from common.reading import read_json
 
 DIGITS = 7  # of numbers for each image, which would be long
 
@@ -46,13 +47,14 @@ class Measured:
 
 def read(file: Path) -> Measured | None:
     """What the file holds; None if there is none. Raises ValueError for a damaged one."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return Measured(content["made_from"], Found(**content["found"]), content["date"], content["machine"])
-    except FileNotFoundError:
+    if not file.is_file():
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{file} is damaged; remove it to have it measured again") from None
+    remedy = "remove it to have it measured again"
+    content = read_json(file, dict, remedy=remedy)
+    try:
+        return Measured(content["made_from"], Found(**content["found"]), content["date"], content["machine"])
+    except (KeyError, TypeError):
+        raise ValueError(f"{file} is no record of a measurement; {remedy}") from None
 
 
 def measured(file: Path, made_from: Mapping[str, Any], measure: Callable[[], Found], device: torch.device) -> Measured:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from filelock import FileLock
 
 from common.digests import file_digest
 from common.files import write_json
+from common.reading import read_json
 from common.shipped import SHAPES_CLIP
 from image_sets.reading import image_batches
 from image_sets.sets import samples_digest
@@ -153,7 +153,7 @@ def _draw_reference(reference: Path, score: FidScore, like: str, options: Option
     reference.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(reference.with_suffix(".lock")):  # of processes that come at once, the first draws
         try:
-            there = json.loads(record.read_text(encoding="utf-8"))
+            there = read_json(record)
             if there == {**made_from, "sha256": file_digest(reference)}:
                 return
         except (OSError, ValueError):

@@ -1,0 +1,149 @@
+"""A model's directory, looked at before anything of it is loaded: what it is, and that nothing in it runs.
+
+diffusers 0.24.0 imports whatever module `model_index.json` names, from the directory itself if it has one of that name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.reading import read_json
+
+AGAIN = "download the model again"
+INDEX = "model_index.json"
+CONFIGS = ("config.json", "scheduler_config.json")
+
+# The libraries and classes that each part of a pipeline can have. `stable_diffusion` is diffusers' own, and
+# `unets.class_embedder` this repository's.
+CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
+CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "unet": ("diffusers", ("UNet2DConditionModel", "UNet2DModel", "UNetSpatioTemporalConditionModel")),
+    "vae": ("diffusers", ("AutoencoderKL", "AutoencoderKLTemporalDecoder", "AutoencoderTiny")),
+    "vqvae": ("diffusers", ("VQModel",)),
+    "controlnet": ("diffusers", ("ControlNetModel",)),
+    "text_encoder": ("transformers", CLIP_TEXT),
+    "text_encoder_2": ("transformers", CLIP_TEXT),
+    "tokenizer": ("transformers", CLIP_TOKENIZER),
+    "tokenizer_2": ("transformers", CLIP_TOKENIZER),
+    "image_encoder": ("transformers", ("CLIPVisionModelWithProjection",)),
+    "feature_extractor": ("transformers", ("CLIPImageProcessor", "CLIPFeatureExtractor")),
+    "safety_checker": ("stable_diffusion", ("StableDiffusionSafetyChecker",)),
+    "class_embedder": ("unets.class_embedder", ("ClassEmbedder",)),
+}
+SCHEDULER = re.compile(r"\w+Scheduler")
+
+# By the beginning of a pipeline class's name: what runs such a model.
+FAMILIES = {
+    "StableDiffusionXL": "stable_diffusion_xl.py, or main.py --model_type sdxl",
+    "StableVideoDiffusion": "stable_video_diffusion.py, or main.py --model_type svd",
+    "StableDiffusion": "stable_diffusion.py, or main.py --model_type sd1.5",
+    "LDMClass": "python -m ldm.sample",
+    "DDPM": "python -m ddpm.sample",
+}
+SAME_FAMILY = {  # of other names
+    "LatentConsistencyModelPipeline": "StableDiffusion",
+    "TextToVideoZeroPipeline": "StableDiffusion",
+    "DDIMPipeline": "DDPM",
+}
+
+# The sizes in a configuration, and the most there can be: what is built takes time and memory in proportion.
+LAYERS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers")
+SIZES = (
+    "in_channels", "out_channels", "block_out_channels", "latent_channels", "sample_size", "norm_num_groups",
+    "attention_head_dim", "num_attention_heads", "cross_attention_dim", "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim", "time_cond_proj_dim", "encoder_hid_dim", "num_frames",
+    "num_train_timesteps", "num_vq_embeddings", "vq_embed_dim", "num_classes", "embedding_dim", "hidden_size",
+    "intermediate_size",
+    "projection_dim", "patch_size", "image_size", "vocab_size", "max_position_embeddings",
+)  # fmt: skip
+MOST = dict.fromkeys(LAYERS, 1000) | dict.fromkeys(SIZES, 10**6)
+
+
+def check_pipeline(folder: Path, cls: Any) -> None:
+    """Looks at a pipeline's directory that `cls` is to load.
+
+    Raises:
+        ValueError: no pipeline, a damaged one, one of another kind, which it says what to run with, or one that names
+            code of its own.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        raise ValueError(f"{folder} is not a pipeline: it has no {INDEX}; give the folder that has one")
+    content = read_json(index, dict, remedy=AGAIN)
+    _check_kind(folder, content.get("_class_name"), cls)
+    for part, value in content.items():
+        if isinstance(value, list):
+            _check_part(index, part, value)
+    for path in [folder / "None.py", *folder.glob("*/*.py")]:  # diffusers takes some names for what is to be imported
+        if path.is_file():
+            raise ValueError(
+                f"{path} is code, which a model does not need; remove it if you trust the rest of {folder}"
+            )
+    for config in sorted(path for name in CONFIGS for path in folder.glob(f"*/{name}")):
+        check_config(config)
+
+
+def check_config(path: Path) -> dict[str, Any]:
+    """The configuration of a model or a scheduler.
+
+    Raises:
+        ValueError: it is damaged, or has a size that no model has.
+    """
+    content = read_json(path, dict, remedy=AGAIN)
+    check_sizes(path, content)
+    return content
+
+
+def check_sizes(source: str | Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError naming the first size in a configuration that no model has."""
+    for name, value in config.items():
+        if name in MOST and not all(1 <= number <= MOST[name] for number in _numbers(value)):
+            raise ValueError(f"{source}: {name} is {value}; it must be from 1 to {MOST[name]:,}; {AGAIN}")
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant that a pipeline's directory has alone, such as fp16 of `model.fp16.safetensors`; None if none is."""
+    found: set[str] = set()
+    for part in (path.parent for path in folder.glob("*/config.json")):
+        names = [path.name for path in part.iterdir() if path.suffix in (".safetensors", ".bin")]
+        stems = [re.sub(r"-\d+-of-\d+", "", os.path.splitext(name)[0]).partition(".") for name in names]
+        if stems and all(variant for _, _, variant in stems):
+            found |= {variant for _, _, variant in stems}
+    return min(found) if len(found) == 1 else None
+
+
+def _check_kind(folder: Path, name: Any, cls: Any) -> None:
+    if not isinstance(name, str):
+        raise ValueError(f"{folder / INDEX} names {name!r} as its class; {AGAIN}")
+    family = _family(name)
+    if family is None:
+        raise ValueError(f"{folder} is a {name}, which nothing here runs; give a {cls.__name__}")
+    if family != _family(cls.__name__):
+        raise ValueError(f"{folder} is a {name}; run it with {FAMILIES[family]}")
+
+
+def _family(name: str) -> str | None:
+    return SAME_FAMILY.get(name) or next((family for family in FAMILIES if name.startswith(family)), None)
+
+
+def _check_part(index: Path, part: str, value: list[Any]) -> None:
+    if value == [None, None]:
+        return
+    allowed, classes = PARTS.get(part, (None, ()))
+    if part == "scheduler" and value[:1] == ["diffusers"] and isinstance(value[-1], str):
+        allowed, classes = "diffusers", tuple(SCHEDULER.findall(value[-1]))
+    if len(value) != 2 or value[0] != allowed or value[1] not in classes:
+        raise ValueError(
+            f"{index} was not loaded: it names {value!r} as {part}, which is no part of such a model; {AGAIN}"
+        )
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list):
+        return [number for part in value for number in _numbers(part)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
