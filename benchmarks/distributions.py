@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import numpy as np
 
 from common import numbers
 from common.command_line import Parser, run_cli
+from common.memory import peak_memory
 from eval.metrics.distributions import Gaussian, RunningGaussian, frechet_distance, precision_recall
 from eval.metrics.intervals import frechet_influence, standard_error
 from eval.metrics.kid import kid
@@ -70,9 +70,7 @@ def kernels(images: int, features: int) -> float:
 def _measured(work: Callable, *args: int) -> str:
     started = time.perf_counter()
     work(*args)
-    unit = 1024 if sys.platform == "darwin" else 1  # Linux counts in KiB, macOS in bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / 2**20
-    return f"{time.perf_counter() - started:.0f} s, at most {peak:.2f} GiB"
+    return f"{time.perf_counter() - started:.0f} s, at most {peak_memory() / 2**30:.2f} GiB"
 
 
 def run(args: argparse.Namespace) -> None:

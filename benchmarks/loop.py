@@ -21,7 +21,7 @@ from diffusers import PNDMScheduler
 
 from common import numbers
 from common.command_line import Parser, run_cli
-from common.device import DTYPES
+from common.device import DTYPES, resolve_device
 from common.timing import alternate, pairwise, spread, time_call
 from eval.counting.layouts import MODELS
 from pipelines import StableDiffusionPipeline
@@ -65,7 +65,7 @@ def random_pipeline(dtype: torch.dtype, device: str, channels_last: bool) -> Any
 
 
 def run(args: argparse.Namespace) -> None:
-    dtype, device = DTYPES[args.dtype], torch.device(args.device)
+    dtype, device = DTYPES[args.dtype], resolve_device(args.device)
     pipe = random_pipeline(dtype, args.device, args.channels_last)
     stock = stock_pipeline(pipe)
     for one in (pipe, stock):

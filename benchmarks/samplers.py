@@ -11,10 +11,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from common import numbers
 from common.command_line import Parser, run_cli
+from common.device import resolve_device
 from common.shipped import SHAPES_DDPM, SHAPES_LDM
 from common.timing import alternate, pairwise, time_call
 from ddpm.checkpoint import load_unet
@@ -35,7 +34,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
-    device = torch.device(args.device)
+    device = resolve_device(args.device)
     unet, pipe = load_unet(SHAPES_DDPM).eval().to(device), load_pipeline(SHAPES_LDM).to(device)
     pipe.set_progress_bar_config(disable=True)
     indices = range(args.batch_size)

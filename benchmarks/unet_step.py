@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from common import numbers
 from common.command_line import Parser, run_cli
-from common.device import DTYPES
+from common.device import DTYPES, resolve_device
 from common.environment import versions
 from common.files import write_json
 from common.timing import Clock, alternate, pairwise, spread
@@ -195,7 +195,7 @@ def parser() -> Parser:
     p.add_argument("--memory-formats", default="contiguous,channels-last", metavar="FORMAT,…")
     p.add_argument("--repeats", type=numbers.repeats, default=5)
     p.add_argument("--warm-up", type=numbers.warm_up, default=1)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--package", action="store_true", help="also the package DeepCache (pip install DeepCache==0.1.1)")
     p.add_argument("--memory", action="store_true", help="also peak memory of activations")
     p.add_argument("--profile", action="store_true", help="also seconds by kind of operator, on the CPU")
@@ -211,11 +211,11 @@ def run(args: argparse.Namespace) -> None:
     unknown = [name for name in args.dtypes.split(",") if name not in DTYPES]
     if unknown:
         raise ValueError(f"unknown --dtypes {', '.join(unknown)}; there are {', '.join(DTYPES)}")
+    device = resolve_device(args.device)
     results = []
     with torch.no_grad():
         for dtype in args.dtypes.split(","):
             for memory_format in formats:
-                device = torch.device(args.device)
                 stock = new_unet(MODELS[args.model], device, DTYPES[dtype], memory_format == "channels-last")
                 wrapped = copy.deepcopy(stock) if args.package else None
                 for branch in args.branches:
@@ -228,7 +228,7 @@ def run(args: argparse.Namespace) -> None:
 
 def save(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Writes what there is so far, whole or not at all."""
-    about = {"model": args.model, "size": args.size, "versions": versions(torch.device(args.device))}
+    about = {"model": args.model, "size": args.size, "versions": versions(resolve_device(args.device))}
     write_json(args.out, {**about, "results": results})
 
 

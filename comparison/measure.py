@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
-import resource
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +13,7 @@ from PIL import Image
 
 from common.command_line import RunError
 from common.environment import versions
+from common.memory import peak_memory
 from common.timing import CallTimes, alternate, pairwise, spread, time_call
 from eval.counting.macs import count_steps, unet_inputs
 from eval.metrics.distances import distance
@@ -227,5 +226,4 @@ def _peak_memory(device: torch.device, peaks: dict[str, int]) -> dict[str, int]:
     """Bytes: on CUDA what each run allocated at most, else what the process held at most, both runs together."""
     if device.type == "cuda":
         return peaks
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return {"process": peak_memory()}
