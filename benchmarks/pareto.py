@@ -31,7 +31,7 @@ from tqdm import tqdm
 from common import numbers
 from common.command_line import Parser, run_cli
 from common.environment import versions
-from common.files import atomic_write, write_text
+from common.files import atomic_write, check_can_be_made, write_text
 from common.plotting import pyplot, save_figure
 from common.reading import read_json
 from common.timing import alternate, pairwise, time_call
@@ -225,6 +225,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_can_be_made(args.out)
     points_of = {model: MODELS[model][1]() for model in args.models}
     if unknown := set(args.points or ()) - {point.name for points in points_of.values() for point in points}:
         raise ValueError(f"--points {min(unknown)!r} is not among those of {', '.join(points_of)}; see results/pareto")

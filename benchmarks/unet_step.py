@@ -29,7 +29,7 @@ from common import numbers
 from common.command_line import Parser, run_cli
 from common.device import DTYPES, resolve_device
 from common.environment import versions
-from common.files import write_json
+from common.files import check_can_be_written, write_json
 from common.timing import Clock, alternate, pairwise, spread
 from eval.counting.layouts import SD15, SD21, SDXL
 from eval.counting.macs import count_steps, unet_inputs
@@ -212,6 +212,7 @@ def run(args: argparse.Namespace) -> None:
     if unknown:
         raise ValueError(f"unknown --dtypes {', '.join(unknown)}; there are {', '.join(DTYPES)}")
     device = resolve_device(args.device)
+    check_can_be_written(args.out)
     results = []
     with torch.no_grad():
         for dtype in args.dtypes.split(","):

@@ -36,11 +36,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         tmp_path.unlink(missing_ok=True)
 
 
-def check_can_be_written(path: Path) -> None:
-    """Raises ValueError if `path` is a directory, or nothing can be written there; before work that is then lost."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; name a file")
-    check_can_be_made(path.parent)
+def check_can_be_written(*paths: Path | None) -> None:
+    """Raises ValueError if one is a directory, or nothing can be written there; before work that would be lost."""
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise ValueError(f"{path} is a directory; name a file")
+        check_can_be_made(path.parent)
 
 
 def check_can_be_made(folder: Path) -> None:

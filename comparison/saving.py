@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
+import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
+from common.command_line import RunError
 from common.digests import file_digest
 from common.files import check_can_be_made
 from common.folders import atomic_folder
@@ -69,9 +72,9 @@ def save_comparison(
         rows = list(runs.values())
         if fps is not None:
             frames = [np.asarray(side_by_side([list(pair)])) for pair in zip(*rows, strict=True)]
-            # A macro block of 2 keeps sizes as they are: all that the pixel format asks is that they are even.
-            imageio.imwrite(tmp_dir / "output.mp4", frames, fps=fps, codec="libx264", macro_block_size=2)
-            imageio.imwrite(tmp_dir / "output.gif", frames, duration=1000 / fps, loop=0)
+            _write_video(tmp_dir / "output.mp4", frames, fps)
+            first, *rest = map(Image.fromarray, frames)
+            first.save(tmp_dir / "output.gif", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
             some = sorted({round(k) for k in np.linspace(0, len(frames) - 1, FRAMES_SHOWN)})
             rows = [[row[k] for k in some] for row in rows]
         side_by_side(rows).save(tmp_dir / "output.png")
@@ -79,6 +82,17 @@ def save_comparison(
             for k, image in enumerate(images):
                 image.save(tmp_dir / f"{name}_{k:03d}.png")
         (tmp_dir / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
+    # A macro block of 2 keeps sizes as they are: all that the pixel format asks is that they are even.
+    imageio.imwrite(path, frames, fps=fps, codec="libx264", macro_block_size=2)
+    try:
+        written, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+    except RuntimeError:
+        written = 0
+    if written != len(frames):  # ffmpeg says nothing of a full disk
+        raise RunError("the video could not be written whole; make room on the disk, and run the same command again")
 
 
 def _is_ours(path: Path) -> bool:

@@ -36,7 +36,7 @@ from common import numbers
 from common.command_line import Parser, run_cli
 from common.device import resolve_device
 from common.environment import versions
-from common.files import write_json
+from common.files import check_can_be_written, write_json
 from ddpm import sample as ddpm_sample
 from ldm import sample as ldm_sample
 from pipelines.cache_options import EXTENSIONS
@@ -103,8 +103,7 @@ def _forecast(text: str) -> float | str:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises ValueError naming the first option of this script that is out of range."""
-    if args.out and args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a directory; name a file")
+    check_can_be_written(args.out)
     if args.forecast == "fit" and args.out is None:
         raise ValueError("--forecast fit needs --out FILE, which the command reads each step's number from")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from common import numbers
 from common.command_line import Parser, run_cli
-from common.files import write_json
+from common.files import check_can_be_written, write_json
 
 from .counting.branches import CONVENTIONS, measure, plot
 from .counting.layouts import open_model
@@ -69,6 +69,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_can_be_written(args.out, args.plot)
     model = open_model(args.model)
     size = (args.height or model.size[0], args.width or model.size[1])
     fork = model.on_meta()

@@ -26,7 +26,7 @@ from common import numbers
 from common.command_line import Parser, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.environment import versions
-from common.files import write_json, write_text
+from common.files import check_can_be_written, write_json, write_text
 from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
 from common.timing import CallTimes, alternate, pairwise, spread, time_call
 from pipelines import StableDiffusionPipeline
@@ -212,6 +212,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> None:
     # 1. Check what can be checked before a model is loaded.
+    check_can_be_written(args.out)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
 

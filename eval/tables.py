@@ -25,7 +25,7 @@ from accelerate import PartialState
 from common import numbers
 from common.command_line import Parser, RunError, run_cli
 from common.device import DTYPES, resolve_device
-from common.files import write_text
+from common.files import check_can_be_made, write_text
 
 from . import report
 from .paper.claims import claims_markdown, load_claims
@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
     # 1. Check.
     names = _names(args)
     options = _options(args)
+    for folder in (options.out, options.work):
+        check_can_be_made(folder)
     needed = [table for name in names for table in FIGURES.get(name, [])] + [name for name in names if name in TABLES]
     plans = _plans(needed, args.rows, options)
     if args.dry_run:

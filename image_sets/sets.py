@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.digests import file_digest
-from common.files import atomic_write, remove_half_written, write_json
+from common.files import atomic_write, check_can_be_made, remove_half_written, write_json
 from common.images import side_by_side
 from common.reading import read_json
 
@@ -70,10 +70,8 @@ class ImageSet:
         ):
             raise ValueError(f"{self.out} holds something other than a set of images; name another --out")
         else:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"cannot make the folder {self.out}: {error.strerror}; name another --out") from None
+            check_can_be_made(self.out)
+            self.out.mkdir(parents=True, exist_ok=True)
             self._write_settings([self.machine] if self.machine else [])
         if self.parts.is_symlink():
             raise ValueError(f"{self.parts} is a link; remove it")

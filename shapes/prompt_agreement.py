@@ -79,8 +79,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
-    for path in filter(None, (args.out, args.grid)):
-        check_can_be_written(path)
+    check_can_be_written(args.out, args.grid)
     rng = np.random.default_rng((11, args.seed))
     scenes = [random_scene(rng, held_out=True, things=2) for _ in range(args.count)]
     classifier = CaptionClassifier(args.encoder)
