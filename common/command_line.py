@@ -54,7 +54,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was no memory left, on the device or on the host."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+        and any(words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory"))
     )
 
 

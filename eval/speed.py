@@ -26,7 +26,7 @@ from common import numbers
 from common.command_line import Parser, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.environment import versions
-from common.files import check_can_be_written, write_json, write_text
+from common.files import atomic_write, check_can_be_written, write_json
 from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
 from common.timing import CallTimes, alternate, pairwise, spread, time_call
 from pipelines import StableDiffusionPipeline
@@ -258,8 +258,9 @@ def run(args: argparse.Namespace) -> None:
     result = {"settings": settings, "notes": notes, "rows": rows, "versions": versions(device)}
     print(document(result), end="")
     if args.out:
-        write_text(args.out.with_suffix(".md"), document(result))
-        write_json(args.out, result)
+        with atomic_write(args.out.with_suffix(".md")) as tmp_path:  # takes its place if the other could be written
+            tmp_path.write_text(document(result), encoding="utf-8")
+            write_json(args.out, result)
 
 
 def main(argv: list[str] | None = None) -> int:
