@@ -14,12 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from PIL import Image
 
 from common.command_line import Formatter, at_least, run_cli
 from common.images import read_image
 from common.shipped import EXAMPLE_IMAGE
-from comparison.arguments import add_run_arguments, check_arguments, result_folder
+from comparison.arguments import add_run_arguments, check_arguments, fit_image, result_folder
 from comparison.run import compare_and_save, open_pipeline
 from pipelines import StableVideoDiffusionPipeline
 from pipelines.cache_options import EXTENSIONS, add_cache_arguments
@@ -34,7 +33,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     p.add_argument("--model", metavar="ID_OR_PATH", default=SVD_XT, help="diffusers directory or hub id")
     p.add_argument("--tiny", action="store_true", help="a small model of this layout with random weights instead")
-    p.add_argument("--image", metavar="FILE", default=str(EXAMPLE_IMAGE), help="the first frame")
+    p.add_argument(
+        "--image",
+        metavar="FILE",
+        default=str(EXAMPLE_IMAGE),
+        help="the first frame; cropped to the video's shape, never squeezed; what is transparent is white",
+    )
     p.add_argument("--num-frames", type=int, help="(default: what the model was trained on)")
     p.add_argument("--steps", type=int, default=25, help="denoising steps")
     p.add_argument("--min-guidance-scale", type=float, default=1.0, help="of the first frame")
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     cache, dtype = settings.cache, settings.dtype
     at_least(args, num_frames=1, fps=1, decode_chunk_size=1)
     width, height = (given or side for given, side in zip((args.width, args.height), SIZES[args.tiny], strict=True))
-    image = read_image(args.image).resize((width, height), Image.Resampling.LANCZOS)
+    image = fit_image(read_image(args.image), (width, height))
     out = result_folder(args, settings, "tiny-svd" if args.tiny else Path(args.model).name)
 
     # 2. Load, and check what the model decides.

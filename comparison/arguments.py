@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.command_line import at_least, divisible_by_8
 from common.device import add_device_arguments, resolve_device, resolve_dtype
-from common.images import read_image
+from common.images import fitted, read_image
 from pipelines.cache_options import cache_config, cache_name
 from pipelines.loading import SCHEDULERS
 from unets.cache.config import CacheConfig
@@ -38,8 +38,15 @@ def add_picture_arguments(p: argparse.ArgumentParser, *, steps: int, guidance: s
     """Prompt, image and mask, sampler and size."""
     p.add_argument("--prompt", action="append", help="may be given several times (default: an example)")
     p.add_argument("--negative-prompt", help="for all prompts")
-    p.add_argument("--image", metavar="FILE", help="start from this image instead of noise")
-    p.add_argument("--mask", metavar="FILE", help="redraw --image where this image is white")
+    p.add_argument(
+        "--image", metavar="FILE",
+        help="start from this image instead of noise; cropped to another shape that is asked for, never squeezed; "
+        "what is transparent is white",
+    )  # fmt: skip
+    p.add_argument(
+        "--mask", metavar="FILE",
+        help="redraw --image where this image is white, or, if it is transparent anywhere, where it is opaque",
+    )  # fmt: skip
     p.add_argument(
         "--strength", type=float, help="how much of --image is redrawn, 0 to 1 (default: 0.8; 1 with --mask)"
     )
@@ -76,6 +83,16 @@ def check_arguments(args: argparse.Namespace) -> RunSettings:
     return RunSettings(cache, cache_name(args, cache), device, resolve_dtype(args.dtype, device))
 
 
+def fit_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """What is given as `--image`, at that size (width, height); says so if it is cropped to that shape."""
+    if image.width * size[1] != image.height * size[0]:
+        print(
+            f"--image is {image.width} × {image.height}: it is cropped around its centre to the shape of "
+            f"{size[0]} × {size[1]}, then resized."
+        )
+    return fitted(image, size)
+
+
 def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
     """The pipeline's arguments for `--image` and `--mask`, of the size that is to be made, once for each result."""
     if args.image is None:
@@ -91,12 +108,12 @@ def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
     size = (args.width or image.width, args.height or image.height)
     if any(side % 8 for side in size):
         raise ValueError(f"the image is {size[0]} × {size[1]}; give --width and --height divisible by 8 to resize it")
-    image = image.resize(size, Image.Resampling.LANCZOS)
+    image = fit_image(image, size)
     if mask is None:
         return {"image": [image] * num_images, "strength": 0.8 if args.strength is None else args.strength}
     return {
         "image": [image] * num_images,
-        "mask_image": [mask.resize(size, Image.Resampling.NEAREST)] * num_images,
+        "mask_image": [fitted(mask, size, Image.Resampling.NEAREST)] * num_images,
         "strength": 1.0 if args.strength is None else args.strength,
         "width": size[0],
         "height": size[1],
