@@ -27,7 +27,12 @@ from .metrics.version import code_version
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m eval.clip_score", description=__doc__, formatter_class=Formatter)
-    p.add_argument("images", type=Path, metavar="IMAGES", help="folder (sorted by name), .npz or .pt")
+    p.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES",
+        help="folder (in the order of the numbers in the names: 2.png before 10.png), .npz or .pt",
+    )
     p.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or a JSON list (default: those of a .pt)")
     p.add_argument("--model", default=MODEL, help="of open_clip, a folder in its format, or shapes")
     p.add_argument("--pretrained", default=PRETRAINED, metavar="NAME_OR_FILE", help="weights of a model of open_clip")

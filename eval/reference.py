@@ -22,7 +22,9 @@ from .metrics.fid import make_reference
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m eval.reference", description=__doc__, formatter_class=Formatter)
-    p.add_argument("source", type=Path, metavar="SOURCE", help="folder, .npz or .pt of images")
+    p.add_argument(
+        "source", type=Path, metavar="SOURCE", help="folder, .npz or .pt of images; pixels as they are stored"
+    )
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .npz to write")
     p.add_argument("--size", type=int, help="resize the shorter side to this and cut out the centre")
     p.add_argument("--limit", type=int, help="no more images than this")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,7 +44,7 @@ def count_images(source: Source) -> int:
     """
     if isinstance(source, np.ndarray):
         return _checked("the array", source.shape, source.dtype)[0]
-    path = _existing(source)
+    path = existing(source)
     if path.is_dir():
         return len(image_files(path))
     if path.suffix == ".pt":
@@ -70,7 +73,7 @@ def image_batches(
     total = total if limit is None else min(limit, total)
     if isinstance(source, np.ndarray):
         batches: Iterable[np.ndarray] = (source[k : k + batch_size] for k in range(0, len(source), batch_size))
-    elif (path := _existing(source)).is_dir():
+    elif (path := existing(source)).is_dir():
         yield from _folder_batches(path, batch_size, total, size)
         return
     elif path.suffix == ".pt":
@@ -89,7 +92,7 @@ def image_batches(
 
 def pt_prompts(path: str | Path) -> list[str]:
     """The prompts in a `.pt` of the original. Raises ValueError if there are none."""
-    prompts = _load_pt(_existing(path)).get("prompts")
+    prompts = _load_pt(existing(path)).get("prompts")
     if not isinstance(prompts, list):
         raise ValueError(f"{path} has no list of prompts; give a file of prompts")
     return checked_prompts(path, prompts)
@@ -101,7 +104,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         ValueError: no such file, or something else in it.
     """
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return checked_prompts(path, read_json(path, list, remedy=PROMPTS))
     prompts = read_text(path, PROMPTS).removesuffix("\n").split("\n")
     if "" in (stripped := [prompt.strip() for prompt in prompts]):
@@ -155,9 +158,14 @@ def _number_order(name: str) -> tuple[str, str]:
     return re.sub("[0-9]+", lambda digits: f"{len(n := digits[0].lstrip('0')):03}{n}", name), name
 
 
-def _existing(source: str | Path) -> Path:
+def existing(source: str | Path) -> Path:
+    """The folder, `.npz` or `.pt` that a path stands for; of the folder of a whole set of images, its `samples.npz`.
+
+    Raises:
+        ValueError: there is no such thing, or the set is not finished.
+    """
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib's raises of a name that is too long
         raise ValueError(f"there is no {path}; give a folder of images, an .npz or a .pt")
     if not path.is_dir():
         if path.suffix not in (".npz", ".pt") or not path.is_file():
@@ -240,7 +248,12 @@ def _load_pt(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # torch's, of odd files; the error says it
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # unpickling what is damaged raises nearly everything
-        reason = (str(error) or type(error).__name__).split("\n", 1)[0][:120]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds something else"
+        elif path.is_file() and not zipfile.is_zipfile(path):
+            reason = "it is no archive such as torch.save writes"
+        else:
+            reason = (str(error) or type(error).__name__).split("\n", 1)[0][:120]
         raise ValueError(f"cannot read {path}: {reason}; is it a whole .pt of tensors and text alone?") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary of images and prompts")
@@ -251,9 +264,11 @@ def _pt_images(path: Path) -> torch.Tensor:
     images = _load_pt(path).get("images")
     if not isinstance(images, torch.Tensor):
         raise ValueError(f"{path} has no tensor of images")
+    if images.is_nested or images.layout != torch.strided or images.is_meta:
+        raise ValueError(f"images of {path} are a tensor of an unusual kind; save them as a plain one")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images of {path} are {images.dtype} {tuple(images.shape)}; they are uint8 (number, 3, h, w)")
-    if images.layout != torch.strided or images.is_meta or images.numel() > images.untyped_storage().nbytes():
+    if images.numel() > images.untyped_storage().nbytes():
         raise ValueError(f"images of {path} have fewer values than their shape says; save them with Tensor.contiguous")
     if images.numel() == 0:
         raise ValueError(f"{path} has no images: the shape is {tuple(images.shape)}")

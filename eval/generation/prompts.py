@@ -6,6 +6,7 @@ import csv
 import functools
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +59,14 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
         path = coco_captions(quiet=quiet)
     else:
         path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's raises of a name that is too long
         raise ValueError(
             f"there is no file of prompts {source}; --prompts is {', '.join(NAMES)} or a file: "
             ".tsv with a column Prompt, .json of COCO captions, or text with one prompt a line"
         )
-    if path.suffix == ".tsv":
+    if (kind := path.suffix.lower()) == ".tsv":
         texts = _read_tsv(path)
-    elif path.suffix == ".json":
+    elif kind == ".json":
         texts = _read_json(path)
     else:
         texts = read_prompts(path)
