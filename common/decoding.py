@@ -57,5 +57,5 @@ def _reason(error: Exception) -> str:
         return "there is not enough memory for it; make it smaller"
     if isinstance(error, UnidentifiedImageError):
         return "it is empty or of no known kind; give a still image such as a PNG"
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"{reason}; is the file whole? Give a still image such as a PNG"
+    reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    return f"{reason[:200]}; is the file whole? Give a still image such as a PNG"

@@ -128,10 +128,9 @@ def image_files(folder: Path) -> list[Path]:
     They come by path, the numbers in it compared as numbers: 2.png before 10.png, as 02.png before 10.png.
 
     Raises:
-        ValueError: none, or pictures of kinds that are not read.
+        ValueError: none, pictures of kinds that are not read, or a folder that may not be read.
     """
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES + UNREAD and path.is_file()]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = [path for path in _visible_files(folder) if path.suffix.lower() in SUFFIXES + UNREAD]
     if unread := sorted(path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in UNREAD):
         names = ", ".join(unread[:3]) + (", …" if len(unread) > 3 else "")
         raise ValueError(
@@ -141,7 +140,18 @@ def image_files(folder: Path) -> list[Path]:
     found = [path for path in files if path.name != OVERVIEW or not _is_overview(path, files)]
     if not found:
         raise ValueError(f"there are no images ({', '.join(SUFFIXES)}) in {folder}")
-    return sorted(found, key=lambda path: _number_order(path.relative_to(folder).as_posix()))
+    return sorted(found, key=lambda path: number_order(path.relative_to(folder).as_posix()))
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """All that is in a folder and its subfolders but folders: a link that leads nowhere too, for it is missed else."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}; change its permissions")
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
 def _is_overview(path: Path, files: list[Path]) -> bool:
@@ -150,7 +160,7 @@ def _is_overview(path: Path, files: list[Path]) -> bool:
     return (path.parent / "settings.json").is_file() or (bool(others) and all(map(str.isdecimal, others)))
 
 
-def _number_order(name: str) -> tuple[str, str]:
+def number_order(name: str) -> tuple[str, str]:
     """Sorts names by the numbers in them; where those have as many digits in all, as they sort by themselves.
 
     Each number is written behind how many digits it has, so that it starts with a digit still.

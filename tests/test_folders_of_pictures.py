@@ -1,6 +1,7 @@
 """Folders of pictures as sets: in the order of their numbers, every picture counted or refused, sets' own folders."""
 
 import json
+import os
 import random
 import string
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eval import clip_score, fid
-from image_sets.reading import UNREAD, _number_order, count_images, image_batches, image_files
+from image_sets.reading import UNREAD, count_images, image_batches, image_files, number_order
 from image_sets.sets import ImageSet
 from shapes.scenes import random_scene, render
 
@@ -62,13 +63,13 @@ def test_several_numbers_and_folders_come_in_order(tmp_path, names):
 def test_names_with_as_many_digits_come_as_they_sort_by_themselves(parts, data):
     """So that sets whose names are padded are read in the order in which they always were."""
     names = [f"{text}{number:04}{data.draw(st.sampled_from(['', '.png', 'b', '/x']))}" for text, number in parts]
-    assert sorted(names, key=_number_order) == sorted(names)
+    assert sorted(names, key=number_order) == sorted(names)
 
 
 @given(st.lists(st.integers(0, 10**30), unique=True, min_size=1, max_size=9), st.sampled_from(string.ascii_letters))
 def test_any_numbers_are_in_order(numbers, letter):
     names = [f"{letter}{number}.png" for number in numbers]
-    assert sorted(names, key=_number_order) == [f"{letter}{number}.png" for number in sorted(numbers)]
+    assert sorted(names, key=number_order) == [f"{letter}{number}.png" for number in sorted(numbers)]
 
 
 def test_pictures_called_by_numbers_meet_their_own_prompts(tmp_path):
@@ -100,6 +101,24 @@ def test_kinds_that_are_not_read_are_named_and_counted(tmp_path):
     with pytest.raises(ValueError, match=r"^4 of the 7 pictures in .* not read \(a\.heic, b\.JXL, c\.psd, …\); save"):
         count_images(tmp_path)
     assert ".psd" in UNREAD
+
+
+def test_what_can_not_be_looked_at_is_not_left_out(tmp_path, monkeypatch):
+    fill(tmp_path, ["a/0.png", "b/1.png"])
+    scandir = os.scandir
+
+    def forbid(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", forbid)
+        with pytest.raises(ValueError, match=r"cannot read the folder .*b: Permission denied; change its permissions"):
+            count_images(tmp_path)
+    (tmp_path / "b" / "2.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"there is no image .*2\.png"):
+        read(tmp_path)
 
 
 def test_pixels_are_read_as_they_are_stored(tmp_path):
