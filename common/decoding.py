@@ -31,15 +31,21 @@ def decode(path: str | Path, *, upright: bool = False) -> Image.Image:
         ValueError: no such file, not to be read, no picture, a broken one, several pages, an animation.
     """
     try:
-        if not stat.S_ISREG(mode := os.stat(path).st_mode):  # a pipe would be waited for
-            raise IsADirectoryError("it is a folder" if stat.S_ISDIR(mode) else "it is not a file")
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise ValueError(f"there is no image {path}; check the path") from None
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read the image {path}: {reason}; check the path") from None
+    if not stat.S_ISREG(mode):  # a pipe would be waited for
+        what = "a folder" if stat.S_ISDIR(mode) else "not a file"
+        raise ValueError(f"cannot read the image {path}: it is {what}; give a still image such as a PNG")
+    try:
         with Image.open(path) as picture:
             count = 1 if picture.format in STILLS else getattr(picture, "n_frames", 1)
             picture.load()
             turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1)) if upright else None
             upright_picture = picture if turn is None else picture.transpose(turn)
-    except FileNotFoundError:
-        raise ValueError(f"there is no image {path}; check the path") from None
     except Exception as error:
         # Pillow has no one class for broken files: its decoders raise nearly everything, MemoryError too.
         raise ValueError(f"cannot read the image {path}: {_reason(error)}") from None

@@ -73,16 +73,16 @@ def test_no_memory_for_a_picture_is_one_line(tmp_path, monkeypatch):
 def test_paths_that_are_no_file(tmp_path):
     for name, message in {
         "nowhere.png": "there is no image .*nowhere.png; check the path",
-        "": "cannot read the image .*: it is a folder; is",
-        "a\0b.png": "cannot read the image .*: embedded null byte; is",
-        "n" * 5000: "cannot read the image .*: File name too long; is",
-        "x.png/y.png": "cannot read the image .*: Not a directory; is",
+        "": "cannot read the image .*: it is a folder; give",
+        "a\0b.png": "cannot read the image .*: embedded null byte; check the path",
+        "n" * 5000: "cannot read the image .*: File name too long; check the path",
+        "x.png/y.png": "cannot read the image .*: Not a directory; check the path",
     }.items():
         (tmp_path / "x.png").touch()
         with pytest.raises(ValueError, match=message):
             read_image(f"{tmp_path}/{name}")
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ValueError, match=r"pipe\.png: it is not a file; is"):
+    with pytest.raises(ValueError, match=r"pipe\.png: it is not a file; give"):
         read_image(tmp_path / "pipe.png")
 
 
