@@ -26,7 +26,7 @@ from common import numbers
 from common.command_line import Parser, is_out_of_memory, run_cli
 from common.images import read_image
 from common.shipped import EXAMPLE_IMAGE, GUIDANCE, SHAPES_SD
-from comparison.arguments import add_run_arguments, check_arguments, result_folder
+from comparison.arguments import add_run_arguments, check_arguments, fit_image, result_folder
 from comparison.run import compare_and_save, open_pipeline
 from pipelines import tiny
 from pipelines.cache_options import add_cache_arguments
@@ -99,7 +99,12 @@ def parser() -> Parser:
     p.add_argument("--model", metavar="ID_OR_PATH", help="(default: the published weights of the type)")
     p.add_argument("--tiny", action="store_true", help="the shipped shapes model where it fits, else random weights")
     p.add_argument("--prompt", help="(default: an example)")
-    p.add_argument("--image", metavar="FILE", default=str(EXAMPLE_IMAGE), help="of the types that take one")
+    p.add_argument(
+        "--image",
+        metavar="FILE",
+        default=str(EXAMPLE_IMAGE),
+        help="of the types that take one; cropped to the picture's shape, never squeezed; what is transparent is white",
+    )
     p.add_argument("--steps", type=numbers.steps, help="denoising steps (default: 50; 25 for svd; 10 with --tiny)")
     p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="of sdxl-refine")
     p.add_argument("--controlnet-model", metavar="ID_OR_PATH", default=CONTROLNET, help="of controlnet")
@@ -147,7 +152,7 @@ def pictures(args: argparse.Namespace, kind: Kind) -> dict[str, Any]:
     if kind.size is None:
         return {}
     size = (TINY_SIZE, TINY_SIZE) if args.tiny else (1024 if args.model_type == "svd" else kind.size, kind.size)
-    image = read_image(args.image).resize(size, Image.Resampling.LANCZOS)
+    image = fit_image(read_image(args.image), size)
     sizes = {"width": size[0], "height": size[1]}
     if args.model_type == "svd":
         return {"image": image, **sizes, "decode_chunk_size": args.decode_chunk_size}

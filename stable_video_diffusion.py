@@ -14,13 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from PIL import Image
 
 from common import numbers
 from common.command_line import Parser, run_cli
 from common.images import read_image
 from common.shipped import EXAMPLE_IMAGE
-from comparison.arguments import add_run_arguments, check_arguments, result_folder
+from comparison.arguments import add_run_arguments, check_arguments, fit_image, result_folder
 from comparison.run import compare_and_save, open_pipeline
 from pipelines import StableVideoDiffusionPipeline
 from pipelines.cache_options import EXTENSIONS, add_cache_arguments
@@ -35,7 +34,12 @@ def parser() -> Parser:
     p = Parser(description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", default=SVD_XT, help="diffusers directory or hub id")
     p.add_argument("--tiny", action="store_true", help="a small model of this layout with random weights instead")
-    p.add_argument("--image", metavar="FILE", default=str(EXAMPLE_IMAGE), help="the first frame")
+    p.add_argument(
+        "--image",
+        metavar="FILE",
+        default=str(EXAMPLE_IMAGE),
+        help="the first frame; cropped to the video's shape, never squeezed; what is transparent is white",
+    )
     p.add_argument("--num-frames", type=numbers.whole(1, 10_000), help="(default: what the model was trained on)")
     p.add_argument("--steps", type=numbers.steps, default=25, help="denoising steps")
     p.add_argument("--min-guidance-scale", type=numbers.guidance, default=1.0, help="of the first frame")
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     settings = check_arguments(args)
     cache, dtype = settings.cache, settings.dtype
     width, height = (given or side for given, side in zip((args.width, args.height), SIZES[args.tiny], strict=True))
-    image = read_image(args.image).resize((width, height), Image.Resampling.LANCZOS)
+    image = fit_image(read_image(args.image), (width, height))
     out = result_folder(args, settings, "tiny-svd" if args.tiny else Path(args.model).name)
 
     # 2. Load, and check what the model decides.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from .files import write_text
 
@@ -52,6 +54,12 @@ def model_digest(path: Path) -> str:
         if file.is_file() and of_model and not any(part.startswith(".") for part in name.split("/")):
             total.update(f"{name} {file_digest(file)}\n".encode())
     return total.hexdigest()
+
+
+def settings_key(settings: Any) -> str:
+    """Eight hexadecimal digits that tell settings apart, for the end of a folder's name."""
+    content = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def _digest(path: Path) -> str:

@@ -1,23 +1,88 @@
-"""Images from files, and several of them as one picture."""
+"""Images from files as people have them, and several of them as one picture."""
 
 from __future__ import annotations
 
-from PIL import Image, UnidentifiedImageError
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .decoding import decode
 
 SHOWN = 160  # pixels; smaller images are enlarged to at least this height
+SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")  # modes of 16 bits
+OF_16_BITS = ("PNG", "PPM")  # files that Pillow reads into mode I, and that have no more
 
 
-def read_image(path: str, mode: str = "RGB") -> Image.Image:
-    """The image file. Raises ValueError if it can't be read."""
+def read_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    """The still image in a file, upright as its EXIF says: as `to_rgb` makes it, or with mode L as `to_mask` does.
+
+    Raises:
+        ValueError: it can't be read, or what it holds can't be told.
+    """
+    with warnings.catch_warnings(action="ignore"):  # Pillow's, of odd files; the error says what matters
+        picture = decode(path, upright=True)
+        return (to_rgb if mode == "RGB" else to_mask)(picture, f"the image {path}")
+
+
+def to_rgb(picture: Image.Image, name: str = "the image") -> Image.Image:
+    """A picture of any mode in RGB: 16 bits scaled to 8, what is transparent laid on white.
+
+    Raises:
+        ValueError: its values have no known range, or there is no conversion.
+    """
+    picture = _eight_bits(picture, name)
+    if picture.has_transparency_data:
+        picture = _convert(picture, "RGBA", name)
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return _convert(picture, "RGB", name)
+
+
+def to_mask(picture: Image.Image, name: str = "the mask") -> Image.Image:
+    """A picture of any mode as a mask of mode L, white where it is painted.
+
+    Of a picture that is transparent anywhere the mask is what is opaque, whatever its colours. Of any other it is the
+    luminance, 16 bits scaled to 8.
+
+    Raises:
+        ValueError: its values have no known range, or there is no conversion.
+    """
+    picture = _eight_bits(picture, name)
+    if picture.has_transparency_data:
+        alpha = _convert(picture, "RGBA", name).getchannel("A")
+        if alpha.getextrema()[0] != 255:
+            return alpha
+    return _convert(picture, "L", name)
+
+
+def fitted(
+    picture: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """The picture at another size (width, height), cropped around its centre to that shape and never squeezed."""
+    return ImageOps.fit(picture, size, resample)
+
+
+def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
+    """Of 16 bits, scaled to 8, in L or, if a value stands for transparency, LA; others as they are."""
+    if picture.mode in SIXTEEN or (picture.mode == "I" and picture.format in OF_16_BITS):
+        values = np.asarray(picture).astype(np.uint32)
+        grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        if (transparent := picture.info.get("transparency")) is None:
+            return grey
+        return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
+    if picture.mode in ("I", "F"):
+        what = "floating-point numbers" if picture.mode == "F" else "numbers of 32 bits"
+        raise ValueError(f"{name} holds {what}, of which none says what is white; save it with 8 or 16 bits")
+    return picture
+
+
+def _convert(picture: Image.Image, mode: str, name: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise ValueError(f"{path} is a video of {frames} frames; give a still image")
-            return image.convert(mode)
-    except FileNotFoundError:
-        raise ValueError(f"there is no image {path}") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise ValueError(f"cannot read the image {path}: {error}; give a still image such as a PNG") from None
+        return picture.convert(mode)
+    except ValueError as error:
+        raise ValueError(f"{name} can't be used: {error}; save it as RGB") from None
 
 
 def side_by_side(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:

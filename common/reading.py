@@ -21,8 +21,9 @@ def read_text(path: Path, remedy: str = "check the path") -> str:
         raise ValueError(f"there is no file {path}; {remedy}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}); {remedy}") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}; {remedy}") from None
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read {path}: {reason}; {remedy}") from None
 
 
 def read_json(path: Path, *kinds: Any, remedy: str = "check the path") -> Any:

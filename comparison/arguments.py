@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ from PIL import Image
 
 from common import numbers
 from common.device import add_device_arguments, resolve_device, resolve_dtype
-from common.images import read_image
+from common.digests import settings_key
+from common.images import fitted, read_image
 from pipelines.cache_options import cache_config, cache_name
 from pipelines.loading import SCHEDULERS
 from unets.cache.config import CacheConfig
@@ -43,8 +42,15 @@ def add_picture_arguments(p: argparse.ArgumentParser, *, steps: int, guidance: s
     """Prompt, image and mask, sampler and size."""
     p.add_argument("--prompt", action="append", help="may be given several times (default: an example)")
     p.add_argument("--negative-prompt", help="for all prompts")
-    p.add_argument("--image", metavar="FILE", help="start from this image instead of noise")
-    p.add_argument("--mask", metavar="FILE", help="redraw --image where this image is white")
+    p.add_argument(
+        "--image", metavar="FILE",
+        help="start from this image instead of noise; cropped to another shape that is asked for, never squeezed; "
+        "what is transparent is white",
+    )  # fmt: skip
+    p.add_argument(
+        "--mask", metavar="FILE",
+        help="redraw --image where this image is white, or, if it is transparent anywhere, where it is opaque",
+    )  # fmt: skip
     p.add_argument(
         "--strength",
         type=numbers.real(0, 1),
@@ -80,6 +86,16 @@ def check_arguments(args: argparse.Namespace) -> RunSettings:
     return RunSettings(cache, cache_name(args, cache), device, resolve_dtype(args.dtype, device))
 
 
+def fit_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """What is given as `--image`, at that size (width, height); says so if it is cropped to that shape."""
+    if image.width * size[1] != image.height * size[0]:
+        print(
+            f"--image is {image.width} × {image.height}: it is cropped around its centre to the shape of "
+            f"{size[0]} × {size[1]}, then resized."
+        )
+    return fitted(image, size)
+
+
 def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
     """The pipeline's arguments for `--image` and `--mask`, of the size that is to be made, once for each result."""
     if args.image is None:
@@ -95,12 +111,12 @@ def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
     size = (args.width or image.width, args.height or image.height)
     if any(side % 8 for side in size):
         raise ValueError(f"the image is {size[0]} × {size[1]}; give --width and --height divisible by 8 to resize it")
-    image = image.resize(size, Image.Resampling.LANCZOS)
+    image = fit_image(image, size)
     if mask is None:
         return {"image": [image] * num_images, "strength": 0.8 if args.strength is None else args.strength}
     return {
         "image": [image] * num_images,
-        "mask_image": [mask.resize(size, Image.Resampling.NEAREST)] * num_images,
+        "mask_image": [fitted(mask, size, Image.Resampling.NEAREST)] * num_images,
         "strength": 1.0 if args.strength is None else args.strength,
         "width": size[0],
         "height": size[1],
@@ -111,8 +127,7 @@ def result_folder(args: argparse.Namespace, settings: RunSettings, model: str) -
     """Where the result goes: `--out`, or a folder named after the settings. Raises ValueError if it can't."""
     scheduler = getattr(args, "scheduler", None) or "own"
     identity = made_from(args, settings.cache)
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    slug = f"{model}-{scheduler}-{args.steps}-{settings.cache_name}-seed{args.seed}-{key}"
+    slug = f"{model}-{scheduler}-{args.steps}-{settings.cache_name}-seed{args.seed}-{settings_key(identity)}"
     out = (args.out or Path("outputs") / slug).resolve()
     check_out(out, identity)
     return out

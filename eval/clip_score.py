@@ -19,7 +19,7 @@ from common import numbers
 from common.command_line import Parser, run_cli
 from common.device import resolve_device
 from common.environment import versions
-from common.files import atomic_write, write_json
+from common.files import atomic_write, check_can_be_written, write_json
 
 from .metrics.clip_score import MODEL, PRETRAINED, compute, prompts_for
 from .metrics.intervals import Z95
@@ -28,7 +28,12 @@ from .metrics.version import code_version
 
 def parser() -> Parser:
     p = Parser(prog="python -m eval.clip_score", description=__doc__)
-    p.add_argument("images", type=Path, metavar="IMAGES", help="folder (sorted by name), .npz or .pt")
+    p.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES",
+        help="folder (in the order of the numbers in the names: 2.png before 10.png), .npz or .pt",
+    )
     p.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or a JSON list (default: those of a .pt)")
     p.add_argument("--model", default=MODEL, help="of open_clip, a folder in its format, or shapes")
     p.add_argument("--pretrained", default=PRETRAINED, metavar="NAME_OR_FILE", help="weights of a model of open_clip")
@@ -42,6 +47,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
+    check_can_be_written(args.out, args.csv)
     prompts = prompts_for(args.images, args.prompts)
     result = compute(
         args.images, prompts, model=args.model, pretrained=args.pretrained, device=device,

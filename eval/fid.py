@@ -5,7 +5,9 @@ python -m eval.fid samples/ cifar10-reference.npz --variant pytorch-fid         
 python -m eval.fid samples/ drawn/ --variant shapes                     pictures of the shipped models, no download
 
 Both are folders, .npz or .pt; the reference can also be an .npz of statistics: OpenAI's, pytorch-fid's, or one that
-`python -m eval.reference` made. Behind ± is half of a 95 % interval: 1.96 standard errors, the reference being given.
+`python -m eval.reference` made. Pixels of a folder's pictures are taken as they are stored, as pytorch-fid does: EXIF
+and transparency change nothing. The folder of a set that was made here stands for its samples.npz.
+Behind ± is half of a 95 % interval: 1.96 standard errors, the reference being given.
 A metric for which a set is too small is computed, with a warning.
 """
 
@@ -24,6 +26,7 @@ from common.command_line import Parser, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import atomic_write
+from image_sets.reading import existing
 
 from .metrics.distributions import DISTANCES
 from .metrics.features import VARIANTS, Extractor, open_extractor
@@ -70,8 +73,7 @@ def extractor_of(args: argparse.Namespace) -> tuple[Extractor, torch.device]:
 
 def run(args: argparse.Namespace) -> None:
     for source in (args.samples, args.reference):
-        if not source.exists():
-            raise ValueError(f"there is no {source}; give a folder of images, an .npz or a .pt")
+        existing(source)
     extractor, device = extractor_of(args)
 
     def measure() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common import numbers
 from common.command_line import Parser, run_cli
+from common.files import check_can_be_written
 
 from .fid import add_extractor_arguments, extractor_of
 from .metrics.fid import make_reference
@@ -23,7 +24,9 @@ from .metrics.fid import make_reference
 
 def parser() -> Parser:
     p = Parser(prog="python -m eval.reference", description=__doc__)
-    p.add_argument("source", type=Path, metavar="SOURCE", help="folder, .npz or .pt of images")
+    p.add_argument(
+        "source", type=Path, metavar="SOURCE", help="folder, .npz or .pt of images; pixels as they are stored"
+    )
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .npz to write")
     p.add_argument("--size", type=numbers.pixels, help="resize the shorter side to this and cut out the centre")
     p.add_argument("--limit", type=numbers.whole(2, numbers.MOST_IMAGES), help="no more images than this")
@@ -32,6 +35,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_can_be_written(args.out)
     extractor, _ = extractor_of(args)
     count = make_reference(
         args.source, args.out, extractor,

@@ -20,8 +20,10 @@ from torch import Tensor
 from common import numbers
 from common.command_line import Parser, RunError, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
+from common.digests import settings_key
 from common.environment import versions
-from common.files import atomic_write, write_json
+from common.files import check_can_be_made, write_json
+from common.folders import atomic_folder
 from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
 from pipelines import StableDiffusionPipeline
 from pipelines.loading import check_steps, load_pipeline
@@ -34,9 +36,6 @@ def save(out: Path, matrix: Tensor, about: dict[str, object], title: str, device
     share = share_above(matrix)
     steps = len(matrix)
     neighbours = matrix.diagonal(1)
-    with atomic_write(out / "similarity.npz") as tmp_path:
-        np.savez_compressed(tmp_path, similarity=matrix.numpy(), share_above=share.numpy())
-    plot(matrix.numpy(), share.numpy(), title, out / "similarity.png")
     summary = {
         "calls_of_the_unet": steps,
         "threshold": THRESHOLD,
@@ -46,7 +45,10 @@ def save(out: Path, matrix: Tensor, about: dict[str, object], title: str, device
         "share_above": share.tolist(),
         "similarity": matrix.tolist(),
     }
-    write_json(out / "similarity.json", {**about, **summary, "versions": versions(device)})
+    with atomic_folder(out, last="similarity.json") as tmp_dir:
+        np.savez_compressed(tmp_dir / "similarity.npz", similarity=matrix.numpy(), share_above=share.numpy())
+        plot(matrix.numpy(), share.numpy(), title, tmp_dir / "similarity.png")
+        write_json(tmp_dir / "similarity.json", {**about, **summary, "versions": versions(device)})
 
 
 def parser() -> Parser:
@@ -60,7 +62,7 @@ def parser() -> Parser:
     p.add_argument("--guidance-scale", type=numbers.guidance, help="(default: 7.5; 2.5 for the shipped model)")
     p.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     add_device_arguments(p)
-    p.add_argument("--out", type=Path, default=Path("outputs/similarity"), metavar="DIR")
+    p.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
 
@@ -71,6 +73,9 @@ def run(args: argparse.Namespace) -> None:
     shipped = args.model is None
     model = SHAPES_SD if shipped else args.model
     name = Path(model).name
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "quiet")}
+    out = args.out or Path("outputs") / f"similarity-{name}-{args.steps}-m{args.branch}-{settings_key(settings)}"
+    check_can_be_made(out)
     pipe = load_pipeline(StableDiffusionPipeline, model, dtype=dtype, scheduler=args.scheduler, quiet=args.quiet)
     pipe.unet.check_branch(args.branch)
     check_steps(pipe, args.steps)
@@ -89,13 +94,13 @@ def run(args: argparse.Namespace) -> None:
         raise RunError("the features hold values that are not finite; try --dtype float32 or bfloat16")
     about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     about |= {"model": name, "prompt": prompts, "guidance_scale": guidance, "scheduler": type(pipe.scheduler).__name__}
-    save(args.out, matrix, about, f"{name}, feature of branch m = {args.branch}", device)
+    save(out, matrix, about, f"{name}, feature of branch m = {args.branch}", device)
     share = share_above(matrix)
     print(
         f"{name}, {args.num_images} images, {len(matrix)} calls of the U-Net, m = {args.branch}: on average "
         f"{share.mean():.1%} of the other steps are above {THRESHOLD}; least similarity {matrix.min():.3f}"
     )
-    print(f"Written {args.out}: similarity.png, similarity.json, similarity.npz")
+    print(f"Written {out}: similarity.png, similarity.json, similarity.npz")
 
 
 def main(argv: list[str] | None = None) -> int:

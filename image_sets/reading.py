@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
-import struct
+import re
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+from common.arrays import ArrayStream, NpzFile
+from common.decoding import decode
+from common.reading import read_json, read_text
+
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+UNREAD = (  # pictures too, which are refused: left out, they would be missing from the count without a word
+    ".apng", ".avif", ".dds", ".exr", ".hdr", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".pfm", ".psd", ".qoi", ".svg",
+    ".tga",
+)  # fmt: skip
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 8 bits, which a conversion to RGB would clip
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what no tokenizer and no file of text can take
+PROMPTS = "give text in UTF-8 with one prompt a line, or a JSON list of texts"
+OVERVIEW = "grid.png"  # which sets of images have beside the images
 
 Source = str | Path | np.ndarray
 """Where images come from: a path, or uint8 (N, H, W, 3) in memory."""
@@ -31,13 +44,13 @@ def count_images(source: Source) -> int:
     """
     if isinstance(source, np.ndarray):
         return _checked("the array", source.shape, source.dtype)[0]
-    path = _existing(source)
+    path = existing(source)
     if path.is_dir():
         return len(image_files(path))
     if path.suffix == ".pt":
         return len(_pt_images(path))
-    with _NpzImages(path) as images:
-        return images.shape[0]
+    with NpzFile(path) as archive:
+        return _npz_images(archive).shape[0]
 
 
 def image_batches(
@@ -45,8 +58,9 @@ def image_batches(
 ) -> Iterator[np.ndarray]:
     """The images in order as uint8 (B, H, W, 3), the last batch maybe smaller. No more than a batch is held in memory.
 
-    An `.npz` has them as `arr_0`, (N, H, W, 3); a folder has PNG, JPEG or WEBP files, in subfolders too, and they come
-    sorted by name; a `.pt` has them as `images`, (N, 3, H, W).
+    An `.npz` has them as `arr_0`, (N, H, W, 3); a `.pt` has them as `images`, (N, 3, H, W); a folder has files, see
+    `image_files`, whose pixels are taken as they are stored, as pytorch-fid does: EXIF and transparency change nothing.
+    A folder that `image_sets.sets` wrote stands for its `samples.npz`.
 
     Args:
         limit: no more images than this.
@@ -59,7 +73,7 @@ def image_batches(
     total = total if limit is None else min(limit, total)
     if isinstance(source, np.ndarray):
         batches: Iterable[np.ndarray] = (source[k : k + batch_size] for k in range(0, len(source), batch_size))
-    elif (path := Path(source)).is_dir():
+    elif (path := existing(source)).is_dir():
         yield from _folder_batches(path, batch_size, total, size)
         return
     elif path.suffix == ".pt":
@@ -78,10 +92,10 @@ def image_batches(
 
 def pt_prompts(path: str | Path) -> list[str]:
     """The prompts in a `.pt` of the original. Raises ValueError if there are none."""
-    prompts = _load_pt(_existing(path)).get("prompts")
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+    prompts = _load_pt(existing(path)).get("prompts")
+    if not isinstance(prompts, list):
         raise ValueError(f"{path} has no list of prompts; give a file of prompts")
-    return prompts
+    return checked_prompts(path, prompts)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -90,39 +104,88 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         ValueError: no such file, or something else in it.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the prompts {path}: {error}") from None
-    if path.suffix != ".json":
-        prompts = text.removesuffix("\n").split("\n")
-        if "" in (stripped := [prompt.strip() for prompt in prompts]):
-            raise ValueError(f"line {stripped.index('') + 1} of {path} is empty; there is one prompt a line")
-        return stripped
-    try:
-        prompts = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"cannot read the prompts {path}: {error}") from None
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"{path} is not a list of strings")
+    if path.suffix.lower() == ".json":
+        return checked_prompts(path, read_json(path, list, remedy=PROMPTS))
+    prompts = read_text(path, PROMPTS).removesuffix("\n").split("\n")
+    if "" in (stripped := [prompt.strip() for prompt in prompts]):
+        raise ValueError(f"line {stripped.index('') + 1} of {path} is empty; there is one prompt a line")
+    return checked_prompts(path, stripped)
+
+
+def checked_prompts(path: str | Path, prompts: list[Any]) -> list[str]:
+    """The prompts that a file holds. Raises ValueError for what is no text."""
+    for k, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"{path} is not a list of strings: prompt {k} is {str(prompt)[:40]}; {PROMPTS}")
+        if NO_TEXT.search(prompt):
+            raise ValueError(f"prompt {k} of {path} holds NUL or half a character and is no text; {PROMPTS}")
     return prompts
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and its subfolders, by name, without hidden ones. Raises ValueError if none."""
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    """The image files of a folder and its subfolders, without hidden ones and without a set's overview `grid.png`.
+
+    They come by path, the numbers in it compared as numbers: 2.png before 10.png, as 02.png before 10.png.
+
+    Raises:
+        ValueError: none, pictures of kinds that are not read, or a folder that may not be read.
+    """
+    files = [path for path in _visible_files(folder) if path.suffix.lower() in SUFFIXES + UNREAD]
+    if unread := sorted(path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in UNREAD):
+        names = ", ".join(unread[:3]) + (", …" if len(unread) > 3 else "")
+        raise ValueError(
+            f"{len(unread)} of the {len(files)} pictures in {folder} are of kinds that are not read ({names}); "
+            "save them as PNG or move them away"
+        )
+    found = [path for path in files if path.name != OVERVIEW or not _is_overview(path, files)]
     if not found:
         raise ValueError(f"there are no images ({', '.join(SUFFIXES)}) in {folder}")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(found, key=lambda path: number_order(path.relative_to(folder).as_posix()))
 
 
-def _existing(source: str | Path) -> Path:
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """All that is in a folder and its subfolders but folders: a link that leads nowhere too, for it is missed else."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}; change its permissions")
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root, name) for name in names if not name.startswith("."))
+
+
+def _is_overview(path: Path, files: list[Path]) -> bool:
+    """Whether it is beside a set's settings, or beside images that are all called by a number."""
+    others = [other.stem for other in files if other.parent == path.parent and other != path]
+    return (path.parent / "settings.json").is_file() or (bool(others) and all(map(str.isdecimal, others)))
+
+
+def number_order(name: str) -> tuple[str, str]:
+    """Sorts names by the numbers in them; where those have as many digits in all, as they sort by themselves.
+
+    Each number is written behind how many digits it has, so that it starts with a digit still.
+    """
+    return re.sub("[0-9]+", lambda digits: f"{len(n := digits[0].lstrip('0')):03}{n}", name), name
+
+
+def existing(source: str | Path) -> Path:
+    """The folder, `.npz` or `.pt` that a path stands for; of the folder of a whole set of images, its `samples.npz`.
+
+    Raises:
+        ValueError: there is no such thing, or the set is not finished.
+    """
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib's raises of a name that is too long
         raise ValueError(f"there is no {path}; give a folder of images, an .npz or a .pt")
-    if not path.is_dir() and path.suffix not in (".npz", ".pt"):
-        raise ValueError(f"{path} is no set of images; give a folder of images, an .npz or a .pt")
+    if not path.is_dir():
+        if path.suffix not in (".npz", ".pt") or not path.is_file():
+            raise ValueError(f"{path} is no set of images; give a folder of images, an .npz or a .pt")
+        return path
+    if (path / "settings.json").is_file():
+        if (samples := path / "samples.npz").is_file():
+            return samples
+        if (path / "parts").is_dir():
+            raise ValueError(f"the set of images {path} is not finished; run again what makes it, which goes on")
     return path
 
 
@@ -134,54 +197,29 @@ def _checked(name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, .
     return shape
 
 
-class _NpzImages:
-    """The member `arr_0` of an `.npz`, open behind its header."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(f"cannot read {path}: {error}; is it whole, and an .npz?") from None
-        try:
-            self.shape = self._open()
-        except BaseException:
-            self.archive.close()
-            raise
-
-    def _open(self) -> tuple[int, ...]:
-        names = self.archive.namelist()
-        if "arr_0.npy" not in names:
-            raise ValueError(f"{self.path} has no images: it holds {', '.join(names) or 'nothing'}, not arr_0")
-        self.file: IO[bytes] = self.archive.open("arr_0.npy")
-        try:
-            version = np.lib.format.read_magic(self.file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, fortran_order, dtype = read(self.file)
-        except (KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(f"cannot read arr_0 of {self.path}: {error}; is the file whole?") from None
-        if fortran_order:
-            raise ValueError(f"arr_0 of {self.path} is in Fortran order; save it with numpy.ascontiguousarray")
-        return _checked(f"arr_0 of {self.path}", shape, dtype)
-
-    def __enter__(self) -> _NpzImages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.archive.close()
+def _npz_images(archive: NpzFile) -> ArrayStream:
+    """`arr_0`, which has images."""
+    if "arr_0" not in (names := archive.names()):
+        raise ValueError(f"{archive.path} has no images: it holds {', '.join(names) or 'nothing'}, not arr_0")
+    images = archive.stream("arr_0")
+    if images.fortran_order:
+        raise ValueError(f"arr_0 of {archive.path} is in Fortran order; save it with numpy.ascontiguousarray")
+    _checked(f"arr_0 of {archive.path}", images.shape, images.dtype)
+    return images
 
 
 def _npz_batches(path: Path, batch_size: int) -> Iterator[np.ndarray]:
-    with _NpzImages(path) as images:
+    with NpzFile(path) as archive:
+        images = _npz_images(archive)
         number, *shape = images.shape
         for start in range(0, number, batch_size):
             count = min(batch_size, number - start)
             wanted = count * int(np.prod(shape))
             try:
                 data = images.file.read(wanted)
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-                raise ValueError(f"cannot read image {start} and on of {path}: {error}; is the file whole?") from None
+            except Exception as error:  # zipfile and zlib have no one class for damaged contents
+                reason = str(error) or type(error).__name__
+                raise ValueError(f"cannot read image {start} and on of {path}: {reason}; is the file whole?") from None
             if len(data) != wanted:
                 raise ValueError(f"{path} ends before its {number} images; is the file whole?")
             yield np.frombuffer(data, np.uint8).reshape(count, *shape)
@@ -193,7 +231,8 @@ def _folder_batches(folder: Path, batch_size: int, total: int, size: int | None)
     with ThreadPoolExecutor() as pool:
         for start in range(0, total, batch_size):
             part = files[start : start + batch_size]
-            images = list(pool.map(lambda path: _read(path, size), part))
+            with warnings.catch_warnings(action="ignore"):  # Pillow's, of odd files; here, for it is not for threads
+                images = list(pool.map(lambda path: _read(path, size), part))
             for path, image in zip(part, images, strict=True):
                 first = first or (path, image.shape)
                 if image.shape != first[1]:
@@ -203,14 +242,10 @@ def _folder_batches(folder: Path, batch_size: int, total: int, size: int | None)
 
 
 def _read(path: Path, size: int | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            mode, picture = image.mode, image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        # Pillow has no one class for broken files
-        raise ValueError(f"cannot read the image {path}: {error}; is the file whole?") from None
-    if mode in DEEP_MODES:
+    picture = decode(path)
+    if picture.mode in DEEP_MODES:
         raise ValueError(f"the image {path} has more than 8 bits a channel; save it with 8")
+    picture = picture.convert("RGB")
     return np.asarray(picture if size is None else _centre(picture, size))
 
 
@@ -220,9 +255,15 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
 
 def _load_pt(path: Path) -> dict[str, Any]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        reason = str(error).split("\n", 1)[0]
+        with warnings.catch_warnings(action="ignore"):  # torch's, of odd files; the error says it
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # unpickling what is damaged raises nearly everything
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds something else"
+        elif path.is_file() and not zipfile.is_zipfile(path):
+            reason = "it is no archive such as torch.save writes"
+        else:
+            reason = (str(error) or type(error).__name__).split("\n", 1)[0][:120]
         raise ValueError(f"cannot read {path}: {reason}; is it a whole .pt of tensors and text alone?") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary of images and prompts")
@@ -233,8 +274,12 @@ def _pt_images(path: Path) -> torch.Tensor:
     images = _load_pt(path).get("images")
     if not isinstance(images, torch.Tensor):
         raise ValueError(f"{path} has no tensor of images")
+    if images.is_nested or images.layout != torch.strided or images.is_meta:
+        raise ValueError(f"images of {path} are a tensor of an unusual kind; save them as a plain one")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images of {path} are {images.dtype} {tuple(images.shape)}; they are uint8 (number, 3, h, w)")
+    if images.numel() > images.untyped_storage().nbytes():
+        raise ValueError(f"images of {path} have fewer values than their shape says; save them with Tensor.contiguous")
     if images.numel() == 0:
         raise ValueError(f"{path} has no images: the shape is {tuple(images.shape)}")
     return images

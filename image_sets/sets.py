@@ -20,6 +20,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from common.arrays import NpzFile
 from common.digests import file_digest
 from common.files import atomic_write, check_can_be_made, remove_half_written, write_json
 from common.images import side_by_side
@@ -139,10 +140,10 @@ class ImageSet:
         """Class labels of the same images (B,), if they have any."""
         parts = []
         for _, _, path in self.unbroken():
-            with np.load(path) as arrays:  # which reads only what is asked for
-                if "arr_1" not in arrays:
+            with NpzFile(path) as arrays:
+                if "arr_1" not in arrays.names():
                     return None
-                parts.append(arrays["arr_1"])
+                parts.append(arrays.read("arr_1"))
         return np.concatenate(parts)
 
     def finish(self, num_images: int, *, png: bool = False, quiet: bool = False) -> None:

@@ -21,6 +21,7 @@ from unets.cache.config import CacheConfig, FeatureExtensions
 from unets.controlnet import ControlNetModel, MultiControlNetModel
 
 from .base import CachedSDPipeline, batch_size_of, call_back, timesteps_to_device
+from .pictures import rgb
 
 
 class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffusionControlNetPipeline):
@@ -99,6 +100,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         """
         # 0. Check. What is for each ControlNet becomes a list.
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
+        image = rgb(image)
         config.refuse("reuse_guidance", "guidance_stop")
         self.fork_controlnet()  # if another was put in place meanwhile
         nets = self.controlnet.nets if isinstance(self.controlnet, MultiControlNetModel) else [self.controlnet]

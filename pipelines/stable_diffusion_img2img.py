@@ -15,6 +15,7 @@ from torch import Tensor
 from unets.cache.config import CacheConfig, Extensions
 
 from .base import CachedSDPipeline, batch_size_of, call_back, timesteps_to_device
+from .pictures import rgb
 
 
 class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusionImg2ImgPipeline):
@@ -70,6 +71,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         """
         # 0. Check.
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
+        image = rgb(image)
         self.check_inputs(
             prompt, strength, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds,
             callback_on_step_end_tensor_inputs,

@@ -15,6 +15,7 @@ from torch import Tensor
 from unets.cache.config import CacheConfig, Extensions
 
 from .base import CachedSDPipeline, batch_size_of, call_back, timesteps_to_device
+from .pictures import masks, rgb
 
 
 class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusionInpaintPipeline):
@@ -76,6 +77,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
         """
         # 0. Check.
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
+        image, mask_image = rgb(image), masks(mask_image)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         self.check_inputs(

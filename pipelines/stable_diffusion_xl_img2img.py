@@ -19,6 +19,7 @@ from unets.cache.config import CacheConfig, Extensions
 
 from .base import batch_size_of, call_back, timesteps_to_device
 from .base_xl import CachedXLPipeline
+from .pictures import rgb
 
 
 class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusionXLImg2ImgPipeline):
@@ -88,6 +89,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
         """
         # 0. Check.
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
+        image = rgb(image)
         self.check_inputs(
             prompt, prompt_2, strength, num_inference_steps, callback_steps, negative_prompt, negative_prompt_2,
             prompt_embeds, negative_prompt_embeds, callback_on_step_end_tensor_inputs,

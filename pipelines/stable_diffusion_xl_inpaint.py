@@ -19,6 +19,7 @@ from unets.cache.config import CacheConfig, Extensions
 
 from .base import batch_size_of, call_back, timesteps_to_device
 from .base_xl import CachedXLPipeline
+from .pictures import masks, rgb
 
 
 class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusionXLInpaintPipeline):
@@ -92,6 +93,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         """
         # 0. Check.
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
+        image, mask_image = rgb(image), masks(mask_image)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         self.check_inputs(

@@ -15,6 +15,7 @@ from torch import Tensor
 from unets.cache.config import CacheConfig, Extensions
 
 from .base import CachedPipeline, call_back, timesteps_to_device
+from .pictures import rgb
 
 
 class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusionPipeline):
@@ -70,6 +71,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         """
         # 0. Check.
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
+        image = rgb(image)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         num_frames = self.unet.config.num_frames if num_frames is None else num_frames

@@ -18,6 +18,8 @@ MACHINE_PATHS = re.compile(r"(?<![\w.])/(work|root|tmp|home)/")
 
 Arrows = dict[tuple[str, str], set[str]]
 
+GUARD = 'if __name__ == "__main__":'  # the last lines of what can be run
+
 
 def tracked_files() -> list[Path]:
     """Every file that is in the repository or is not ignored."""
@@ -110,3 +112,11 @@ def cycle_of_modules(files: Iterable[Path], root: Path = ROOT) -> list[str]:
 
 
 # --- the product -----------------------------------------------------------------------------------------------------
+
+
+def module_of(path: Path) -> str:
+    """The name under which a file is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+COMMANDS = [module_of(path) for path in product_files() if GUARD in path.read_text(encoding="utf-8").splitlines()]

@@ -11,7 +11,7 @@ import pytest
 
 from common import numbers
 from common.shipped import SHAPES_SD
-from tests.test_help import COMMANDS
+from tests.layout import COMMANDS
 
 NEVER = ("nan", "inf", "-inf", "1e300", str(2**65), "x", "", "1,nan")  # of any option that takes numbers
 BELOW_0 = {"--forecast", "--motion-x", "--motion-y"}  # options that take numbers below 0

@@ -87,14 +87,17 @@ def test_wrong_calls(tmp_path, capsys):
     fails("unknown model 'ViT-x-3'", model="ViT-x-3")
     fails("no weights 'mine' of ViT-g-14; there are laion2b_s12b_b42k, ", pretrained="mine")
     fails(r"no open_clip_config\.json", model=str(SHAPES_SD))
-    fails("cannot read the prompts .*nowhere", tmp_path / "nowhere.txt")
+    fails(r"there is no file .*nowhere\.txt; give text in UTF-8", tmp_path / "nowhere.txt")
     (tmp_path / "a.txt").write_text("one\n\nthree\n")
     fails("line 2 of .* is empty", tmp_path / "a.txt")
-    for text in ('{"a": 1}', "[1, 2]"):
+    for text, message in {
+        '{"a": 1}': "is not a list; give",
+        "[1, 2]": "is not a list of strings: prompt 0 is 1",
+    }.items():
         (tmp_path / "a.json").write_text(text)
-        fails("is not a list of strings", tmp_path / "a.json")
+        fails(message, tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[")
-    fails("cannot read the prompts", tmp_path / "a.json")
+    fails("is not JSON", tmp_path / "a.json")
     np.savez(tmp_path / "a.npz", IMAGES)
     assert clip_score.main([str(tmp_path / "a.npz"), "--model", "shapes"]) == 2
     assert capsys.readouterr().err == "error: there are no prompts; pass --prompts FILE, one prompt a line\n"

@@ -4,22 +4,12 @@ import importlib
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.layout import ROOT, product_files
+from tests.layout import COMMANDS, ROOT
 
-GUARD = 'if __name__ == "__main__":'
 MOST_SECONDS = 1.5  # of the processor, for a command that needs no torch
-
-
-def module_of(path: Path) -> str:
-    """The name under which a file is imported."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
-
-
-COMMANDS = [module_of(path) for path in product_files() if GUARD in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_commands_are_found():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
-import json
+import io
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_sets.reading import read_prompts
+from common.reading import read_json, read_text
+from image_sets.reading import PROMPTS, checked_prompts, read_prompts
 from shapes.scenes import held_out_scene
 
 from .published import coco_captions, parti_prompts
@@ -57,19 +59,19 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
         path = coco_captions(quiet=quiet)
     else:
         path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's raises of a name that is too long
         raise ValueError(
             f"there is no file of prompts {source}; --prompts is {', '.join(NAMES)} or a file: "
             ".tsv with a column Prompt, .json of COCO captions, or text with one prompt a line"
         )
-    if path.suffix == ".tsv":
+    if (kind := path.suffix.lower()) == ".tsv":
         texts = _read_tsv(path)
-    elif path.suffix == ".json":
+    elif kind == ".json":
         texts = _read_json(path)
     else:
         texts = read_prompts(path)
     # Tokenizers take any space for one. Some captions of COCO end in a line break; a list has each on one line.
-    texts = [" ".join(text.split()) for text in texts]
+    texts = [" ".join(text.split()) for text in checked_prompts(path, texts)]
     if not texts or "" in texts:
         raise ValueError(f"prompt {texts.index('')} of {path} is empty" if texts else f"{path} has no prompts")
     return PromptSet(source if source in NAMES else path.name, len(texts), digest(texts), texts.__getitem__)
@@ -91,23 +93,21 @@ def digest(texts: Iterable[str]) -> str:
 
 
 def _read_tsv(path: Path) -> list[str]:
+    # Quotation marks around a whole field are the format's, as in the hub's copy that the original reads.
+    rows = csv.DictReader(io.StringIO(read_text(path, PROMPTS)), delimiter="\t")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            # Quotation marks around a whole field are the format's, as in the hub's copy that the original reads.
-            rows = csv.DictReader(file, delimiter="\t")
-            if "Prompt" not in (rows.fieldnames or ()):
-                raise ValueError(f"{path} has no column Prompt; its first line names the columns, between tabs")
-            return [row["Prompt"] or "" for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read the prompts {path}: {error}") from None
+        if "Prompt" not in (rows.fieldnames or ()):
+            raise ValueError(f"{path} has no column Prompt; its first line names the columns, between tabs")
+        return [row["Prompt"] or "" for row in rows]
+    except csv.Error as error:
+        raise ValueError(
+            f"cannot read the prompts {path}: {error} (line {rows.line_num}); close each quotation mark, or {PROMPTS}"
+        ) from None
 
 
 def _read_json(path: Path) -> list[str]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the prompts {path}: {error}") from None
-    return _first_captions(path, content) if isinstance(content, dict) else read_prompts(path)
+    content = read_json(path, dict, list, remedy=PROMPTS)
+    return _first_captions(path, content) if isinstance(content, dict) else content
 
 
 def _first_captions(path: Path, content: dict[str, Any]) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.arrays import NpzFile
 from common.files import atomic_write
 from image_sets.reading import Source, count_images, image_batches
 
@@ -32,6 +31,7 @@ from .kid import kid
 
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
 BALLS = ("precision", "recall")
+STORED = ("mu", "sigma", "mu_s", "sigma_s", "features", "count", "variant", "weights")
 REFERENCE_FEATURES = 10_000  # for KID, precision and recall, as many as OpenAI's references have images
 
 
@@ -143,35 +143,50 @@ def load_reference(reference: Source, extractor: Extractor, *, batch_size: int =
         raise ValueError(f"{reference} was made with other weights of the network; make it again with these")
     pooled = _gaussian(stored, reference, "mu", "sigma", extractor.sizes[0])
     spatial = _gaussian(stored, reference, "mu_s", "sigma_s", extractor.sizes[1]) if "mu_s" in stored else None
-    features = stored.get("features")
+    features = _numbers(stored, reference, "features") if "features" in stored else None
+    if features is not None and (features.ndim != 2 or features.shape[1] != extractor.sizes[0]):
+        raise ValueError(f"features of {reference} are {features.shape}, not {extractor.sizes[0]} of each image")
     if features is None and "arr_0" in stored:
         batches = image_batches(reference, batch_size, REFERENCE_FEATURES)
         bar = tqdm(batches, desc=f"{reference}: arr_0", unit="batch", disable=quiet)
         features = np.concatenate([_finite(extractor(b), str(reference), k * batch_size).pooled
                                    for k, b in enumerate(bar)])  # fmt: skip
-    return Statistics(pooled, spatial, features, int(stored["count"]) if "count" in stored else None)
+    count = None
+    if "count" in stored:
+        if (number := _numbers(stored, reference, "count")).size != 1:
+            raise ValueError(f"count of {reference} is {number.shape}, not one number; make the reference again")
+        count = int(number.item())
+    return Statistics(pooled, spatial, features, count)
 
 
 def _stored(reference: Source) -> dict[str, Any] | None:
     """The arrays of an `.npz` of statistics, without its images; None if the reference is not one."""
     if isinstance(reference, np.ndarray) or not (path := Path(reference)).is_file() or path.suffix != ".npz":
         return None
-    try:
-        with np.load(path) as file:
-            if "mu" not in file and "sigma" not in file:
-                return None
-            return {name: None if name == "arr_0" else file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
-        raise ValueError(f"cannot read {path}: {error}; is the file whole?") from None
+    with NpzFile(path) as file:
+        names = set(file.names())
+        if not names & {"mu", "sigma"}:
+            return None
+        stored: dict[str, Any] = {name: file.read(name) for name in STORED if name in names}
+    return stored | ({"arr_0": None} if "arr_0" in names else {})
+
+
+def _numbers(stored: dict[str, Any], reference: Source, name: str) -> np.ndarray:
+    """An array of the statistics. Raises ValueError if it holds anything but finite numbers."""
+    array = stored.get(name, np.zeros(()))
+    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise ValueError(f"{name} of {reference} holds values that are not finite numbers; make the reference again")
+    return array
 
 
 def _gaussian(stored: dict[str, Any], reference: Source, mean: str, covariance: str, size: int) -> Gaussian:
-    shapes = [np.shape(stored.get(name, ())) for name in (mean, covariance)]
+    arrays = [_numbers(stored, reference, name) for name in (mean, covariance)]
+    shapes = [array.shape for array in arrays]
     if shapes != [(size,), (size, size)]:
         raise ValueError(
             f"{mean} and {covariance} of {reference} are {shapes[0]} and {shapes[1]}, not of {size} features"
         )
-    return Gaussian(*(np.asarray(stored[name], np.float64) for name in (mean, covariance)))
+    return Gaussian(*(np.asarray(array, np.float64) for array in arrays))
 
 
 def compute(

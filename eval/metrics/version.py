@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-BESIDES = ("image_sets/reading.py", "shapes/scenes.py")  # how images are read; which classes shapes has
+BESIDES = (  # how images, prompts and statistics are read; which classes shapes has
+    "common/arrays.py", "common/decoding.py", "common/reading.py", "image_sets/reading.py", "shapes/scenes.py",
+)  # fmt: skip
 LIBRARIES = ("torch", "open_clip_torch", "scipy")
 
 
