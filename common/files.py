@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where what killed processes left stays
+    fcntl = None  # type: ignore[assignment]
 
 HALF_WRITTEN = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp(\.\w+)?")  # stem and suffix
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     """A temporary file beside `path`, with the same suffix, which replaces `path` if nothing failed.
 
     Its name is random and it is made here, so that two processes never write to the same one, nor through a link.
+
+    Args:
+        tidy: remove what killed processes left of the same file. It takes a look at the whole folder.
 
     Raises:
         ValueError: `path` is a directory, or nothing can be written there.
     """
     check_can_be_written(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp_path = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    os.close(os.open(tmp_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        yield tmp_path
-        with tmp_path.open("rb") as file:
-            os.fsync(file.fileno())  # or a crash can leave the name with nothing behind it
-        os.replace(tmp_path, path)
-    finally:
-        tmp_path.unlink(missing_ok=True)
+    if tidy:
+        remove_abandoned(path)
+    with new_and_locked(path, _make_file) as tmp_path:
+        try:
+            yield tmp_path
+            with tmp_path.open("rb") as file:
+                os.fsync(file.fileno())  # or a crash can leave the name with nothing behind it
+            os.replace(tmp_path, path)
+        finally:
+            tmp_path.unlink(missing_ok=True)
 
 
 def check_can_be_written(*paths: Path | None) -> None:
@@ -67,13 +78,57 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def remove_half_written(folder: Path, *names: str) -> None:
-    """Removes what killed runs left of `atomic_write` in a folder. Only for whoever alone writes there.
+def half_written(folder: Path, name: str | None = None) -> list[Path]:
+    """What there is in a folder of writes that are under way or were killed: of `name`, or of any."""
+    found = [(path, HALF_WRITTEN.fullmatch(path.name)) for path in folder.glob(".*.tmp*")]
+    return [path for path, half in found if half and name in (None, f"{half[1]}{half[2] or ''}")]
 
-    Args:
-        names: of the files that were being written; any, if none is given.
-    """
-    for path in folder.glob(".*.tmp*"):
-        half = HALF_WRITTEN.fullmatch(path.name)
-        if half and (not names or f"{half[1]}{half[2]}" in names):
-            path.unlink(missing_ok=True)
+
+def remove_abandoned(path: Path) -> None:
+    """Removes what killed processes left of a file or folder, and nothing that a running one is writing."""
+    for tmp_path in half_written(path.parent, path.name):
+        with locked(tmp_path) as ours:
+            if ours and tmp_path.is_dir():
+                shutil.rmtree(tmp_path, ignore_errors=True)
+            elif ours:
+                tmp_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_and_locked(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Makes something of a random name beside `path`, and locks it until the end of the block."""
+    while True:
+        tmp_path = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+        make(tmp_path)
+        with locked(tmp_path, wait=True):
+            if tmp_path.exists():  # else it was taken for abandoned before it was locked
+                yield tmp_path
+                return
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Locks a file or folder until the end of the block, or the process dies. False: another process has it."""
+    number = _lock(path, wait)
+    try:
+        yield number is not None
+    finally:
+        if number is not None:
+            os.close(number)
+
+
+def _make_file(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+def _lock(path: Path, wait: bool) -> int | None:
+    if fcntl is None:
+        return None
+    with contextlib.suppress(OSError):
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return number
+        except OSError:
+            os.close(number)
+    return None

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .files import check_can_be_made
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from .files import check_can_be_made, new_and_locked, remove_abandoned
 
 
 @contextmanager
@@ -34,43 +26,18 @@ def atomic_folder(out: Path, *, last: str | None = None) -> Iterator[Path]:
     """
     check_can_be_made(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(out)
-    tmp_dir = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    tmp_dir.mkdir()
-    lock = _lock(tmp_dir)
-    try:
-        yield tmp_dir
-        if out.is_dir() and any(out.iterdir()):
-            files = [path.relative_to(tmp_dir) for path in tmp_dir.rglob("*") if path.is_file()]
-            for file in sorted(files, key=lambda file: (file.name == last, file)):
-                (out / file).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(tmp_dir / file, out / file)
-        else:
-            if out.is_dir():
-                out.rmdir()
-            os.rename(tmp_dir, out)
-    finally:
-        shutil.rmtree(tmp_dir, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _remove_abandoned(out: Path) -> None:
-    for tmp_dir in out.parent.glob(f".{glob.escape(out.name)}.{'[0-9a-f]' * 8}.tmp"):
-        if not tmp_dir.is_symlink() and (lock := _lock(tmp_dir)) is not None:
-            shutil.rmtree(tmp_dir, ignore_errors=True)
-            os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """Locks a folder until the number is closed, or the process dies; None if another process has it, or can't say."""
-    if fcntl is None:
-        return None
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
+    remove_abandoned(out)
+    with new_and_locked(out, Path.mkdir) as tmp_dir:
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return number
-        except OSError:
-            os.close(number)
-    return None
+            yield tmp_dir
+            if out.is_dir() and any(out.iterdir()):
+                files = [path.relative_to(tmp_dir) for path in tmp_dir.rglob("*") if path.is_file()]
+                for file in sorted(files, key=lambda file: (file.name == last, file)):
+                    (out / file).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(tmp_dir / file, out / file)
+            else:
+                if out.is_dir():
+                    out.rmdir()
+                os.rename(tmp_dir, out)
+        finally:
+            shutil.rmtree(tmp_dir, ignore_errors=True)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from common.arrays import NpzFile
 from common.digests import file_digest
-from common.files import atomic_write, check_can_be_made, remove_half_written, write_json
+from common.files import atomic_write, check_can_be_made, half_written, write_json
 from common.images import side_by_side
 from common.reading import read_json
 
@@ -128,7 +128,7 @@ class ImageSet:
     def write(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray | None) -> None:
         """A finished batch: images uint8 (B, H, W, 3) of consecutive indices, labels (B,)."""
         arrays: dict[str, Any] = {"arr_0": images} if labels is None else {"arr_0": images, "arr_1": labels}
-        with atomic_write(self.parts / f"{indices[0]:08d}-{indices[-1]:08d}.npz") as tmp_path:
+        with atomic_write(self.parts / f"{indices[0]:08d}-{indices[-1]:08d}.npz", tidy=False) as tmp_path:
             np.savez(tmp_path, **arrays)
 
     def images(self) -> Iterator[np.ndarray]:
@@ -148,7 +148,6 @@ class ImageSet:
 
     def finish(self, num_images: int, *, png: bool = False, quiet: bool = False) -> None:
         """Puts the images into `samples.npz`, batch by batch, removes their parts and draws the overview."""
-        remove_half_written(self.out, self.samples.name, "grid.png", "prompts.txt")
         total = self.unbroken()[-1][1] + 1
         if not self.samples.is_file() or count_images(self.samples) < total:
             labels, record = self.labels(), self.out / "samples.json"
@@ -170,7 +169,8 @@ class ImageSet:
                 after = file_digest(tmp_path)
                 write_json(record, {"sha256": [*before, after]})  # both, for this can be killed before the next line
             write_json(record, {"sha256": [after]})
-        remove_half_written(self.parts)
+        for path in half_written(self.parts):
+            path.unlink()
         for begin, _, path in self._parts():
             if begin < total:  # others are of a larger set, not yet finished
                 path.unlink()
@@ -186,13 +186,14 @@ class ImageSet:
     def _write_pngs(self, num_images: int, quiet: bool) -> None:
         folder = self.out / "images"
         folder.mkdir(exist_ok=True)
-        remove_half_written(folder)
+        for path in half_written(folder):
+            path.unlink()
         start = 0
         for batch in tqdm(image_batches(self.samples, 256, num_images), desc="PNGs", disable=quiet, delay=5):
             for k, image in enumerate(batch, start):
                 path = folder / f"{k:06d}.png"
                 if not path.exists():
-                    with atomic_write(path) as tmp_path:
+                    with atomic_write(path, tidy=False) as tmp_path:
                         Image.fromarray(image).save(tmp_path, format="png")
             start += len(batch)
 
