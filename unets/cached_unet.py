@@ -70,7 +70,8 @@ def share_weights_as(cls: type, model: Any) -> Any:
 
 def shallow_clone(model: Any, cls: type | None = None) -> Any:
     """Another object with the model's content, of its class or of `cls`, whose hooks are its own from now on."""
-    clone: Any = object.__new__(cls or type(model))
+    kind: Any = cls or type(model)
+    clone: Any = kind.__new__(kind)
     for name, value in vars(model).items():
         own = name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
         vars(clone)[name] = copy.copy(value) if own else value
@@ -82,7 +83,22 @@ def output_class(model: type) -> Any:
     return getattr(sys.modules[model.__module__], model.__name__.removesuffix("Model") + "Output")
 
 
-class CachedUNetMixin:
+class SavedAsStock:
+    """Put in front of a diffusers class, has every pipeline save the model as that class, which loads everywhere.
+
+    A pipeline writes the model's `__module__` and its class's name into `model_index.json`. So each model says that it
+    is of diffusers' module. Its class doesn't, or it could be neither pickled nor found by `inspect`.
+    """
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        model = super().__new__(cls)
+        stock = next(base for base in cls.__mro__ if base.__module__.startswith("diffusers."))
+        if stock.__name__ == cls.__name__:  # else it is a user's own class, which stock pipelines can't have
+            vars(model)["__module__"] = stock.__module__
+        return model
+
+
+class CachedUNetMixin(SavedAsStock):
     """Put in front of a diffusers U-Net class."""
 
     # What is used of the class behind.

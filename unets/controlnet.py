@@ -10,11 +10,11 @@ from diffusers.models.controlnet import ControlNetOutput
 from diffusers.pipelines.controlnet import MultiControlNetModel as StockMultiControlNetModel
 from torch import Tensor
 
-from .cached_unet import down_layers, share_weights_as
+from .cached_unet import SavedAsStock, down_layers, share_weights_as
 from .unet_2d_condition import Condition, embedding, mask_bias, run_down
 
 
-class ControlNetModel(diffusers.ControlNetModel):
+class ControlNetModel(SavedAsStock, diffusers.ControlNetModel):
     """diffusers' `ControlNetModel` with one argument more. Its layers are paired with the U-Net's skips."""
 
     @classmethod
@@ -93,7 +93,7 @@ class ControlNetModel(diffusers.ControlNetModel):
         return residuals, middle
 
 
-class MultiControlNetModel(StockMultiControlNetModel):
+class MultiControlNetModel(SavedAsStock, StockMultiControlNetModel):
     """diffusers' `MultiControlNetModel` of forks: several ControlNets, their residuals summed."""
 
     def forward(
