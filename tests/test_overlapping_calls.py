@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 import pipelines
-from tests.families import FAMILIES, PROMPT
+from tests.families import FAMILIES
 from unets import DeepCacheSDHelper
 
 FAMILY = FAMILIES["sd"]
-CACHE = {"cache_interval": 3, "cache_branch_id": 1}
-OTHER = {"prompt": "a small blue square", "guidance_scale": 3.0}
+CACHE: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
+OTHER: dict[str, Any] = {"prompt": "a small blue square", "guidance_scale": 3.0}
 
 
 def helped(scheduler="plms", pipe=None, **cache):
@@ -34,7 +35,7 @@ def beside(pipe, cls=diffusers.StableDiffusionPipeline):
     return other
 
 
-def after_every_step(act, old_kind=False):
+def after_every_step(act, old_kind=False) -> dict[str, Any]:
     """As an argument of a pipeline's call."""
     if old_kind:
         return {"callback": lambda *_: act(), "callback_steps": 1}
@@ -222,7 +223,8 @@ def test_forks_over_one_unet_run_in_threads_as_alone():
 def test_a_fork_is_as_alone_in_a_callback_of_itself_where_the_stock_pipeline_is():
     """With the same arguments and DDIM, which keeps nothing from step to step."""
     for cache, pipe in zip(({}, CACHE), FAMILY.pair("ddim"), strict=True):
-        alone, within = FAMILY.run(pipe, **cache), []
+        alone = FAMILY.run(pipe, **cache)
+        within: list[Any] = []
         call = after_every_step(lambda cache=cache, pipe=pipe, w=within: w.append(FAMILY.run(pipe, **cache)))
         assert np.array_equal(FAMILY.run(pipe, **cache, **call), alone)
         assert all(np.array_equal(image, alone) for image in within)
@@ -231,5 +233,5 @@ def test_a_fork_is_as_alone_in_a_callback_of_itself_where_the_stock_pipeline_is(
 def test_the_stock_pipeline_in_a_callback_of_itself_is_another_with_a_scheduler_that_remembers():
     """Which is why the plug-in refuses it, and why our forks can't do better."""
     stock = FAMILY.pair("plms")[0]
-    alone = FAMILY.run(stock, **PROMPT)
+    alone = FAMILY.run(stock)
     assert not np.array_equal(FAMILY.run(stock, **after_every_step(lambda: FAMILY.run(stock, 8))), alone)
