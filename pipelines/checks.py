@@ -76,7 +76,7 @@ def check_noise(batch_size: int, generator: Any, latents: Any = None, shape: Seq
     if latents.ndim != len(shape) or any(b not in (a, None) for a, b in zip(latents.shape, shape, strict=True)):
         wanted = ", ".join("?" if side is None else str(side) for side in shape)
         raise ValueError(f"latents are {tuple(latents.shape)}; they must be ({wanted})")
-    if not latents.isfinite().all():
+    if not latents.is_meta and not latents.isfinite().all():  # meta tensors have a shape alone
         raise ValueError("latents hold a number that is not finite; make them anew")
 
 
