@@ -24,19 +24,20 @@ SIDES = ("height", "width")
 LARGEST_SIDE = 16384  # pixels; attention over more would need terabytes
 LOWEST = {"eta": 0, "noise_aug_strength": 0, "fps": 1}  # of other numbers
 
+MAY_BE_NONE = (*SIDES, "num_frames", "decode_chunk_size", "denoising_start", "denoising_end")
+MAY_BE_LISTS = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")  # one for each net
+
 
 def check_numbers(*, timesteps: Any = None, **given: Any) -> None:
-    """Arguments by name: whole numbers (`LEAST`), sides in pixels, or else finite numbers or lists of them.
+    """Arguments by name: whole numbers (`LEAST`), sides in pixels, or else finite numbers.
 
-    None is a default and always right, but for the number of steps, which only `timesteps` of the user replace.
+    Where `timesteps` are given, the number of steps is not looked at, as in diffusers.
 
     Raises:
         ValueError: the first that is wrong, by name.
     """
     for name, value in given.items():
-        if name == "num_inference_steps" and timesteps is not None:
-            continue
-        if value is None and name != "num_inference_steps":
+        if (value is None and name in MAY_BE_NONE) or (name == "num_inference_steps" and timesteps is not None):
             continue
         if name in SIDES:
             if not _is_whole(value) or value % 8 or not 8 <= value <= LARGEST_SIDE:
@@ -46,7 +47,7 @@ def check_numbers(*, timesteps: Any = None, **given: Any) -> None:
         elif name in LEAST:
             if not _is_whole(value) or value < LEAST[name]:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {LEAST[name]}")
-        elif not all(map(_is_finite, value if isinstance(value, list | tuple) else [value])):
+        elif not all(map(_is_finite, value if name in MAY_BE_LISTS and isinstance(value, list) else [value])):
             raise ValueError(f"{name} is {value!r}; it must be a finite number")
         elif name in LOWEST and value < LOWEST[name]:
             raise ValueError(f"{name} is {value!r}; it must be at least {LOWEST[name]}")

@@ -17,7 +17,11 @@ from .base import CachedPipeline, call_back, timesteps_to_device
 
 
 class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
-    """Class-conditional latent diffusion: VQ first stage, class embedder, the forked U-Net, DDIM or PLMS."""
+    """Class-conditional latent diffusion: VQ first stage, class embedder, the forked U-Net, DDIM or PLMS.
+
+    diffusers has neither this pipeline nor the class embedder, so what is saved of the whole loads here alone; the
+    U-Net, the first stage and the scheduler load everywhere.
+    """
 
     model_cpu_offload_seq = "class_embedder->unet->vqvae"
 

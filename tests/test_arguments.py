@@ -15,8 +15,8 @@ NAMES = ["sd", "sd-img2img", "sd-inpaint", "xl", "xl-img2img", "xl-inpaint-4", "
 NAN, INF = math.nan, math.inf
 STEPS: dict[str, list[Any]] = {"num_inference_steps": [0, -1, 2.5, "3", None]}
 SIDES: dict[str, list[Any]] = {name: [60, 0, -64, 10**9, 64.0, "64"] for name in ("height", "width")}
-GUIDED: dict[str, list[Any]] = {**STEPS, "guidance_scale": [NAN, INF, -INF, "7"], "eta": [NAN, -0.1, INF]}
-MANY = {**GUIDED, "num_images_per_prompt": [0, -1, 1.5]}
+GUIDED: dict[str, list[Any]] = {**STEPS, "guidance_scale": [NAN, INF, -INF, "7", None], "eta": [NAN, -0.1, INF, [0.5]]}
+MANY = {**GUIDED, "num_images_per_prompt": [0, -1, 1.5, None]}
 XL = {"guidance_rescale": [NAN]}
 REDRAWN = {"strength": [NAN, 1.5, -0.1]}
 WRONG: dict[str, dict[str, list[Any]]] = {
@@ -46,7 +46,7 @@ WRONG: dict[str, dict[str, list[Any]]] = {
         "t1": [2, 8, "4"],
         "motion_field_strength_x": [NAN],
     },
-    "controlnet": {**MANY, **SIDES, "controlnet_conditioning_scale": [NAN], "control_guidance_end": [NAN]},
+    "controlnet": {**MANY, **SIDES, "controlnet_conditioning_scale": [NAN, [NAN]], "control_guidance_end": [NAN]},
     "ldm": {
         **GUIDED,
         "class_labels": [[4], [-1], [], 3, ["cat"], [1.5], [True], "0", None, [[1]], torch.tensor([4])],

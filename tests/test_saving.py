@@ -109,6 +109,7 @@ def test_a_forks_class_stays_ours_and_its_models_can_be_copied_and_pickled():
     for model in (shared, UNet2DConditionModel(**tiny.SD21), ControlNetModel.sharing(tiny.controlnet(shared))):
         assert type(model).__module__.startswith("unets.")
         assert inspect.getsource(type(model)).startswith("class ")
+        assert inspect.signature(type(model)) == inspect.signature(getattr(diffusers, type(model).__name__))
         for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert type(again) is type(model)
             assert again.__module__ == model.__module__

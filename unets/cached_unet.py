@@ -70,8 +70,7 @@ def share_weights_as(cls: type, model: Any) -> Any:
 
 def shallow_clone(model: Any, cls: type | None = None) -> Any:
     """Another object with the model's content, of its class or of `cls`, whose hooks are its own from now on."""
-    kind: Any = cls or type(model)
-    clone: Any = kind.__new__(kind)
+    clone: Any = object.__new__(cls or type(model))
     for name, value in vars(model).items():
         own = name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
         vars(clone)[name] = copy.copy(value) if own else value
@@ -83,22 +82,18 @@ def output_class(model: type) -> Any:
     return getattr(sys.modules[model.__module__], model.__name__.removesuffix("Model") + "Output")
 
 
-class SavedAsStock:
-    """Put in front of a diffusers class, has every pipeline save the model as that class, which loads everywhere.
+def save_as_stock(model: Any) -> None:
+    """Has every pipeline that holds the fork save it as diffusers' model, which loads everywhere.
 
     A pipeline writes the model's `__module__` and its class's name into `model_index.json`. So each model says that it
     is of diffusers' module. Its class doesn't, or it could be neither pickled nor found by `inspect`.
     """
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        model = super().__new__(cls)
-        stock = next(base for base in cls.__mro__ if base.__module__.startswith("diffusers."))
-        if stock.__name__ == cls.__name__:  # else it is a user's own class, which stock pipelines can't have
-            vars(model)["__module__"] = stock.__module__
-        return model
+    stock = next(base for base in type(model).__mro__ if base.__module__.startswith("diffusers."))
+    if stock.__name__ == type(model).__name__:  # else it is a user's own class, which is not diffusers'
+        vars(model)["__module__"] = stock.__module__
 
 
-class CachedUNetMixin(SavedAsStock):
+class CachedUNetMixin:
     """Put in front of a diffusers U-Net class."""
 
     # What is used of the class behind.
@@ -123,6 +118,7 @@ class CachedUNetMixin(SavedAsStock):
 
     def pair_layers(self) -> None:
         """Checks the configuration and makes the views; to be called once the blocks are there."""
+        save_as_stock(self)
         self.check_supported_config()
         self.down_layers = down_layers(self.down_blocks)
         self.up_layers = up_layers(self.up_blocks)
