@@ -14,9 +14,16 @@ from unets.cache.run import CacheRun
 from unets.cached_unet import CachedUNetMixin
 from unets.forks import fork_of, stock_class
 
+from . import checks
+
 
 class CachedPipeline:
-    """Put in front of a diffusers pipeline class, gives it the forked U-Net and the steps that all forks share."""
+    """Put in front of a diffusers pipeline class, gives it the forked U-Net and the steps that all forks share.
+
+    A call has its cache to itself. What diffusers' calls keep in the pipeline, above all in its scheduler, ours do too:
+    a call in a callback of the same pipeline, or in another thread, is right in neither. For that, take a second
+    pipeline over the same components, with a scheduler of its own.
+    """
 
     # What the steps use of the class behind.
     unet: Any
@@ -26,6 +33,10 @@ class CachedPipeline:
     num_timesteps: int
     get_guidance_scale_embedding: Callable[..., Any]
     register_to_config: Callable[..., Any]
+
+    check_numbers = staticmethod(checks.check_numbers)
+    check_noise = staticmethod(checks.check_noise)
+    for_each_generator = staticmethod(checks.for_each_generator)
 
     def fork_unet(self) -> None:
         """The fork over the same weights takes the stock U-Net's place.

@@ -17,7 +17,11 @@ from .base import CachedPipeline, call_back, timesteps_to_device
 
 
 class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
-    """Class-conditional latent diffusion: VQ first stage, class embedder, the forked U-Net, DDIM or PLMS."""
+    """Class-conditional latent diffusion: VQ first stage, class embedder, the forked U-Net, DDIM or PLMS.
+
+    diffusers has neither this pipeline nor the class embedder, so what is saved of the whole loads here alone; the
+    U-Net, the first stage and the scheduler load everywhere.
+    """
 
     model_cpu_offload_seq = "class_embedder->unet->vqvae"
 
@@ -68,14 +72,16 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        self.check_numbers(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, eta=eta)
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
-        labels = torch.as_tensor(class_labels, device=self._execution_device)  # (B,)
-        if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() >= self.num_classes:
-            raise ValueError(f"class_labels must be a list of labels from 0 to {self.num_classes - 1}")
+        labels = self.check_labels(class_labels).to(self._execution_device)  # (B,)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type is {output_type!r}; it must be pil, np, pt or latent")
         batch_size, device, dtype = len(labels), self._execution_device, self.unet.dtype
         guided = guidance_scale != 1
+        side = self.unet.config.sample_size
+        shape = (batch_size, self.unet.config.in_channels, side, side)
+        self.check_noise(batch_size, generator, latents, shape)
 
         # 1. Timesteps, and which steps are full.
         timesteps = self.set_timesteps(num_inference_steps, "cpu")
@@ -87,12 +93,8 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         context = self.class_embedder(labels)  # (2B, 1, 512)
 
         # 3. Noise to start from.
-        side = self.unet.config.sample_size
-        shape = (batch_size, self.unet.config.in_channels, side, side)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        elif latents.shape != shape:
-            raise ValueError(f"latents are {tuple(latents.shape)}; they must be {shape}")
         latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma  # (B, 3, 64, 64)
         extra = {"eta": eta, "generator": generator} if isinstance(self.scheduler, DDIMScheduler) else {}
 
@@ -132,6 +134,19 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
             images = self.numpy_to_pil(images)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def check_labels(self, class_labels: Any) -> Tensor:
+        """Class labels (B,) as a tensor. Raises ValueError for what is not a list of them, or for one out of range."""
+        try:
+            labels = torch.as_tensor(class_labels)
+            if labels.is_floating_point() or labels.dtype == torch.bool:
+                raise ValueError
+            right = labels.ndim == 1 and len(labels) and labels.min() >= 0 and labels.max() < self.num_classes
+        except (TypeError, ValueError, RuntimeError):
+            right = False
+        if not right:
+            raise ValueError(f"class_labels must be a list of labels from 0 to {self.num_classes - 1}")
+        return labels
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str) -> Tensor:
         """The run's timesteps, falling: 997, …, 5, 1 of 250 steps. CompVis's rule for DDIM, for PLMS diffusers'.

@@ -69,6 +69,11 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        self.check_numbers(
+            height=height, width=width, num_inference_steps=num_inference_steps, timesteps=timesteps,
+            num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale, eta=eta,
+        )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
@@ -82,6 +87,9 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
         self._cross_attention_kwargs = cross_attention_kwargs
         batch_size = batch_size_of(prompt, prompt_embeds) * num_images_per_prompt
         device = self._execution_device
+        channels = self.unet.config.in_channels
+        shape = (batch_size, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        self.check_noise(batch_size, generator, latents, shape)
 
         # 1. Which steps are full.
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
@@ -94,7 +102,6 @@ class StableDiffusionPipeline(CachedSDPipeline, diffusers.StableDiffusionPipelin
         )  # fmt: skip
 
         # 3. Noise to start from.
-        channels = self.unet.config.in_channels
         latents = self.prepare_latents(
             batch_size, channels, height, width, prompt_embeds.dtype, device, generator, latents
         )  # (B, 4, H/8, W/8)

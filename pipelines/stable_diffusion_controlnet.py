@@ -99,6 +99,12 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
             ValueError: an argument out of range, by name.
         """
         # 0. Check. What is for each ControlNet becomes a list.
+        self.check_numbers(
+            height=height, width=width, num_inference_steps=num_inference_steps, timesteps=timesteps,
+            num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale, eta=eta,
+            controlnet_conditioning_scale=controlnet_conditioning_scale, control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
+        )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         image = rgb(image)
         config.refuse("reuse_guidance", "guidance_stop")
@@ -117,6 +123,8 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         self._cross_attention_kwargs = cross_attention_kwargs
         num_images = batch_size_of(prompt, prompt_embeds) * num_images_per_prompt
         device = self._execution_device
+        channels = self.unet.config.in_channels
+        self.check_noise(num_images, generator, latents, (num_images, channels, None, None))
         guess_mode = guess_mode or nets[0].config.global_pool_conditions
 
         # 1. Which steps are full.
@@ -141,7 +149,8 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         height, width = hints[0].shape[-2:]
 
         # 4. Noise to start from.
-        channels = self.unet.config.in_channels
+        shape = (num_images, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        self.check_noise(num_images, generator, latents, shape)
         latents = self.prepare_latents(
             num_images, channels, height, width, prompt_embeds.dtype, device, generator, latents
         )  # (B, 4, H/8, W/8)

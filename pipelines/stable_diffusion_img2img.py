@@ -70,6 +70,10 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        self.check_numbers(
+            num_inference_steps=num_inference_steps, timesteps=timesteps, num_images_per_prompt=num_images_per_prompt,
+            strength=strength, guidance_scale=guidance_scale, eta=eta,
+        )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         image = rgb(image)
         self.check_inputs(
@@ -82,6 +86,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         num_prompts = batch_size_of(prompt, prompt_embeds)
         num_images = num_prompts * num_images_per_prompt
         device = self._execution_device
+        self.check_noise(num_images, generator)
 
         # 1. The part of the steps that is run, and which of those are full.
         _, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
@@ -99,8 +104,8 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         # 3. Image to latents, with the noise of the first step that is run.
         image = self.image_processor.preprocess(image)  # (1 or B, 3, H, W)
         latents = self.prepare_latents(
-            image, timesteps[:1].repeat(num_images), num_prompts, num_images_per_prompt, prompt_embeds.dtype, device,
-            generator,
+            self.for_each_generator(image, generator), timesteps[:1].repeat(num_images), num_prompts,
+            num_images_per_prompt, prompt_embeds.dtype, device, generator,
         )  # (B, 4, H/8, W/8)  # fmt: skip
         timestep_cond = self.embed_guidance_scale(latents)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)

@@ -76,6 +76,10 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        self.check_numbers(
+            height=height, width=width, num_inference_steps=num_inference_steps, timesteps=timesteps,
+            num_images_per_prompt=num_images_per_prompt, strength=strength, guidance_scale=guidance_scale, eta=eta,
+        )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         image, mask_image = rgb(image), masks(mask_image)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
@@ -90,6 +94,9 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
         num_prompts = batch_size_of(prompt, prompt_embeds)
         num_images = num_prompts * num_images_per_prompt
         device = self._execution_device
+        channels = self.vae.config.latent_channels
+        shape = (num_images, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        self.check_noise(num_images, generator, latents, shape)
 
         sees_mask = self.unet.config.in_channels == 9
         if self.unet.config.in_channels not in (4, 9):
@@ -111,7 +118,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
         # 3. Image and mask to latents, with the noise of the first step that is run.
         init_image = self.image_processor.preprocess(image, height=height, width=width).float()  # (1 or B, 3, H, W)
         outputs = self.prepare_latents(
-            num_images, self.vae.config.latent_channels, height, width, prompt_embeds.dtype, device, generator, latents,
+            num_images, channels, height, width, prompt_embeds.dtype, device, generator, latents,
             image=init_image,
             timestep=timesteps[:1].repeat(num_images),
             is_strength_max=strength == 1.0,

@@ -81,6 +81,11 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        self.check_numbers(
+            height=height, width=width, num_inference_steps=num_inference_steps, timesteps=timesteps,
+            num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale, eta=eta, denoising_end=denoising_end,
+        )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         height = height or self.default_sample_size * self.vae_scale_factor
         width = width or self.default_sample_size * self.vae_scale_factor
@@ -96,6 +101,9 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
         self._denoising_end = denoising_end
         batch_size = batch_size_of(prompt, prompt_embeds) * num_images_per_prompt
         device = self._execution_device
+        channels = self.unet.config.in_channels
+        shape = (batch_size, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        self.check_noise(batch_size, generator, latents, shape)
 
         # 1. The part of the steps that is run, and which of those are full.
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
@@ -113,7 +121,6 @@ class StableDiffusionXLPipeline(CachedXLPipeline, diffusers.StableDiffusionXLPip
         dtype = conditions["prompt_embeds"].dtype
 
         # 3. Noise to start from.
-        channels = self.unet.config.in_channels
         latents = self.prepare_latents(
             batch_size, channels, height, width, dtype, device, generator, latents
         )  # (B, 4, H/8, W/8)

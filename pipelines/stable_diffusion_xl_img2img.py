@@ -88,6 +88,11 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        self.check_numbers(
+            num_inference_steps=num_inference_steps, timesteps=timesteps, num_images_per_prompt=num_images_per_prompt,
+            strength=strength, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale, eta=eta,
+            denoising_start=denoising_start, denoising_end=denoising_end,
+        )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         image = rgb(image)
         self.check_inputs(
@@ -105,6 +110,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
         num_prompts = batch_size_of(prompt, prompt_embeds)
         batch_size = num_prompts * num_images_per_prompt
         device = self._execution_device
+        self.check_noise(batch_size, generator)  # latents are not used, as in diffusers 0.24.0
 
         # 1. The part of the steps that is run, and which of those are full.
         _, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
@@ -129,8 +135,8 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
 
         # 3. Image to latents, with the noise of the first step that is run unless the image is latents of that step.
         latents = self.prepare_latents(
-            self.image_processor.preprocess(image), noised_to.repeat(batch_size), num_prompts, num_images_per_prompt,
-            dtype, device, generator, denoising_start is None,
+            self.for_each_generator(self.image_processor.preprocess(image), generator), noised_to.repeat(batch_size),
+            num_prompts, num_images_per_prompt, dtype, device, generator, denoising_start is None,
         )  # (B, 4, H/8, W/8)  # fmt: skip
         timestep_cond = self.embed_guidance_scale(latents)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)

@@ -92,6 +92,11 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        self.check_numbers(
+            height=height, width=width, num_inference_steps=num_inference_steps, timesteps=timesteps,
+            num_images_per_prompt=num_images_per_prompt, strength=strength, guidance_scale=guidance_scale, eta=eta,
+            guidance_rescale=guidance_rescale, denoising_start=denoising_start, denoising_end=denoising_end,
+        )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         image, mask_image = rgb(image), masks(mask_image)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
@@ -110,6 +115,9 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         self._denoising_start = denoising_start
         batch_size = batch_size_of(prompt, prompt_embeds) * num_images_per_prompt
         device = self._execution_device
+        channels = self.vae.config.latent_channels
+        shape = (batch_size, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        self.check_noise(batch_size, generator, latents, shape)
         sees_mask = self.unet.config.in_channels == 9
         if self.unet.config.in_channels not in (4, 9):
             raise ValueError(f"this U-Net has {self.unet.config.in_channels} input channels; inpainting needs 4 or 9")
@@ -138,7 +146,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         # 3. Image and mask to latents, with the noise of the first step that is run.
         init_image = self.image_processor.preprocess(image, height=height, width=width).float()  # (1 or B, 3, H, W)
         outputs = self.prepare_latents(
-            batch_size, self.vae.config.latent_channels, height, width, dtype, device, generator, latents,
+            batch_size, channels, height, width, dtype, device, generator, latents,
             image=init_image,
             timestep=noised_to.repeat(batch_size),
             is_strength_max=strength == 1.0,

@@ -70,18 +70,25 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        self.check_numbers(
+            height=height, width=width, num_frames=num_frames, num_inference_steps=num_inference_steps,
+            min_guidance_scale=min_guidance_scale, max_guidance_scale=max_guidance_scale, fps=fps,
+            motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength,
+            decode_chunk_size=decode_chunk_size, num_videos_per_prompt=num_videos_per_prompt,
+        )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         image = rgb(image)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         num_frames = self.unet.config.num_frames if num_frames is None else num_frames
-        if num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}; it must be at least 1")
         self.check_inputs(image, height, width)
         images = image if isinstance(image, list | Tensor) else [image]
         batch_size = len(images) * num_videos_per_prompt
         guided = max_guidance_scale > 1
         device = self._execution_device
+        channels = self.unet.config.in_channels  # of the noise and of the image
+        shape = (batch_size, num_frames, channels // 2, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        self.check_noise(batch_size, generator, latents, shape)
 
         # 1. Which steps are full.
         self.scheduler.set_timesteps(num_inference_steps, device="cpu")
@@ -111,8 +118,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
 
         # 4. Noise to start from, and how far each frame is guided.
         latents = self.prepare_latents(
-            batch_size, num_frames, self.unet.config.in_channels, height, width, image_embeds.dtype, device, generator,
-            latents,
+            batch_size, num_frames, channels, height, width, image_embeds.dtype, device, generator, latents,
         )  # (B, F, 4, H/8, W/8)  # fmt: skip
         scales = torch.linspace(min_guidance_scale, max_guidance_scale, num_frames).to(device, latents.dtype)
         self._guidance_scale = scales[None, :, None, None, None].repeat(batch_size, 1, 1, 1, 1)  # (B, F, 1, 1, 1)

@@ -34,7 +34,8 @@ def default_moments(num_inference_steps: int) -> tuple[int, int]:
 class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipeline):
     """diffusers' `TextToVideoZeroPipeline`; loads any Stable Diffusion 1.x or 2.x directory.
 
-    The U-Net's attention is across frames only during a call, so that other pipelines can share it.
+    The U-Net's attention is across frames only during a call, so that other pipelines can share it, though not
+    meanwhile.
     """
 
     def __init__(
@@ -104,17 +105,25 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
             ValueError: an argument out of range, by name.
         """
         # 0. Check.
+        self.check_numbers(
+            video_length=video_length, height=height, width=width, num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, num_videos_per_prompt=num_videos_per_prompt, eta=eta,
+            motion_field_strength_x=motion_field_strength_x, motion_field_strength_y=motion_field_strength_y, t0=t0,
+            t1=t1,
+        )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps)
         frame_ids = list(range(video_length)) if frame_ids is None else frame_ids
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        if video_length < 1 or len(frame_ids) != video_length:
-            raise ValueError(f"video_length is {video_length}; it must be at least 1, and as long as frame_ids")
+        if len(frame_ids) != video_length:
+            raise ValueError(f"video_length is {video_length}; it must be as long as frame_ids, {len(frame_ids)}")
         if len(prompts) != 1 or num_videos_per_prompt != 1:
             raise ValueError("Text2Video-Zero makes one video of one prompt a call")
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         self.check_inputs(prompts, height, width, callback_steps)
-        device = self._execution_device
+        device, channels = self._execution_device, self.unet.config.in_channels
+        shape = (1, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        self.check_noise(1, generator, latents, shape)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
         if timesteps.is_floating_point():
@@ -128,7 +137,6 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         prompt_embeds = torch.cat([negative_embeds, embeds]) if guidance_scale > 1 else embeds  # (2, 77, 768)
 
         # 2. Noise to start from.
-        channels = self.unet.config.in_channels
         latents = self.prepare_latents(
             1, channels, height, width, prompt_embeds.dtype, device, generator, latents
         )  # (1, 4, H/8, W/8)

@@ -82,6 +82,17 @@ def output_class(model: type) -> Any:
     return getattr(sys.modules[model.__module__], model.__name__.removesuffix("Model") + "Output")
 
 
+def save_as_stock(model: Any) -> None:
+    """Has every pipeline that holds the fork save it as diffusers' model, which loads everywhere.
+
+    A pipeline writes the model's `__module__` and its class's name into `model_index.json`. So each model says that it
+    is of diffusers' module. Its class doesn't, or it could be neither pickled nor found by `inspect`.
+    """
+    stock = next(base for base in type(model).__mro__ if base.__module__.startswith("diffusers."))
+    if stock.__name__ == type(model).__name__:  # else it is a user's own class, which is not diffusers'
+        vars(model)["__module__"] = stock.__module__
+
+
 class CachedUNetMixin:
     """Put in front of a diffusers U-Net class."""
 
@@ -107,6 +118,7 @@ class CachedUNetMixin:
 
     def pair_layers(self) -> None:
         """Checks the configuration and makes the views; to be called once the blocks are there."""
+        save_as_stock(self)
         self.check_supported_config()
         self.down_layers = down_layers(self.down_blocks)
         self.up_layers = up_layers(self.up_blocks)

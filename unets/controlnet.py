@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import diffusers
@@ -10,17 +11,25 @@ from diffusers.models.controlnet import ControlNetOutput
 from diffusers.pipelines.controlnet import MultiControlNetModel as StockMultiControlNetModel
 from torch import Tensor
 
-from .cached_unet import down_layers, share_weights_as
+from .cached_unet import down_layers, save_as_stock, share_weights_as
 from .unet_2d_condition import Condition, embedding, mask_bias, run_down
 
 
 class ControlNetModel(diffusers.ControlNetModel):
     """diffusers' `ControlNetModel` with one argument more. Its layers are paired with the U-Net's skips."""
 
+    # diffusers reads the parent's signature through this to load a configuration.
+    @functools.wraps(diffusers.ControlNetModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        save_as_stock(self)
+
     @classmethod
     def sharing(cls, controlnet: diffusers.ControlNetModel) -> ControlNetModel:
         """A fork over the very modules and weights of a stock ControlNet, which itself stays as it is."""
-        return share_weights_as(cls, controlnet)
+        fork: ControlNetModel = share_weights_as(cls, controlnet)
+        save_as_stock(fork)
+        return fork
 
     def forward(
         self,
@@ -95,6 +104,10 @@ class ControlNetModel(diffusers.ControlNetModel):
 
 class MultiControlNetModel(StockMultiControlNetModel):
     """diffusers' `MultiControlNetModel` of forks: several ControlNets, their residuals summed."""
+
+    def __init__(self, controlnets: list[ControlNetModel]) -> None:
+        super().__init__(controlnets)
+        save_as_stock(self)
 
     def forward(
         self,

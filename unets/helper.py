@@ -8,13 +8,18 @@ with helper:
 
 from __future__ import annotations
 
+import functools
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
+from types import FrameType
 from typing import Any, Self
 
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+from diffusers import DiffusionPipeline
 
 from .cache.config import CacheConfig
 from .cache.run import CacheRun, Step
@@ -29,8 +34,10 @@ class Loop:
     """One denoising loop under way."""
 
     num_steps: int  # as the pipeline's progress bar counts them
+    thread: int = field(default_factory=threading.get_ident)
     position: int = 0  # calls of the U-Net so far
     cache: CacheRun | None = None  # known from the first call on
+    timesteps: Any = None  # likewise: the scheduler's, which are others as soon as it is set for another call
     step: Step | None = None  # of the call under way
     return_dict: bool = True  # what that call asked for
 
@@ -39,12 +46,18 @@ class DeepCacheSDHelper:
     """Gives a pipeline's U-Net the forked `forward`, and keeps the feature from step to step of each denoising loop.
 
     While enabled, `pipe.unet` is the fork over the same weights, and a denoising loop begins where the pipeline opens
-    its progress bar. Other pipelines that hold the same U-Net see nothing of it.
+    its progress bar. Other pipelines that hold the same U-Net see nothing of it, be they called before, meanwhile in a
+    callback, or in another thread.
+
+    A pipeline keeps what its call goes by, so in diffusers a call of it within a call of it, or in two threads, gives
+    other images unless both have the same arguments and a scheduler without memory such as DDIM. While enabled, the
+    second call is refused; and the first goes no further if its scheduler was set for a call of another pipeline.
     """
 
     def __init__(self, pipe: Any = None) -> None:
         self.pipe: Any = pipe
         self._stock: Any = None  # the U-Net that `disable` puts back
+        self._stock_class: Any = None  # of the pipeline, likewise
         self._fork: Any = None  # what stands in its place
         self._loop: Loop | None = None
         self.set_params()
@@ -118,7 +131,8 @@ class DeepCacheSDHelper:
         fork.check_branch(self._config.cache_branch_id)
         fork.register_forward_pre_hook(self._before_step, with_kwargs=True)
         fork.register_forward_hook(self._after_step)
-        self._stock, self._fork = stock, fork
+        self._stock, self._stock_class, self._fork = stock, type(pipe), fork
+        pipe.__class__ = self._one_call_at_a_time(type(pipe))  # Python looks `__call__` up nowhere else
         # Past the pipeline's own way, which would write the fork's class into the configuration that it saves.
         vars(pipe)["unet"] = fork
         vars(pipe)["progress_bar"] = self._progress_bar
@@ -140,7 +154,8 @@ class DeepCacheSDHelper:
         if getattr(self.pipe.unet, "_orig_mod", self.pipe.unet) is fork:  # else the user put another there
             vars(self.pipe)["unet"] = stock
         del vars(self.pipe)["progress_bar"]
-        self._stock = self._fork = self._loop = None
+        self.pipe.__class__ = self._stock_class
+        self._stock = self._stock_class = self._fork = self._loop = None
 
     def __enter__(self) -> Self:
         self.enable()
@@ -149,6 +164,30 @@ class DeepCacheSDHelper:
     def __exit__(self, *_: Any) -> None:
         self.disable()
 
+    def _one_call_at_a_time(self, cls: Any) -> Any:
+        """The pipeline's class, but for a call that begins while another is under way."""
+        under_way = threading.Lock()
+
+        @functools.wraps(cls.__call__)
+        def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+            if pipe is not self.pipe:  # one that was made of this one's class meanwhile
+                return cls.__call__(pipe, *args, **kwargs)
+            if not under_way.acquire(blocking=False):
+                raise self._called_already()
+            try:
+                return cls.__call__(pipe, *args, **kwargs)
+            finally:
+                under_way.release()
+
+        names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+        return type(cls.__name__, (cls,), {**names, "__call__": call})
+
+    def _called_already(self) -> RuntimeError:
+        return RuntimeError(
+            f"this {type(self.pipe).__name__} is being called already; use a pipeline of its own, with a scheduler of "
+            "its own, for each thread and for a call in a callback"
+        )
+
     def _progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """The pipeline's own, which is open exactly as long as a denoising loop runs."""
         bar = type(self.pipe).progress_bar(self.pipe, iterable, total)
@@ -156,12 +195,16 @@ class DeepCacheSDHelper:
 
     @contextmanager
     def _around(self, bar: Any, num_steps: int) -> Iterator[Any]:
-        self._loop = Loop(num_steps)
+        if self._loop is not None:  # of a generator that is not closed yet, or by hand in another thread
+            raise self._called_already()
+        loop = Loop(num_steps)
         try:
+            self._loop = loop
             with bar:
                 yield bar
         finally:
-            self._loop = None
+            if self._loop is loop:
+                self._loop = None
 
     def _along(self, bar: Any, num_steps: int) -> Iterator[Any]:
         with self._around(bar, num_steps):
@@ -178,27 +221,53 @@ class DeepCacheSDHelper:
     def _before_step(
         self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        loop = self._loop
-        if loop is None:  # called by hand, outside of a pipeline's loop
+        loop = self._loop_of_this_thread()
+        if loop is None or self._called_by_another_pipeline():  # or by hand, outside of a pipeline's loop
             return None
-        if loop.position >= len(self.pipe.scheduler.timesteps):
+        sample = args[0] if args else kwargs["sample"]
+        if loop.cache is None:
+            loop.cache, loop.timesteps = self._new_cache(unet, loop, sample), self.pipe.scheduler.timesteps
+        self._check_scheduler(loop)
+        if loop.position >= len(loop.timesteps):
             raise ValueError(
                 f"{type(self.pipe).__name__} calls its U-Net more than once a step, which is not supported"
             )
-        sample = args[0] if args else kwargs["sample"]
-        if loop.cache is None:
-            loop.cache = self._new_cache(unet, loop, sample)
         loop.step = loop.cache.plan(loop.position, len(sample))  # cache (1): equation 6, is this step full?
         loop.return_dict = kwargs.get("return_dict", True)
         return args, {**kwargs, **loop.step.unet_arguments, "return_dict": True}  # cache (2): equations 4 and 5
 
     def _after_step(self, _: Any, __: tuple[Any, ...], output: Any) -> Any:
-        loop = self._loop
+        loop = self._loop_of_this_thread()
         if loop is None or loop.cache is None or loop.step is None:
             return output
+        self._check_scheduler(loop)
         sample = loop.cache.take(loop.step, output)  # cache (3): the helper owns the feature, for this loop alone
-        loop.position += 1
+        loop.position, loop.step = loop.position + 1, None
         return output if loop.return_dict else (sample,)
+
+    def _loop_of_this_thread(self) -> Loop | None:
+        loop = self._loop
+        return loop if loop is not None and loop.thread == threading.get_ident() else None
+
+    def _called_by_another_pipeline(self) -> bool:
+        """Whether it is one that was built of this one's parts, in a callback of this one's loop.
+
+        Nothing that a U-Net is given tells that, so the callers are looked at.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, DiffusionPipeline):
+                return caller is not self.pipe
+            frame = frame.f_back
+        return False
+
+    def _check_scheduler(self, loop: Loop) -> None:
+        if self.pipe.scheduler.timesteps is not loop.timesteps:
+            raise RuntimeError(
+                f"the scheduler of this {type(self.pipe).__name__} was set for another call while this one ran; give "
+                "each pipeline that is called in a callback or another thread a scheduler of its own"
+            )
 
 
 def _fork_with_offloading(stock: Any) -> Any:
