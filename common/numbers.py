@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-MOST_PIXELS = 8192  # of a side; attention over more needs terabytes
+MOST_PIXELS = 16384  # of a side; attention over more needs terabytes
 MOST_STEPS = 10_000
 MOST_IMAGES = 10_000_000
 MOST_LISTED = 1000

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.numbers import MOST_PIXELS
+
 LEAST = {  # of arguments that are whole numbers
     "num_inference_steps": 1,
     "num_images_per_prompt": 1,
@@ -21,7 +23,6 @@ LEAST = {  # of arguments that are whole numbers
     "t1": 0,
 }
 SIDES = ("height", "width")
-LARGEST_SIDE = 16384  # pixels; attention over more would need terabytes
 LOWEST = {"eta": 0, "noise_aug_strength": 0, "fps": 1}  # of other numbers
 
 MAY_BE_NONE = (*SIDES, "num_frames", "decode_chunk_size", "denoising_start", "denoising_end")
@@ -40,9 +41,9 @@ def check_numbers(*, timesteps: Any = None, **given: Any) -> None:
         if (value is None and name in MAY_BE_NONE) or (name == "num_inference_steps" and timesteps is not None):
             continue
         if name in SIDES:
-            if not _is_whole(value) or value % 8 or not 8 <= value <= LARGEST_SIDE:
+            if not _is_whole(value) or value % 8 or not 8 <= value <= MOST_PIXELS:
                 raise ValueError(
-                    f"{name} is {value!r}; it must be a whole number divisible by 8, from 8 to {LARGEST_SIDE}"
+                    f"{name} is {value!r}; it must be a whole number divisible by 8, from 8 to {MOST_PIXELS}"
                 )
         elif name in LEAST:
             if not _is_whole(value) or value < LEAST[name]:

@@ -95,7 +95,7 @@ def test_devices_that_are_none_are_named(command, capsys, tmp_path, monkeypatch)
         (numbers.whole(1, 3), {"1": 1, "3": 3, "+2": 2}, ("0", "4", "1.0", "1e0", "one", "-1")),
         (numbers.real(0, 1), {"0": 0.0, "1": 1.0, "0.5": 0.5, "5e-1": 0.5}, ("-0.1", "1.1", "nan", "-nan", "infinity")),
         (numbers.wholes(0, 5), {"0": [0], "0,3,5": [0, 3, 5]}, ("", "0,", ",", "0,6", "0 3", ",".join(["1"] * 1001))),
-        (numbers.pixels, {"8": 8, "512": 512}, ("0", "4", "12", "8200", "-8", "64.0")),
+        (numbers.pixels, {"8": 8, "512": 512}, ("0", "4", "12", "16400", "-8", "64.0")),
     ],
 )
 def test_types_of_numbers(parse, good, bad):
