@@ -128,6 +128,7 @@ def make_variants(
             around = partial(tokens_merged, ratio=percent / 100)
             variants.append(Variant(f"tomesd {percent} %", stock, partial(images, stock, around=around)))
         elif fewer and fewer[1] in SCHEDULERS and int(fewer[2]) > 0:
+            check_steps(pipe, int(fewer[2]), f"--competitors has {name}, whose number of steps")
             scheduled = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
             scheduled.scheduler = new_scheduler(fewer[1], pipe.scheduler.config)
             scheduled.set_progress_bar_config(disable=True)

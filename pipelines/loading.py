@@ -144,8 +144,8 @@ def build_pipeline(cls: Any, parts: dict[str, Any], *, dtype: torch.dtype, sched
     return pipe.to(dtype)
 
 
-def check_steps(pipe: Any, steps: int) -> None:
-    """Raises ValueError if the model's scheduler has fewer steps than that."""
+def check_steps(pipe: Any, steps: int, name: str = "--steps") -> None:
+    """Raises ValueError if the model's scheduler has fewer steps than that; `name` is where the number is from."""
     trained = pipe.scheduler.config.num_train_timesteps
     if steps >= trained:
-        raise ValueError(f"--steps is {steps}; it must be below the {trained} steps that the model was trained on")
+        raise ValueError(f"{name} is {steps}; it must be below the {trained} steps that the model was trained on")

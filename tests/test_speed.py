@@ -128,6 +128,7 @@ def test_the_script_writes_figures_and_a_table_that_the_report_reads(tmp_path, c
         (["--repeats", "0"], "--repeats is 0"),
         (["--model", "nowhere"], "no directory nowhere"),
         (["--competitors", "nonsense"], "--competitors has 'nonsense'"),
+        (["--competitors", "plms5000"], "plms5000, whose number of steps is 5000; it must be below the 1000 steps"),
     ],
 )
 def test_a_wrong_call_ends_in_2(tmp_path, capsys, options, said):
