@@ -120,11 +120,16 @@ def variant_of(folder: Path) -> str | None:
 def _check_kind(folder: Path, name: Any, cls: Any) -> None:
     if not isinstance(name, str):
         raise ValueError(f"{folder / INDEX} names {name!r} as its class; {AGAIN}")
+    check_family(folder, name, cls)
+
+
+def check_family(source: Path, name: str, cls: Any) -> None:
+    """Raises ValueError, with what to run, if a model of the class or family `name` is not for `cls`."""
     family = _family(name)
     if family is None:
-        raise ValueError(f"{folder} is a {name}, which nothing here runs; give a {cls.__name__}")
+        raise ValueError(f"{source} is a {name}, which nothing here runs; give a {cls.__name__}")
     if family != _family(cls.__name__):
-        raise ValueError(f"{folder} is a {name}; run it with {FAMILIES[family]}")
+        raise ValueError(f"{source} is a {name}; run it with {FAMILIES[family]}")
 
 
 def _family(name: str) -> str | None:

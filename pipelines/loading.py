@@ -15,6 +15,7 @@ from common.command_line import is_out_of_memory
 from unets.compiled import compile_forward
 
 from .directory import check_pipeline, variant_of
+from .single_file import SUFFIXES, load_single_file
 
 MIRRORS = {  # taken off the hub in 2024, and where the same files are now
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -58,9 +59,10 @@ def load_pipeline(
     variant: str | None = None,
     **components: Any,
 ) -> Any:
-    """A pipeline of `cls` from a diffusers directory or a hub id, on the CPU. `components` replace some of its parts.
+    """A pipeline of `cls` from a diffusers directory, a hub id or a checkpoint of one file, on the CPU.
 
     Args:
+        components: what takes the place of the model's own parts.
         variant: of the weights, such as fp16; a directory that has one alone is loaded with it unasked.
 
     Raises:
@@ -73,19 +75,26 @@ def load_pipeline(
     check_name(name)
     if quiet:
         disable_progress_bar()
-    folder = Path(name) if Path(name).is_dir() else _download(cls, name, variant, components)
+    if Path(name).is_file():
+        pipe = load_single_file(cls, Path(name), dtype=dtype, **components)
+    else:
+        folder = Path(name) if Path(name).is_dir() else _download(cls, name, variant, components)
+        pipe = _load_directory(cls, folder, dtype, variant, components)
+    if scheduler is not None:
+        pipe.scheduler = new_scheduler(scheduler, pipe.scheduler.config)
+    return pipe
+
+
+def _load_directory(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None, components: dict[str, Any]) -> Any:
     check_pipeline(folder, cls)
     try:
-        pipe = cls.from_pretrained(
+        return cls.from_pretrained(
             folder, torch_dtype=dtype, variant=variant or variant_of(folder), local_files_only=True, **components
         )
     except Exception as error:  # the readers of damaged files raise nearly everything
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"cannot load {name}: {_first_line(error)}; is the directory complete?") from error
-    if scheduler is not None:
-        pipe.scheduler = new_scheduler(scheduler, pipe.scheduler.config)
-    return pipe
+        raise ValueError(f"cannot load {folder}: {_first_line(error)}; is the directory complete?") from error
 
 
 def _download(cls: Any, name: str, variant: str | None, components: dict[str, Any]) -> Path:
@@ -111,9 +120,11 @@ def _download(cls: Any, name: str, variant: str | None, components: dict[str, An
 def check_name(name: str) -> None:
     """Raises ValueError if `name` is meant as a path, and there is no directory."""
     path = Path(name)
-    if path.is_file():
-        raise ValueError(f"{name} is a file; --model takes a diffusers directory or a hub id")
-    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{name} is a file; --model takes a diffusers directory, a hub id, or a checkpoint ({', '.join(SUFFIXES)})"
+        )
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise ValueError(f"there is no directory {name}; --model takes a diffusers directory or a hub id (owner/name)")
 
 
