@@ -94,14 +94,15 @@ def test_interval_1_gives_equal_images_and_says_so(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_same_call_gives_the_same_images_and_replaces_the_earlier_result(tmp_path):
+def test_the_same_call_gives_the_same_images_and_another_does_not_replace_them(tmp_path, capsys):
     _, out = run(tmp_path, "--num-images", "2")
     names = ["deepcache_000.png", "baseline_001.png"]
     first = [(out / name).read_bytes() for name in names]
     _, out = run(tmp_path, "--num-images", "2")
     assert [(out / name).read_bytes() for name in names] == first
-    _, out = run(tmp_path)
-    assert not (out / "baseline_001.png").exists()
+    status, _ = run(tmp_path)
+    assert status == 2 and "num_images is 2 there and 1 now" in capsys.readouterr().err
+    assert [(out / name).read_bytes() for name in names] == first
 
 
 def test_an_image_and_a_mask_keep_what_is_outside_the_mask(tmp_path, picture):
