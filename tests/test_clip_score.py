@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -110,3 +112,30 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
     with pytest.raises(RunError, match=r"cannot load laion400m_e32 of ViT-B-32: .*; without a network, pass --pretr"):
         clip_score.compute(IMAGES, CAPTIONS, model="ViT-B-32", pretrained="laion400m_e32", quiet=True)
     assert capsys.readouterr().err == ""
+
+
+class Evil:
+    def __reduce__(self):
+        return open, ("ran", "w")
+
+
+@pytest.mark.parametrize("damage", ["code", "deep", "list", "cut"])
+def test_a_folder_of_a_scorer_that_is_hostile_or_damaged_is_one_line(damage, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(SHAPES_CLIP, "scorer")
+    weights, config = Path("scorer/open_clip_model.safetensors"), Path("scorer/open_clip_config.json")
+    if damage == "code":
+        weights.unlink()
+        torch.save({"x": Evil()}, "scorer/open_clip_pytorch_model.bin")
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        config.write_text("[" * 100_000 if damage == "deep" else "[]")
+    Image.new("RGB", (64, 64)).save("picture.png")
+    Path("pictures").mkdir()
+    shutil.move("picture.png", "pictures")
+    Path("prompts.txt").write_text("a ring\n")
+    call = ["pictures", "--prompts", "prompts.txt", "--model", "scorer", "--quiet", "--device", "cpu"]
+    assert clip_score.main(call) in (1, 2)
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not Path("ran").exists()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common.command_line import RunError
+from common.command_line import RunError, is_out_of_memory
 from common.shipped import SHAPES_CLIP
 from image_sets.reading import Source, count_images, image_batches, pt_prompts, read_prompts
 
@@ -115,10 +115,11 @@ def _load(name: str, weights: str | None, device: str | torch.device) -> tuple[A
     try:
         network, transform = open_clip.create_model_from_pretrained(name, pretrained=weights, device=device)
         return network.eval(), transform, open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError) as error:
-        if "out of memory" in str(error):
+    except Exception as error:  # the readers of damaged files raise nearly everything; what wants to run code too
+        if is_out_of_memory(error):
             raise
         what = name if weights is None else f"{weights} of {name}"
-        raise RunError(f"cannot load {what}: {str(error)[:300]}; without a network, pass --pretrained FILE") from None
+        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise RunError(f"cannot load {what}: {reason}; without a network, pass --pretrained FILE") from None
     finally:
         logging.disable(logging.NOTSET)
