@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -123,11 +123,18 @@ def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
     }
 
 
-def result_folder(args: argparse.Namespace, settings: RunSettings, model: str) -> Path:
-    """Where the result goes: `--out`, or a folder named after the settings. Raises ValueError if it can't."""
+class ResultFolder(NamedTuple):
+    """Where the result goes, and what it is made from as it was when it was read."""
+
+    path: Path
+    made_from: dict[str, Any]
+
+
+def result_folder(args: argparse.Namespace, settings: RunSettings, model: str) -> ResultFolder:
+    """`--out`, or a folder named after the settings. Raises ValueError if the result can't go there."""
     scheduler = getattr(args, "scheduler", None) or "own"
     identity = made_from(args, settings.cache)
     slug = f"{model}-{scheduler}-{args.steps}-{settings.cache_name}-seed{args.seed}-{settings_key(identity)}"
     out = (args.out or Path("outputs") / slug).resolve()
     check_out(out, identity)
-    return out
+    return ResultFolder(out, identity)

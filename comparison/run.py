@@ -12,10 +12,10 @@ import torch
 from pipelines.loading import build_pipeline, check_steps, load_pipeline, place_pipeline
 from unets.cache.config import CacheConfig
 
-from .arguments import RunSettings
+from .arguments import ResultFolder, RunSettings
 from .measure import compare
 from .report import report
-from .saving import made_from, save_comparison
+from .saving import save_comparison
 
 
 def open_pipeline(
@@ -58,7 +58,7 @@ def compare_and_save(
     call: Callable[[str, list[torch.Generator]], Any],
     *,
     resolved: dict[str, Any],
-    out: Path,
+    out: ResultFolder,
     num_images: int,
     fps: int | None = None,
 ) -> None:
@@ -92,17 +92,17 @@ def compare_and_save(
     resolved = {k: v for k, v in resolved.items() if k not in ("image", "mask_image")}
     resolved |= {"scheduler": type(first.scheduler).__name__, "device": str(device), "dtype": str(first.unet.dtype)}
     record = {
-        "made_from": made_from(args, settings.cache),
+        "made_from": out.made_from,
         "arguments": given,
         "resolved": resolved,
         "cache": settings.cache.to_json(),
         **result,
     }
-    save_comparison(out, images, record, fps=fps)
+    save_comparison(out.path, images, record, fps=fps)
     print(report(result))
     shown = (
         "output.mp4, output.gif (left baseline, right DeepCache)"
         if fps
         else "output.png (above baseline, below DeepCache)"
     )
-    print(f"Written          {out}: {shown}, every image, result.json")
+    print(f"Written          {out.path}: {shown}, every image, result.json")
