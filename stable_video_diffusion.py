@@ -59,7 +59,8 @@ def parser() -> Parser:
         type=numbers.whole(1, 10_000),
         help="frames decoded at once; fewer need less memory (default: all)",
     )
-    add_cache_arguments(p, interval=5, branch=0, extensions=EXTENSIONS)
+    extensions = [name for name in EXTENSIONS if name != "skip_interval"]
+    add_cache_arguments(p, interval=5, branch=0, extensions=extensions)
     add_run_arguments(p)
     return p
 

@@ -26,6 +26,7 @@ from common.shipped import SHAPES_DDPM
 from image_sets.batches import Batch, digest
 from image_sets.generate import Run, add_set_arguments, device_of_process, make_set
 from image_sets.sets import ImageSet
+from pipelines.adams_bashforth import ORDERS
 from pipelines.cache_options import add_cache_arguments, cache_config, cache_name
 from unets.cache.config import CacheConfig
 from unets.cache.run import CacheRun
@@ -33,7 +34,7 @@ from unets.cache.zeroed import zero_cached_features
 
 from .checkpoint import load_unet
 from .configs import CONFIGS
-from .sampler import ddim_sample, ddpm_sample, noise_like, timesteps_of
+from .sampler import ab_sample, ddim_sample, ddpm_sample, noise_like, timesteps_of
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,12 @@ def parser() -> Parser:
     )  # fmt: skip
     p.add_argument("--steps", type=numbers.steps, default=100, help="denoising steps")
     p.add_argument("--skip-type", choices=["uniform", "quad"], help="(default: uniform for LSUN, else quad)")
-    p.add_argument("--sampler", choices=["ddim", "ddpm"], default="ddim", help="ddpm is ancestral sampling")
+    p.add_argument(
+        "--sampler", choices=["ddim", "ddpm", *ORDERS], default="ddim",
+        help="ddpm is ancestral sampling; ab2 and ab3 are of second and third order, for few steps",
+    )  # fmt: skip
     p.add_argument("--eta", type=numbers.real(0, 1), default=0.0, help="of ddim; 0 is deterministic")
-    add_cache_arguments(p, interval=5, branch=2, extensions=("forecast", "refresh_interval"))
+    add_cache_arguments(p, interval=5, branch=2, extensions=("forecast", "refresh_interval", "skip_interval"))
     p.add_argument("--zero-cache", action="store_true", help="zeros for the cached feature: the paper's Table 5")
     add_set_arguments(p)
     return p
@@ -102,7 +106,7 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
     if (settings.checkpoint is None) != (settings.config == "shapes"):
         raise ValueError("--config and --checkpoint belong together, for example --config cifar10 --checkpoint FILE")
     timesteps = timesteps_of(settings.steps, settings.timestep_spacing)
-    if settings.eta < 0 or (settings.eta and settings.sampler == "ddpm"):
+    if settings.eta < 0 or (settings.eta and settings.sampler != "ddim"):
         raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is ddim's alone")
 
     # 2. Load.
@@ -145,6 +149,8 @@ def sample(
     with torch.no_grad():
         if sampler == "ddpm":
             return ddpm_sample(unet, x, timesteps, generators=batch.generators, **cache)
+        if sampler in ORDERS:
+            return ab_sample(unet, x, timesteps, order=ORDERS[sampler], **cache)
         return ddim_sample(unet, x, timesteps, eta=eta, generators=batch.generators, **cache)
 
 

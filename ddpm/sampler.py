@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.adams_bashforth import NoiseHistory
 from unets.cache.config import CacheConfig, FeatureExtensions
 from unets.cache.run import CacheRun
 
@@ -48,6 +49,7 @@ def denoise(
     timesteps: Sequence[int],
     step: Step,
     *,
+    noisy: bool = False,
     quiet: bool = True,
     cache_interval: int = 1,
     cache_branch_id: int = 0,
@@ -63,6 +65,7 @@ def denoise(
         unet: a forked `UNet2DModel`.
         noise: (B, C, H, W) standard normal.
         step: from x_t, the predicted noise, ᾱ_t and ᾱ of the next timestep to x at the next timestep.
+        noisy: whether `step` adds noise, with which no step can be skipped.
         cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
 
     Returns:
@@ -74,6 +77,8 @@ def denoise(
     # 1. Check, and which steps are full.
     config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
     config.refuse("reuse_guidance", "guidance_stop", "reuse_attention")
+    if noisy:
+        config.refuse("skip_interval", "skip_steps")
     cache = CacheRun(config, unet, len(timesteps), len(timesteps))
 
     # 2. Denoise.
@@ -83,7 +88,9 @@ def denoise(
     for i, (t, t_next) in enumerate(tqdm(pairs, disable=quiet, leave=False, mininterval=1)):
         # cache (1): equation 6, is this step full or does it retrieve?
         planned = cache.plan(i, len(x))
-        output = unet(x.to(unet.dtype), t, **planned.unet_arguments)  # cache (2): equations 4 and 5
+        output = None
+        if not planned.skips:  # a skip step needs no U-Net
+            output = unet(x.to(unet.dtype), t, **planned.unet_arguments)  # cache (2): equations 4 and 5
         eps = cache.take(planned, output).float()  # cache (3): keeps the feature for the steps to come
         del output  # or its feature would stay in memory through the next full step
         x = step(x, eps, alphas[t + 1], alphas[t_next + 1])
@@ -116,6 +123,17 @@ def ddim_sample(
         x = alpha_next.sqrt() * x0 + (1 - alpha_next - sigma**2).sqrt() * eps
         return x + sigma * noise_like(x, generators) if generators is not None and eta > 0 else x
 
+    return denoise(unet, noise, timesteps, step, noisy=eta > 0, **settings)
+
+
+def ab_sample(unet: Any, noise: Tensor, timesteps: Sequence[int], *, order: int, **settings: Any) -> Tensor:
+    """Exponential Adams–Bashforth of order 2 or 3 (`pipelines.adams_bashforth`); other arguments as of `denoise`."""
+    sigmas = (1 / alphas_cumprod().double() - 1).sqrt().numpy()
+    history = NoiseHistory(timesteps[::-1], sigmas, order)
+
+    def step(x: Tensor, eps: Tensor, alpha: Tensor, alpha_next: Tensor) -> Tensor:
+        return (x / alpha.sqrt() + history.add(eps)) * alpha_next.sqrt()
+
     return denoise(unet, noise, timesteps, step, **settings)
 
 
@@ -139,7 +157,7 @@ def ddpm_sample(
         mean = (alpha_next.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - alpha_next) * x) / (1 - alpha)  # equation 7
         return mean if alpha_next == 1 else mean + beta.sqrt() * noise_like(x, generators)
 
-    return denoise(unet, noise, timesteps, step, **settings)
+    return denoise(unet, noise, timesteps, step, noisy=True, **settings)
 
 
 def noise_like(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

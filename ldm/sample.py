@@ -31,6 +31,7 @@ from common.shipped import SHAPES_LDM
 from image_sets.batches import Batch, digest
 from image_sets.generate import Run, add_set_arguments, device_of_process, make_set
 from image_sets.sets import ImageSet
+from pipelines.adams_bashforth import ORDERS, AdamsBashforthScheduler
 from pipelines.cache_options import EXTENSIONS, add_cache_arguments, cache_config, cache_name
 from unets.cache.config import CacheConfig
 from unets.cache.zeroed import zero_cached_features
@@ -70,7 +71,10 @@ def parser() -> Parser:
         help="CompVis's model.ckpt, or a directory that ldm.convert made of it (default: the shipped model)",
     )  # fmt: skip
     p.add_argument("--steps", type=numbers.steps, default=250, help="denoising steps")
-    p.add_argument("--sampler", choices=["ddim", "plms"], default="ddim")
+    p.add_argument(
+        "--sampler", choices=["ddim", "plms", *ORDERS], default="ddim",
+        help="ab2 and ab3 are of second and third order, for few steps",
+    )  # fmt: skip
     p.add_argument("--eta", type=numbers.real(0, 1), default=0.0, help="of ddim; 0 is deterministic")
     p.add_argument("--guidance-scale", type=numbers.guidance, default=1.5)
     p.add_argument(
@@ -119,7 +123,7 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
         ValueError: naming the setting that is wrong.
     """
     # 1. Check what can be checked before a model is loaded.
-    if settings.eta < 0 or (settings.eta and settings.sampler == "plms"):
+    if settings.eta < 0 or (settings.eta and settings.sampler != "ddim"):
         raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is ddim's alone")
 
     # 2. Load.
@@ -128,6 +132,9 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
     pipe = load_pipeline(settings.model or SHAPES_LDM, DTYPES[settings.dtype])
     if settings.sampler == "plms":
         pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    if settings.sampler in ORDERS:
+        pipe.scheduler = AdamsBashforthScheduler.from_config(pipe.scheduler.config)
+        pipe.scheduler.solver_order = ORDERS[settings.sampler]
     labels_of([0], settings.labels, pipe.num_classes, settings.seed)
     num_calls = len(pipe.set_timesteps(settings.steps, "cpu"))
     pipe.start_cache(settings.cache, pipe.schedule_length(settings.steps, num_calls), num_calls)

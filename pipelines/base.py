@@ -60,9 +60,17 @@ class CachedPipeline:
         self.fork_unet()
         super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
-    def start_cache(self, config: CacheConfig, num_steps: int, num_calls: int, *, frames: int = 1) -> CacheRun:
-        """The cache of a run of that many inference steps and calls of the U-Net. Raises as `CacheRun`."""
+    def start_cache(
+        self, config: CacheConfig, num_steps: int, num_calls: int, *, frames: int = 1, eta: float = 0.0
+    ) -> CacheRun:
+        """The cache of a run of that many inference steps and calls of the U-Net.
+
+        Raises:
+            ValueError: as `CacheRun`; steps to be skipped with a sampler that is not known to allow it.
+        """
         self.fork_unet()
+        if config.skips:
+            checks.check_skips(self.scheduler, eta)
         return CacheRun(config, self.unet, num_steps, num_calls, order=self.scheduler.order, frames=frames)
 
     def embed_guidance_scale(self, latents: Tensor) -> Tensor | None:

@@ -7,13 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from common import numbers
 from common.reading import read_json
 from unets.cache.config import CacheConfig
 
-EXTENSIONS = ("forecast", "reuse_guidance", "guidance_stop", "refresh_interval", "reuse_attention")
+EXTENSIONS = ("forecast", "reuse_guidance", "guidance_stop", "refresh_interval", "reuse_attention", "skip_interval")
+CALIBRATED = (  # what a calibration file holds of a configuration
+    "cache_branch_id", "cache_steps", "forecast", "forecast_order", "refresh_steps", "refresh_branch_id", "skip_steps",
+    "skip_order",
+)  # fmt: skip
 
 
 def add_cache_arguments(
@@ -57,7 +60,11 @@ def add_cache_arguments(
     if "forecast" in extensions:
         group.add_argument(
             "--forecast", type=numbers.forecast, default=0.0, metavar="g",
-            help="extrapolate from the last two cached features (0 = copy, as in the paper; 1 = linear)",
+            help="extrapolate from the last cached features (0 = copy, as in the paper; 1 = as far as they say)",
+        )  # fmt: skip
+        group.add_argument(
+            "--forecast-order", type=numbers.real(1, 3), default=1.0, metavar="ORDER",
+            help="by the polynomial of this order (1 = the line through two, 2 = the parabola through three)",
         )  # fmt: skip
     if "reuse_guidance" in extensions:
         group.add_argument(
@@ -81,6 +88,15 @@ def add_cache_arguments(
         group.add_argument(
             "--reuse-attention", action="store_true",
             help="retrieve steps reuse what attention added in earlier steps, extrapolated with --forecast",
+        )  # fmt: skip
+    if "skip_interval" in extensions:
+        group.add_argument(
+            "--skip-interval", type=numbers.interval, metavar="STEPS",
+            help="of the steps after a full step only every STEPS-th is computed, the others are skipped altogether",
+        )  # fmt: skip
+        group.add_argument(
+            "--skip-order", type=numbers.real(0, 3), default=1.0, metavar="ORDER",
+            help="of the polynomial that the noise of a skipped step is extrapolated by, 0 (copies) to 3",
         )  # fmt: skip
 
 
@@ -129,8 +145,7 @@ def read_calibration(path: Path) -> Calibration:
         whole = (content["steps"], content["cache_branch_id"], *content["cache_steps"])
         if not all(type(number) is int for number in whole):
             raise ValueError
-        wanted = ("cache_branch_id", "cache_steps", "forecast")
-        config = CacheConfig.from_json({name: content[name] for name in wanted if name in content})
+        config = CacheConfig.from_json({name: content[name] for name in CALIBRATED if name in content})
     except (ValueError, LookupError, TypeError):
         raise ValueError(
             f"--calibrated {path} cannot be read as a calibration; make one with python -m eval.calibrate --out FILE"
@@ -151,14 +166,15 @@ def _calibrated(config: CacheConfig, args: argparse.Namespace) -> CacheConfig:
         raise ValueError(f"{file} is for --steps {steps}, not {args.steps}; give --steps {steps}, or calibrate anew")
     if args.non_uniform or config.cache_steps not in (None, cache.cache_steps):
         raise ValueError(f"{file} has the full steps; leave out --cache-steps and --non-uniform")
-    if not hasattr(args, "forecast") and _any(cache.forecast):
-        raise ValueError(f"{file} is for a forecast, which is not offered here; calibrate anew with --forecast 0")
+    if config.refresh_interval is not None or config.skip_interval is not None:
+        raise ValueError(f"{file} says of every step what it is; leave out --refresh-interval and --skip-interval")
+    for name, option in (
+        ("forecast", "forecast"),
+        ("refresh_steps", "refresh_interval"),
+        ("skip_steps", "skip_interval"),
+    ):
+        if name in cache.extensions and not hasattr(args, option):
+            raise ValueError(f"{file} has {name}, which is not offered here; calibrate anew without")
     if config.forecast not in (0.0, cache.forecast):
         raise ValueError(f"{file} has a forecast of its own; leave out --forecast")
-    return replace(
-        config, cache_branch_id=cache.cache_branch_id, cache_steps=cache.cache_steps, forecast=cache.forecast
-    )
-
-
-def _any(forecast: Any) -> bool:
-    return any(map(_any, forecast)) if isinstance(forecast, tuple) else bool(forecast)
+    return replace(config, **{name: getattr(cache, name) for name in CALIBRATED})

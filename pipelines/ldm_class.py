@@ -85,7 +85,9 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
 
         # 1. Timesteps, and which steps are full.
         timesteps = self.set_timesteps(num_inference_steps, "cpu")
-        cache = self.start_cache(config, self.schedule_length(num_inference_steps, len(timesteps)), len(timesteps))
+        cache = self.start_cache(
+            config, self.schedule_length(num_inference_steps, len(timesteps)), len(timesteps), eta=eta
+        )
 
         # 2. Classes to context.
         if guided:
@@ -106,12 +108,14 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
                 step = cache.plan(i, len(latents), guided=guided)
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 3, 64, 64)
 
-                output = self.unet(
-                    latent_input,
-                    unet_timesteps[i],
-                    step.select(context),
-                    **step.unet_arguments,  # cache (2): equations 4 and 5
-                )
+                output = None
+                if not step.skips:  # a skip step needs no U-Net
+                    output = self.unet(
+                        latent_input,
+                        unet_timesteps[i],
+                        step.select(context),
+                        **step.unet_arguments,  # cache (2): equations 4 and 5
+                    )
                 noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
                 del output  # or its feature would stay in memory through the next full step
 

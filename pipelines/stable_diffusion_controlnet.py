@@ -129,7 +129,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
 
         # 1. Which steps are full.
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, "cpu", timesteps)
-        cache = self.start_cache(config, num_inference_steps, len(timesteps))
+        cache = self.start_cache(config, num_inference_steps, len(timesteps), eta=eta)
 
         # 2. Prompt to text embeddings.
         prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
@@ -167,23 +167,26 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                 step = cache.plan(i, len(latents), guided=self.do_classifier_free_guidance)
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 4, H/8, W/8)
 
-                now, later = i / len(timesteps), (i + 1) / len(timesteps)
-                strengths = [s * (a <= now and later <= b) for s, a, b in zip(scales, starts, ends, strict=True)]
-                # cache (2): a retrieve step uses the residuals of skips 0 … m
-                residuals, middle = self.follow(
-                    hints, strengths, latent_input, unet_timesteps[i], prompt_embeds, guess_mode, step.retrieve_branch
-                )
-                output = self.unet(
-                    latent_input,
-                    unet_timesteps[i],
-                    encoder_hidden_states=prompt_embeds,
-                    timestep_cond=timestep_cond,
-                    cross_attention_kwargs=self.cross_attention_kwargs,
-                    added_cond_kwargs=added_cond_kwargs,
-                    down_block_additional_residuals=residuals,
-                    mid_block_additional_residual=middle,
-                    **step.unet_arguments,  # cache (3): equations 4 and 5
-                )
+                output = None
+                if not step.skips:  # a skip step needs no U-Net
+                    now, later = i / len(timesteps), (i + 1) / len(timesteps)
+                    strengths = [s * (a <= now and later <= b) for s, a, b in zip(scales, starts, ends, strict=True)]
+                    # cache (2): a retrieve step uses the residuals of skips 0 … m
+                    residuals, middle = self.follow(
+                        hints, strengths, latent_input, unet_timesteps[i], prompt_embeds, guess_mode,
+                        step.retrieve_branch,
+                    )  # fmt: skip
+                    output = self.unet(
+                        latent_input,
+                        unet_timesteps[i],
+                        encoder_hidden_states=prompt_embeds,
+                        timestep_cond=timestep_cond,
+                        cross_attention_kwargs=self.cross_attention_kwargs,
+                        added_cond_kwargs=added_cond_kwargs,
+                        down_block_additional_residuals=residuals,
+                        mid_block_additional_residual=middle,
+                        **step.unet_arguments,  # cache (3): equations 4 and 5
+                    )
                 noise = cache.take(step, output)  # cache (4): keeps the feature for the steps to come
                 del output  # or its feature would stay in memory through the next full step
 

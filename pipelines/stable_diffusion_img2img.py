@@ -93,7 +93,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         timesteps, num_inference_steps = self.get_timesteps(num_inference_steps, strength, device)
         if num_inference_steps < 1:
             raise ValueError(f"strength {strength} leaves no step to run; raise it or num_inference_steps")
-        cache = self.start_cache(config, num_inference_steps, len(timesteps))
+        cache = self.start_cache(config, num_inference_steps, len(timesteps), eta=eta)
 
         # 2. Prompt to text embeddings.
         prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
@@ -120,15 +120,17 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
                 step = cache.plan(i, len(latents), guided=self.do_classifier_free_guidance)
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 4, H/8, W/8)
 
-                output = self.unet(
-                    latent_input,
-                    unet_timesteps[i],
-                    encoder_hidden_states=step.select(prompt_embeds),
-                    timestep_cond=timestep_cond,
-                    cross_attention_kwargs=self.cross_attention_kwargs,
-                    added_cond_kwargs=step.select(added_cond_kwargs),
-                    **step.unet_arguments,  # cache (2): equations 4 and 5
-                )
+                output = None
+                if not step.skips:  # a skip step needs no U-Net
+                    output = self.unet(
+                        latent_input,
+                        unet_timesteps[i],
+                        encoder_hidden_states=step.select(prompt_embeds),
+                        timestep_cond=timestep_cond,
+                        cross_attention_kwargs=self.cross_attention_kwargs,
+                        added_cond_kwargs=step.select(added_cond_kwargs),
+                        **step.unet_arguments,  # cache (2): equations 4 and 5
+                    )
                 noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
                 del output  # or its feature would stay in memory through the next full step
 

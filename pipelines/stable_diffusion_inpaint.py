@@ -107,7 +107,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
         timesteps, num_inference_steps = self.get_timesteps(num_inference_steps, strength, device)
         if num_inference_steps < 1:
             raise ValueError(f"strength {strength} leaves no step to run; raise it or num_inference_steps")
-        cache = self.start_cache(config, num_inference_steps, len(timesteps))
+        cache = self.start_cache(config, num_inference_steps, len(timesteps), eta=eta)
 
         # 2. Prompt to text embeddings.
         prompt_embeds, negative_prompt_embeds, added_cond_kwargs = self.encode_conditions(
@@ -148,15 +148,17 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
                     seen = (step.select(part) for part in (mask, masked_image_latents))
                     latent_input = torch.cat([latent_input, *seen], dim=1)  # (2B, 9, H/8, W/8)
 
-                output = self.unet(
-                    latent_input,
-                    unet_timesteps[i],
-                    encoder_hidden_states=step.select(prompt_embeds),
-                    timestep_cond=timestep_cond,
-                    cross_attention_kwargs=self.cross_attention_kwargs,
-                    added_cond_kwargs=step.select(added_cond_kwargs),
-                    **step.unet_arguments,  # cache (2): equations 4 and 5
-                )
+                output = None
+                if not step.skips:  # a skip step needs no U-Net
+                    output = self.unet(
+                        latent_input,
+                        unet_timesteps[i],
+                        encoder_hidden_states=step.select(prompt_embeds),
+                        timestep_cond=timestep_cond,
+                        cross_attention_kwargs=self.cross_attention_kwargs,
+                        added_cond_kwargs=step.select(added_cond_kwargs),
+                        **step.unet_arguments,  # cache (2): equations 4 and 5
+                    )
                 noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
                 del output  # or its feature would stay in memory through the next full step
 

@@ -122,7 +122,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
         noised_to = timesteps[:1]
         num_warmup_steps = max(0, len(timesteps) - num_inference_steps * self.scheduler.order)
         timesteps, num_inference_steps = self.until(timesteps, num_inference_steps, denoising_end)
-        cache = self.start_cache(config, num_inference_steps, len(timesteps))
+        cache = self.start_cache(config, num_inference_steps, len(timesteps), eta=eta)
 
         # 2. Prompt to text embeddings.
         conditions, added = self.encode_conditions(
@@ -161,15 +161,17 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
                     "time_ids": conditions["add_time_ids"],
                     **added,
                 }
-                output = self.unet(
-                    latent_input,
-                    unet_timesteps[i],
-                    encoder_hidden_states=step.select(conditions["prompt_embeds"]),
-                    timestep_cond=timestep_cond,
-                    cross_attention_kwargs=self.cross_attention_kwargs,
-                    added_cond_kwargs=step.select(added_cond_kwargs),
-                    **step.unet_arguments,  # cache (2): equations 4 and 5
-                )
+                output = None
+                if not step.skips:  # a skip step needs no U-Net
+                    output = self.unet(
+                        latent_input,
+                        unet_timesteps[i],
+                        encoder_hidden_states=step.select(conditions["prompt_embeds"]),
+                        timestep_cond=timestep_cond,
+                        cross_attention_kwargs=self.cross_attention_kwargs,
+                        added_cond_kwargs=step.select(added_cond_kwargs),
+                        **step.unet_arguments,  # cache (2): equations 4 and 5
+                    )
                 noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
                 del output  # or its feature would stay in memory through the next full step
 

@@ -77,6 +77,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
             decode_chunk_size=decode_chunk_size, num_videos_per_prompt=num_videos_per_prompt,
         )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
+        config.refuse("skip_interval", "skip_steps")  # not tried: no trained model at hand
         image = rgb(image)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor

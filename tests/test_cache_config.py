@@ -38,21 +38,37 @@ schedules = st.one_of(
     ),
     st.lists(st.integers(0, 99)).flatmap(lambda steps: st.permutations([0, *steps])).map(lambda s: {"cache_steps": s}),
 )
+
+
+def later(first: int, last: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Steps that are of one kind, beyond those of the others."""
+    return st.sets(st.integers(first, last), min_size=1).map(lambda steps: tuple(sorted(steps)))
+
+
 refreshes: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.just({}),
     st.fixed_dictionaries({"refresh_interval": st.integers(1, 20), "refresh_branch_id": st.integers(12, 20)}),
+    st.fixed_dictionaries({"refresh_steps": later(100, 120), "refresh_branch_id": st.integers(12, 20)}),
+)
+skips: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"skip_interval": st.integers(1, 20), "skip_order": st.floats(0, 3)}),
+    st.fixed_dictionaries({"skip_steps": later(121, 140), "skip_order": st.floats(0, 3)}),
 )
 others = st.fixed_dictionaries(
     {},
     optional={
         "cache_branch_id": st.integers(0, 11),
         "forecast": forecasts,
+        "forecast_order": st.floats(1, 3),
         "reuse_guidance": st.booleans(),
         "guidance_stop": st.floats(0, 1),
         "reuse_attention": st.booleans(),
     },
 )
-configurations = st.tuples(schedules, refreshes, others).map(lambda parts: parts[0] | parts[1] | parts[2])
+configurations = st.tuples(schedules, refreshes, skips, others).map(
+    lambda parts: parts[0] | parts[1] | parts[2] | parts[3]
+)
 
 
 # --- there and back --------------------------------------------------------------------------------------------------
@@ -74,7 +90,7 @@ def test_its_arguments_make_it_again(arguments):
     config = CacheConfig(**arguments)
     assert CacheConfig(**config.arguments) == config
     assert config.arguments.keys() == {*PAPER, *config.extensions}
-    off = {"forecast": 0.0, "reuse_guidance": False, "guidance_stop": 1.0, "reuse_attention": False}
+    off = {f.name: f.default for f in dataclasses.fields(CacheConfig) if f.name not in PAPER}
     assert all(config.extensions[name] != off.get(name) for name in config.extensions)
     for name, value in arguments.items():
         if name not in ("cache_steps", "forecast"):
@@ -160,6 +176,21 @@ def test_a_calibration_file_is_read(path: Path):
             "N5-forecast0.5-reuse-guidance-guidance-stop0.9-m1",
             {"cache_interval": 5, "cache_branch_id": 1, "forecast": 0.5, "reuse_guidance": True, "guidance_stop": 0.9},
         ),
+        (
+            "N4-skip-interval4-skip-order2.5-m2",
+            {"cache_interval": 4, "cache_branch_id": 2, "skip_interval": 4, "skip_order": 2.5},
+        ),
+        (
+            "N9-forecast1-forecast-order2-refresh-steps3.6-refresh-branch-id5-skip-steps1.2-m0",
+            {
+                "cache_interval": 9,
+                "forecast": 1.0,
+                "forecast_order": 2,
+                "refresh_steps": [3, 6],
+                "refresh_branch_id": 5,
+                "skip_steps": [1, 2],
+            },
+        ),
         ("N5-guidance-stop0-m1", {"cache_interval": 5, "cache_branch_id": 1, "guidance_stop": 0.0}),
         ("N5-forecast-1-m1", {"cache_interval": 5, "cache_branch_id": 1, "forecast": -1.0}),
         ("N2-forecast-m0", {"cache_interval": 2, "forecast": [1.0, 0.5]}),
@@ -203,6 +234,24 @@ NOT_FINITE = [math.nan, math.inf, [1.0, math.nan], [[0.0, -math.inf]], torch.ten
         ({"refresh_interval": 3}, "refresh_interval and refresh_branch_id belong together"),
         ({"refresh_branch_id": 3}, "refresh_interval and refresh_branch_id belong together"),
         ({"refresh_interval": 0, "refresh_branch_id": 3}, "refresh_interval is 0"),
+        ({"refresh_steps": [2]}, "refresh_interval and refresh_branch_id belong together"),
+        ({"refresh_steps": [], "refresh_branch_id": 3}, r"refresh_steps is \[\]; it must be steps from 1 on"),
+        (
+            {"refresh_steps": [2], "refresh_interval": 2, "refresh_branch_id": 3},
+            "refresh_interval and refresh_steps say",
+        ),
+        ({"forecast_order": 0.5}, r"forecast_order is 0\.5; it must be 1 to 3"),
+        ({"forecast_order": 3.5}, r"forecast_order is 3\.5"),
+        ({"skip_order": -1}, "skip_order is -1; it must be 0 to 3"),
+        ({"skip_order": math.nan}, "skip_order is nan"),
+        ({"skip_interval": 0}, "skip_interval is 0; it must be at least 1"),
+        ({"skip_interval": 2, "skip_steps": [1]}, "skip_interval and skip_steps say the same; give one of them"),
+        ({"skip_steps": [0, 1]}, r"skip_steps is \[0, 1\]; it must be steps from 1 on, since step 0 is full"),
+        ({"cache_steps": [0, 4], "skip_steps": [4]}, "cache_steps and skip_steps both have 4; a step is of one kind"),
+        (
+            {"refresh_steps": [4], "refresh_branch_id": 3, "skip_steps": [3, 4]},
+            "refresh_steps and skip_steps both have 4",
+        ),
         (
             {"cache_branch_id": 3, "refresh_interval": 2, "refresh_branch_id": 3},
             "refresh_branch_id is 3; it must be above cache_branch_id, 3",
@@ -230,8 +279,8 @@ def test_an_argument_that_there_is_not_is_named():
 
 
 EXTENSIONS = {
-    "forecast": 1.0, "reuse_guidance": True, "guidance_stop": 0.5, "refresh_interval": 2, "refresh_branch_id": 3,
-    "reuse_attention": True,
+    "forecast": 1.0, "forecast_order": 2.0, "reuse_guidance": True, "guidance_stop": 0.5, "refresh_interval": 2,
+    "refresh_branch_id": 3, "reuse_attention": True, "skip_interval": 2, "skip_order": 2.0,
 }  # fmt: skip
 
 

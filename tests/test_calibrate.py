@@ -262,7 +262,7 @@ def calibration(path, **others):
         (generate, {}, ["--forecast", "0.5"], "leave out --forecast"),
         (generate, {"forecast": [0.0, 0.0, 0.0, 0.0, 1.0]}, [], "the 6 calls of the U-Net"),
         (ddpm_sample, {"forecast": [1.0] * 6}, [], "the 5 calls of the U-Net"),
-        (text2video_zero, {}, [], "is for a forecast"),
+        (text2video_zero, {}, [], "has forecast, which is not offered here"),
         (ddpm_sample, {"forecast": [float("nan")] * 5}, [], "cannot be read as a calibration"),
         (ddpm_sample, {"cache_steps": "0,3"}, [], "cannot be read as a calibration"),
     ],

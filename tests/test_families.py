@@ -171,7 +171,7 @@ def test_a_pipeline_takes_what_its_parent_takes_and_the_cache(name):
 
 EXTENSIONS: dict[str, Any] = {
     "forecast": 1.0, "reuse_guidance": True, "guidance_stop": 0.5, "refresh_interval": 2, "refresh_branch_id": 3,
-    "reuse_attention": True,
+    "reuse_attention": True, "skip_interval": 2,
 }  # fmt: skip
 
 

@@ -18,9 +18,14 @@ class FeatureExtensions(TypedDict, total=False):
     """What goes beyond the paper, for any loop. All of it is off by default."""
 
     forecast: Forecast
+    forecast_order: float
     refresh_interval: int | None
+    refresh_steps: Sequence[int] | None
     refresh_branch_id: int | None
     reuse_attention: bool
+    skip_interval: int | None
+    skip_steps: Sequence[int] | None
+    skip_order: float
 
 
 class Extensions(FeatureExtensions, total=False):
@@ -66,11 +71,16 @@ KINDS: dict[str, Callable[[Any], Any]] = {  # what becomes of an argument, or is
     "center": operator.index,
     "cache_steps": _steps,
     "forecast": _numbers,
+    "forecast_order": _number,
     "reuse_guidance": _yes_or_no,
     "guidance_stop": _number,
     "refresh_interval": operator.index,
+    "refresh_steps": _steps,
     "refresh_branch_id": operator.index,
     "reuse_attention": _yes_or_no,
+    "skip_interval": operator.index,
+    "skip_steps": _steps,
+    "skip_order": _number,
 }
 WANTED: dict[Callable[[Any], Any], str] = {
     operator.index: "a whole number",
@@ -90,13 +100,20 @@ class CacheConfig:
         cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
         uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
         cache_steps: the full steps themselves, instead of interval and schedule.
-        forecast: g, how far a retrieve step's feature is extrapolated from the last two cached (`FeatureCache`): 0
+        forecast: g, how far a retrieve step's feature is extrapolated from those cached last (`FeatureCache`): 0
             copies as in the paper, 1 is the straight line; or g of each call (T,), or of each call and channel (T, C).
+        forecast_order: of the polynomial that is extrapolated with, 1 the line, 2 the parabola, 1.7 between them.
         reuse_guidance: retrieve steps run the conditional half alone (`GuidanceReuse`).
         guidance_stop: fraction of the run after which guidance is always reused.
         refresh_interval, refresh_branch_id: every so many steps after a full step, retrieve at this deeper branch, and
             re-cache at `cache_branch_id` (`CacheRun`).
+        refresh_steps: the steps that do so themselves, instead of the interval.
         reuse_attention: retrieve steps take what attention adds from earlier steps too (`ShallowAttention`).
+        skip_interval: of the steps that are neither full nor refresh steps only every so many-th after a full step
+            retrieves; the others are skipped (`CacheRun`), and step 1 is full. As large as the run is long, it skips
+            all of them.
+        skip_steps: the skipped steps themselves, instead of the interval.
+        skip_order: of the polynomial that a skipped step's noise is extrapolated with, 0 (copies) to 3.
 
     Raises:
         ValueError: an argument out of range, by name. What depends on the run is checked by `CacheRun`.
@@ -109,11 +126,16 @@ class CacheConfig:
     center: int | None = None
     cache_steps: Sequence[int] | None = None
     forecast: Forecast = 0.0
+    forecast_order: float = 1.0
     reuse_guidance: bool = False
     guidance_stop: float = 1.0
     refresh_interval: int | None = None
+    refresh_steps: Sequence[int] | None = None
     refresh_branch_id: int | None = None
     reuse_attention: bool = False
+    skip_interval: int | None = None
+    skip_steps: Sequence[int] | None = None
+    skip_order: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -130,19 +152,42 @@ class CacheConfig:
             raise ValueError(
                 f"guidance_stop is {self.guidance_stop}; it must be 0 to 1, the fraction of the run with guidance"
             )
-        if (self.refresh_interval is None) != (self.refresh_branch_id is None):
+        for name, least in (("forecast_order", 1), ("skip_order", 0)):
+            if not least <= getattr(self, name) <= 3:
+                raise ValueError(
+                    f"{name} is {getattr(self, name):g}; it must be {least} to 3, such as 2 for a parabola"
+                )
+        for kind in ("refresh", "skip"):
+            interval, steps = getattr(self, f"{kind}_interval"), getattr(self, f"{kind}_steps")
+            if interval is not None and steps is not None:
+                raise ValueError(f"{kind}_interval and {kind}_steps say the same; give one of them")
+            if interval is not None and interval < 1:
+                raise ValueError(f"{kind}_interval is {interval}; it must be at least 1")
+            if steps is not None and (not steps or min(steps) < 1):
+                raise ValueError(f"{kind}_steps is {list(steps)}; it must be steps from 1 on, since step 0 is full")
+        refreshes = self.refresh_interval is not None or self.refresh_steps is not None
+        if refreshes != (self.refresh_branch_id is not None):
             raise ValueError("refresh_interval and refresh_branch_id belong together, for example 4 and 5")
-        if self.refresh_interval is not None and self.refresh_interval < 1:
-            raise ValueError(f"refresh_interval is {self.refresh_interval}; it must be at least 1")
         if self.refresh_branch_id is not None and self.refresh_branch_id <= self.cache_branch_id:
             raise ValueError(
                 f"refresh_branch_id is {self.refresh_branch_id}; it must be above cache_branch_id, "
                 f"{self.cache_branch_id}"
             )
+        for one, other in (("cache", "refresh"), ("cache", "skip"), ("refresh", "skip")):
+            if both := set(getattr(self, f"{one}_steps") or ()) & set(getattr(self, f"{other}_steps") or ()):
+                raise ValueError(f"{one}_steps and {other}_steps both have {min(both)}; a step is of one kind")
 
     def full_steps(self, num_steps: int) -> list[int]:
         """The full steps of a run of that length. Raises ValueError if the schedule does not fit it."""
-        return full_steps(num_steps, **self._schedule)
+        steps = full_steps(num_steps, **self._schedule)
+        if (self.skip_interval or 1) > 1 and len(steps) < num_steps:
+            steps = sorted({*steps, 1})  # with a second noise there is a line to carry on
+        return steps
+
+    @property
+    def skips(self) -> bool:
+        """Whether there may be steps that are skipped."""
+        return self.skip_interval is not None or self.skip_steps is not None
 
     @property
     def _schedule(self) -> dict[str, Any]:
@@ -180,7 +225,10 @@ class CacheConfig:
         """The settings in few letters for a folder's name, such as N5-forecast1-m1; `schedule` replaces the first."""
         parts = [schedule or self._schedule_name()]
         for name, value in self.extensions.items():
-            number = "" if value is True or isinstance(value, tuple) else f"{value:g}"
+            if isinstance(value, tuple):
+                number = ".".join(map(str, value)) if name.endswith("_steps") else ""
+            else:
+                number = "" if value is True else f"{value:g}"
             parts.append(name.replace("_", "-") + number)
         return "-".join([*parts, f"m{self.cache_branch_id}"])
 

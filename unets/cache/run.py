@@ -7,6 +7,10 @@ there and re-cache at m. Shallow features stay fresh; only deep features, which 
     step        full  retrieve  refresh  retrieve  full …
     retrieves   –     at m      deeper   at m      –
     keeps       both  –         at m     –         both
+
+And a step can be *skipped*: the U-Net is not called, and the sampler is handed the noise that the polynomial through
+the last computed ones has at this position, of both halves of guidance as a computed step would have given them. That
+pays where a retrieve step costs much of a full one.
 """
 
 from __future__ import annotations
@@ -33,6 +37,12 @@ class Step:
     reuse_attention: bool
     guided: bool  # the noise is wanted of both halves of the batch, unconditional and conditional
     guidance_delta: Tensor | None  # given, the conditional half is run alone
+    noise: Tensor | None = None  # given, the U-Net is not called: (B, …), of both halves (2B, …) if guided
+
+    @property
+    def skips(self) -> bool:
+        """Whether the U-Net is not to be called."""
+        return self.noise is not None
 
     @property
     def retrieve_branch(self) -> int | None:
@@ -80,6 +90,8 @@ class CacheRun:
     Attributes:
         full_steps: positions of the full steps.
         refreshed_steps: positions of the steps that re-cache at m, the full ones and the refresh steps.
+        skipped_steps: positions of the steps that are skipped. One at which there is no noise to go by, since guidance
+            was switched off or on before, is not, and retrieves.
 
     Raises:
         ValueError: an argument that the U-Net or the run's length does not allow, by name.
@@ -106,16 +118,30 @@ class CacheRun:
 
         self.refreshed_steps = self.full_steps
         self._deep: FeatureCache | None = None
-        if self._deep_branch is not None and config.refresh_interval is not None:
-            self._deep = FeatureCache(self.full_steps, num_calls, config.forecast)
-            self.refreshed_steps = _with_refresh_steps(self.full_steps, num_calls, config.refresh_interval)
-        self._features = FeatureCache(self.refreshed_steps, num_calls, config.forecast)
+        if self._deep_branch is not None:
+            self._deep = FeatureCache(self.full_steps, num_calls, config.forecast, config.forecast_order)
+            self.refreshed_steps |= _steps_of("refresh", config, self.full_steps, num_calls)
+        self.skipped_steps: frozenset[int] = frozenset()
+        if config.skips and cached:
+            if order > 1:
+                raise ValueError("skip_interval and skip_steps need a sampler that calls the U-Net once a step")
+            self.skipped_steps = _steps_of("skip", config, self.full_steps, num_calls) - self.refreshed_steps
+        self._noises = FeatureCache(
+            frozenset(range(num_calls)) - self.skipped_steps,
+            num_calls,
+            min(config.skip_order, 1.0),
+            max(config.skip_order, 1.0),
+        )
+        self._features = FeatureCache(self.refreshed_steps, num_calls, config.forecast, config.forecast_order)
+        self._reuse_guidance = config.reuse_guidance
         self._guidance = GuidanceReuse(
             self.refreshed_steps, num_calls, config.reuse_guidance, config.guidance_stop, config.forecast
         )
 
     def plan(self, i: int, batch_size: int, guided: bool = False) -> Step:
         """What the step at position i does, for latents of `batch_size` rows."""
+        if i in self.skipped_steps and (noise := self._noises.get(i, batch_size * (2 if guided else 1))) is not None:
+            return Step(i, None, None, None, False, guided, None, noise[0])
         delta = self._guidance.delta(i, batch_size) if guided else None
         rows = batch_size * self._frames * (2 if guided and delta is None else 1)
         branch, keep_branch = self._branch, None
@@ -126,24 +152,50 @@ class CacheRun:
         return Step(i, branch, cached, keep_branch, self._reuse_attention, guided, delta)
 
     def take(self, step: Step, output: Any) -> Tensor:
-        """Keeps what later steps retrieve; returns the predicted noise (B, …), of both halves (2B, …) if guided."""
+        """Keeps what later steps retrieve; returns the predicted noise (B, …), of both halves (2B, …) if guided.
+
+        Args:
+            step: what `plan` said.
+            output: the U-Net's; None of a step that was skipped.
+        """
+        if step.noise is not None:
+            return step.noise
         attention = output.attention or () if self._reuse_attention else ()
         if step.keep_branch is not None:
-            self._features.put(step.position, (output.shallow_feature, *attention))
+            self._features.put(step.position, self._used_half(step, (output.shallow_feature, *attention)))
             attention = ()
         if step.cached is None and step.branch is not None:
-            features = self._features if self._deep is None else self._deep
-            features.put(step.position, (output.cached_feature, *attention))
-        if not step.guided:
-            return output.sample
-        return self._guidance.both_halves(step.position, output.sample, step.guidance_delta)
+            kept = (output.cached_feature, *attention)
+            if self._deep is None:
+                self._features.put(step.position, self._used_half(step, kept))
+            else:
+                self._deep.put(step.position, kept)  # refresh steps run both halves
+        noise: Tensor = output.sample
+        if step.guided:
+            noise = self._guidance.both_halves(step.position, noise, step.guidance_delta)
+        if self.skipped_steps:
+            self._noises.put(step.position, (noise,))
+        return noise
+
+    def _used_half(self, step: Step, kept: Kept) -> Kept:
+        """What retrieve steps use of it: with guidance reused, the conditional half, in memory of its own."""
+        if self._reuse_guidance and step.guided and step.guidance_delta is None:
+            return tuple(feature.chunk(2)[1].clone() for feature in kept)
+        return kept
 
 
-def _with_refresh_steps(full: frozenset[int], num_calls: int, interval: int) -> frozenset[int]:
-    """The full steps, and every `interval`-th step after each."""
-    refreshed, last = set(full), 0
+def _steps_of(kind: str, config: CacheConfig, full: frozenset[int], num_calls: int) -> frozenset[int]:
+    """The refresh steps or the skipped ones: those listed; or by the interval, counted from the last full step."""
+    interval, steps = getattr(config, f"{kind}_interval"), getattr(config, f"{kind}_steps")
+    if interval is None:
+        if steps is not None and max(steps) >= num_calls:
+            raise ValueError(
+                f"{kind}_steps has {max(steps)}, but the {num_calls} steps are numbered 0 to {num_calls - 1}"
+            )
+        return frozenset(steps or ()) - full
+    found, last = set(), 0
     for i in range(num_calls):
         last = i if i in full else last
-        if (i - last) % interval == 0:
-            refreshed.add(i)
-    return frozenset(refreshed)
+        if ((i - last) % interval == 0) == (kind == "refresh"):
+            found.add(i)
+    return frozenset(found) - full

@@ -1,0 +1,76 @@
+"""MACs of whole runs, whatever their cache does, from the configuration of a U-Net alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+from unets.cache.config import CacheConfig
+from unets.cache.run import CacheRun
+
+from .macs import NONE, Exceptions, Macs, count
+
+
+def count_run(
+    fork: Any,
+    inputs: dict[str, Any],
+    config: CacheConfig,
+    num_calls: int,
+    *,
+    num_steps: int | None = None,
+    guided: bool = False,
+    exceptions: Exceptions = NONE,
+) -> list[Macs]:
+    """MACs of each call of the U-Net in a run, 0 of a step that is skipped.
+
+    Args:
+        fork: on the meta device (`layouts.Model.on_meta`).
+        inputs: of a call, for all rows: with guidance, both halves.
+        num_calls, num_steps: as of `CacheRun`; as many steps as calls, if not given.
+
+    Raises:
+        ValueError: as `CacheRun`.
+    """
+    cache = CacheRun(config, fork, num_steps or num_calls, num_calls)
+    inputs = {name: _on_meta(value) for name, value in inputs.items()}
+    rows = len(inputs["sample"]) // (2 if guided else 1)
+    counted: dict[tuple[Any, ...], Macs] = {}
+    run = []
+    for i in range(num_calls):
+        step = cache.plan(i, rows, guided)
+        if step.skips:
+            run.append(Macs(0, 0))
+            cache.take(step, None)
+            continue
+        call = {name: _rows(step, value) for name, value in inputs.items()} | step.unet_arguments
+        kind = (step.cached is None, step.branch, step.keep_branch, step.guidance_delta is None,
+                call.get("cached_attention") is None)  # fmt: skip
+        if kind not in counted:
+            counted[kind] = count(fork, call, exceptions)
+        run.append(counted[kind])
+        with torch.no_grad():
+            cache.take(step, fork(**call))
+    return run
+
+
+def speed_up(run: list[Macs]) -> float:
+    """By how much the run has fewer MACs, attention's matrix products counted, than one of full steps alone."""
+    each = [macs.with_attention for macs in run]
+    return len(each) * each[0] / sum(each)
+
+
+def kinds_of(run: list[Macs]) -> Counter[Macs]:
+    """How many calls have how many MACs."""
+    return Counter(run)
+
+
+def _rows(step: Any, value: Any) -> Any:
+    return step.select(value) if isinstance(value, dict) or (torch.is_tensor(value) and value.ndim) else value
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _on_meta(one) for name, one in value.items()}
+    return value.to("meta") if torch.is_tensor(value) else value
