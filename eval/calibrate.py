@@ -15,6 +15,9 @@ it retrieves step i's feature, weighted by how much the result moves with that n
 found exactly, for every number of full steps. The sum leaves out that an error moves later steps too, so what was found
 is tried: as many held-out images are made with it, and compared with those of the baseline.
 
+With --refresh-branches or --skip it looks for steps of these kinds too (eval/calibration/kinds.py), by simulated
+annealing, and tries the uniform schedules of each kind beside what it found.
+
 With --forecast it is the schedule for features that are extrapolated from the last two cached. What that costs follows
 from the distances between features (eval/calibration/forecast_errors.py); `fit` finds a weight for each step, for which
 --out is needed. Also tried are the uniform schedule with the same forecast, or 1 instead of `fit`, and the best
@@ -50,6 +53,7 @@ from .calibration.cost import step_macs
 from .calibration.goals import best_within_budget, branches_within_budget, cheapest_of_quality
 from .calibration.images import ImageMaker
 from .calibration.influence import SamplingSettings, noise_schedule
+from .calibration.kinds_measure import all_pairs, best_kinds_within_budget, cheapest_kinds_of_quality
 from .calibration.measure import BranchMeasurement, measure_branch
 from .generation import text
 from .generation.prompts import open_prompts
@@ -83,6 +87,11 @@ def parser() -> Parser:
         help="extrapolate features: 1 is the straight line through the last two cached; fit finds g for each step",
     )  # fmt: skip
     p.add_argument(
+        "--refresh-branches", type=numbers.branches, metavar="m,…",
+        help="also look for refresh steps, at the best of these deeper branches",
+    )  # fmt: skip
+    p.add_argument("--skip", action="store_true", help="also look for steps to be skipped")
+    p.add_argument(
         "--num-images", type=numbers.images, default=8, help="to calibrate on; as many others are to try the result on"
     )
     p.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this JSON file")
@@ -106,6 +115,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_can_be_written(args.out)
     if args.forecast == "fit" and args.out is None:
         raise ValueError("--forecast fit needs --out FILE, which the command reads each step's number from")
+    if args.skip or args.refresh_branches:
+        if args.forecast == "fit":
+            raise ValueError("--forecast fit is for full and retrieve steps alone; with other kinds give a number")
+        if args.out is None:
+            raise ValueError("--skip and --refresh-branches need --out FILE, which the command reads every step from")
 
 
 def check_options(args: argparse.Namespace, options: argparse.Namespace, script_parser: Parser) -> None:
@@ -124,6 +138,15 @@ def check_options(args: argparse.Namespace, options: argparse.Namespace, script_
         raise ValueError(f"--steps is {options.steps}; with --forecast, runs of up to {MOST_STEPS} can be calibrated")
 
 
+def check_skipping(options: argparse.Namespace) -> None:
+    """Raises ValueError for a sampler with which steps can't be skipped."""
+    sampler = getattr(options, "scheduler", None) or getattr(options, "sampler", None)
+    eta: float = getattr(options, "eta", 0.0)
+    if sampler in ("ddpm", "euler-a", "dpm++-sde", "lcm", "heun") or eta:
+        what = f"--eta {eta:g}" if eta else sampler
+        raise ValueError(f"--skip needs a sampler without noise of its own, and with one call a step, not {what}")
+
+
 def command_of(args: argparse.Namespace, passed: Sequence[str], chosen: Trial) -> str:
     """The script's command that makes images with the chosen schedule."""
     if args.out:
@@ -131,7 +154,7 @@ def command_of(args: argparse.Namespace, passed: Sequence[str], chosen: Trial) -
     else:
         steps = ",".join(map(str, chosen.cache_steps))
         cache = ["--cache-branch-id", str(chosen.branch), "--cache-steps", steps]
-        cache += ["--forecast", str(chosen.forecast)] if chosen.forecast else []
+        cache += ["--forecast", f"{chosen.cache.forecast:g}"] if chosen.cache.forecast else []
     return shlex.join(["python", "-m", args.script, *passed, *cache])
 
 
@@ -149,20 +172,31 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
     device = resolve_device(options.device)
     prepared = script.prepare(settings, device=device, quiet=args.quiet)
     branches = list(dict.fromkeys(args.branches or [script_parser.get_default("cache_branch_id")]))
-    for branch in branches:
+    refresh_branches = list(dict.fromkeys(args.refresh_branches or []))
+    for branch in (*branches, *refresh_branches):
         prepared.unet.check_branch(branch)
+    if args.skip:
+        check_skipping(options)
 
     # 2. Make the held-out images without a cache.
     maker = ImageMaker(prepared, options.batch_size, args.quiet)
     baseline = make_baseline(maker, held_out, *noise_schedule(settings))
-    macs = {branch: step_macs(prepared.unet, branch, baseline.calls) for branch in branches}
+    macs = {branch: step_macs(prepared.unet, branch, baseline.calls) for branch in (*branches, *refresh_branches)}
 
     # 3. Measure the branches, and try the schedules that come of it.
     def measure(branch: int) -> BranchMeasurement:
         return measure_branch(maker, calibration_images, baseline, branch, macs[branch], args.forecast)
 
     try_one = partial(try_out, maker=maker, baseline=baseline)
-    if args.quality is None:
+    if args.skip or refresh_branches:
+        pairs = all_pairs(
+            maker, calibration_images, baseline, macs, branches, refresh_branches, args.skip, args.forecast
+        )
+        if args.quality is None:
+            tried, chosen = best_kinds_within_budget(pairs, args.budget or 2, try_one)
+        else:
+            tried, chosen = cheapest_kinds_of_quality(pairs, args.quality, try_one)
+    elif args.quality is None:
         budget = args.budget or 2
         measured = [measure(branch) for branch in branches_within_budget(macs, baseline.positions, budget)]
         tried, chosen = best_within_budget(measured, budget, try_one)

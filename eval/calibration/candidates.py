@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from pipelines.cache_options import CALIBRATED
 from unets.cache.config import CacheConfig
 
 from ..metrics.distances import psnr
@@ -20,18 +22,34 @@ from .search import best_schedule, total_error
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule at a branch."""
+    """A way to cache."""
 
-    branch: int
     kind: str  # calibrated; or with as many full steps uniform, or, given a forecast, calibrated for copies
-    cache_steps: list[int]
+    cache: CacheConfig
     speed_up: float  # in MACs of the U-Net, matrix products of attention counted
     predicted: float  # total error
-    forecast: float | list[float]  # g, or that of each call
 
     @property
-    def cache(self) -> CacheConfig:
-        return CacheConfig(cache_branch_id=self.branch, cache_steps=self.cache_steps, forecast=self.forecast)
+    def branch(self) -> int:
+        """m."""
+        return self.cache.cache_branch_id
+
+    @property
+    def cache_steps(self) -> list[int]:
+        """The full steps."""
+        return list(self.cache.cache_steps or ())
+
+    def to_json(self) -> dict[str, Any]:
+        """What a calibration file has of it."""
+        content = self.cache.to_json()
+        return {
+            "branch": self.branch,
+            "kind": self.kind,
+            "speed_up": self.speed_up,
+            "predicted": self.predicted,
+            "forecast": 0.0,
+            **{name: content[name] for name in CALIBRATED if name in content and name != "cache_branch_id"},
+        }
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,10 @@ class Trial(Candidate):
     """A candidate with the PSNR of its images to those with every step full, in dB, the median over images."""
 
     psnr: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As the parent's, with the PSNR."""
+        return {**super().to_json(), "psnr": self.psnr}
 
 
 def calibrated(measured: BranchMeasurement, k: int) -> Candidate:
@@ -55,7 +77,7 @@ def alternatives(measured: BranchMeasurement, candidate: Candidate) -> list[Cand
     if measured.forecast:
         steps, _ = best_schedule(measured.errors, k)
         others.append(_candidate(measured, "for copies", steps, measured.forecast))
-    return [one for one in others if (one.cache_steps, one.forecast) != (candidate.cache_steps, candidate.forecast)]
+    return [one for one in others if one.cache != candidate.cache]
 
 
 def spread_evenly(positions: int, k: int) -> list[int]:
@@ -81,4 +103,5 @@ def _candidate(measured: BranchMeasurement, kind: str, steps: list[int], forecas
         predicted = float((np.sqrt(squares) * measured.sensitivity).sum())
     else:
         predicted = total_error(measured.errors, steps)
-    return Candidate(measured.branch, kind, steps, measured.macs.speed_up(len(steps)), predicted, g)
+    cache = CacheConfig(cache_branch_id=measured.branch, cache_steps=steps, forecast=g)
+    return Candidate(kind, cache, measured.macs.speed_up(len(steps)), predicted)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
+from pipelines.cache_options import CALIBRATED
 from unets.cache.config import PAPER
 
 from .candidates import Trial
@@ -23,8 +23,9 @@ def table(tried: Sequence[Trial], num_calls: int) -> str:
 
 def summary(chosen: Trial) -> str:
     """The chosen schedule in a line."""
-    g = "fitted" if isinstance(chosen.forecast, list) else f"{chosen.forecast:g}"
-    what = f"{chosen.kind}, m = {chosen.branch}" + (f", forecast {g}" if chosen.forecast else "")
+    g = chosen.cache.forecast
+    what = f"{chosen.kind}, m = {chosen.branch}"
+    what += f", forecast {'fitted' if isinstance(g, tuple) else f'{g:g}'}" if g else ""
     return f"{what}: {chosen.speed_up:.2f} × fewer MACs, {chosen.psnr:.2f} dB"
 
 
@@ -44,10 +45,9 @@ def to_json(
         "steps": steps,
         "settings": {name: value for name, value in recorded.items() if name not in PAPER},
         "num_images": {"calibrated_on": num_images, "tried_on": num_images},
-        "cache_branch_id": chosen.branch,
-        "cache_steps": chosen.cache_steps,
-        "forecast": chosen.forecast,
-        "chosen": asdict(chosen),
-        "tried": [asdict(one) for one in tried],
+        "forecast": 0.0,
+        **{name: value for name, value in chosen.cache.to_json().items() if name in CALIBRATED},
+        "chosen": chosen.to_json(),
+        "tried": [one.to_json() for one in tried],
         "command": command,
     }

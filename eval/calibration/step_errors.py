@@ -28,10 +28,7 @@ def noise_errors(
     columns: list[list[float]] = []
 
     def guided(noise: Tensor) -> Tensor:
-        if len(noise) == num_images:
-            return noise.float()
-        negative, positive = noise.float().chunk(2)
-        return negative + guidance_scale * (positive - negative)
+        return guided_noise(noise, num_images, guidance_scale)
 
     def retrieve_each(inputs: dict[str, Any], noise: Tensor, feature: Tensor) -> None:
         full = guided(noise)
@@ -48,3 +45,11 @@ def noise_errors(
     for j, column in enumerate(columns):
         errors[:j, j] = column
     return errors, features
+
+
+def guided_noise(noise: Tensor, num_images: int, guidance_scale: float) -> Tensor:
+    """What a sampler gets of the predicted noise, float32 (num_images, …): both halves combined, if it has both."""
+    if len(noise) == num_images:
+        return noise.float()
+    negative, positive = noise.float().chunk(2)
+    return negative + guidance_scale * (positive - negative)

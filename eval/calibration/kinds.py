@@ -1,0 +1,155 @@
+"""What a schedule of full, refresh, retrieve and skip steps is predicted to lose, from one run with every step full.
+
+A step that is not full goes by a polynomial through values that earlier steps kept: a retrieve step by features at m,
+which full and refresh steps keep; a refresh step by features at the deeper branch, which full steps keep; a skipped
+step by noises, which all but skipped steps predict. How far a sum Σ w_k F_k with Σ w_k = 1 is off F_j follows from the
+squared distances d² between the F alone (Torgerson 1952):
+
+    |Σ_k w_k F_k − F_j|² = Σ_k w_k d²_kj − ½ Σ_kl w_k w_l d²_kl
+
+A step's loss is that, times how far its noise moves with the feature, times how far the result moves with its noise
+(`influence`). The values that earlier steps kept are taken to be right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from unets.cache.config import CacheConfig
+from unets.cache.features import polynomial_weights
+
+Kind = Literal["full", "refresh", "retrieve", "skip"]
+ORDERS = (1.0, 1.5, 2.0, 2.5)  # of polynomials, that are tried
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The kind of each step (T,), and the orders of the polynomials."""
+
+    kinds: tuple[Kind, ...]
+    forecast_order: float = 1.0
+    skip_order: float = 1.0
+
+    def steps(self, kind: Kind) -> tuple[int, ...]:
+        """Those of a kind."""
+        return tuple(i for i, one in enumerate(self.kinds) if one == kind)
+
+    def cache(self, branch: int, refresh_branch: int | None, forecast: float) -> CacheConfig:
+        """The configuration that runs it."""
+        refresh, skip = self.steps("refresh"), self.steps("skip")
+        return CacheConfig(
+            cache_branch_id=branch,
+            cache_steps=self.steps("full"),
+            forecast=forecast,
+            forecast_order=self.forecast_order if forecast else 1.0,
+            refresh_steps=refresh or None,
+            refresh_branch_id=refresh_branch if refresh else None,
+            skip_steps=skip or None,
+            skip_order=self.skip_order if skip else 1.0,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """What was measured, and what comes of it.
+
+    Attributes:
+        distances: (T, T) squared, by the kind of step that goes by them: between features at m, between features at
+            the deeper branch, between noises. A kind that is not there is not used.
+        sensitivity: (T,), how far the result moves with each step's value, by kind likewise.
+        cost: of a step of each kind, in MACs.
+        forecast: g, of features; 0 copies them.
+        positions: the first P ≤ T steps can be full.
+    """
+
+    distances: dict[Kind, np.ndarray]
+    sensitivity: dict[Kind, np.ndarray]
+    cost: dict[Kind, int]
+    forecast: float
+    positions: int
+    _known: dict[tuple[Kind, int, float, tuple[int, ...]], float] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Those that steps can have."""
+        return ("full", *self.distances)
+
+    @property
+    def num_calls(self) -> int:
+        """T."""
+        return len(next(iter(self.sensitivity.values())))
+
+    def total(self, schedule: Schedule) -> float:
+        """The sum of all steps' losses."""
+        features: list[int] = []
+        deep: list[int] = []
+        noises: list[int] = []
+        loss = 0.0
+        for j, kind in enumerate(schedule.kinds):
+            match kind:
+                case "retrieve":
+                    loss += self._loss(kind, j, schedule.forecast_order, features)
+                case "refresh":
+                    loss += self._loss(kind, j, schedule.forecast_order, deep)
+                case "skip":
+                    loss += self._loss(kind, j, schedule.skip_order, noises)
+            if kind == "full":
+                deep.append(j)
+            if kind in ("full", "refresh"):
+                features.append(j)
+            if kind != "skip":
+                noises.append(j)
+        return loss
+
+    def macs(self, kinds: Sequence[Kind]) -> int:
+        """What the run costs."""
+        return sum(self.cost[kind] for kind in kinds)
+
+    def speed_up(self, kinds: Sequence[Kind]) -> float:
+        """By how much that is less than with every step full."""
+        return len(kinds) * self.cost["full"] / self.macs(kinds)
+
+    def _loss(self, kind: Kind, j: int, order: float, kept: list[int]) -> float:
+        near = tuple(kept[-math.ceil(order) - 1 :])
+        known = (kind, j, order, near)
+        if known not in self._known:
+            g = 1.0 if kind == "skip" else self.forecast
+            weights = g * np.array(polynomial_weights(near, j, order))
+            weights[-1] += 1 - g
+            squares, at = self.distances[kind], np.array(near)
+            square = weights @ squares[at, j] - weights @ squares[np.ix_(at, at)] @ weights / 2
+            self._known[known] = math.sqrt(max(float(square), 0.0)) * float(self.sensitivity[kind][j])
+        return self._known[known]
+
+
+def uniform(losses: Losses, budget: float) -> list[tuple[str, Schedule]]:
+    """What one would take without a calibration: every N-th step full, the others of one kind, or of two, by name.
+
+    Of each combination the one with the least loss within the budget, and of orders likewise.
+    """
+    num_calls, found = losses.num_calls, []
+    for name, others in (("retrieve", ("retrieve",)), ("skip", ("skip",)), ("refresh", ("refresh", "retrieve"))):
+        if not set(others) <= set(losses.kinds):
+            continue
+        candidates = []
+        for n in range(2, num_calls):
+            for every in range(2, n) if name == "refresh" else (n,):
+                kinds = tuple(_regular(i, n, every, name, losses.positions) for i in range(num_calls))
+                if losses.speed_up(kinds) >= budget:
+                    candidates += [Schedule(kinds, order, order) for order in ORDERS]
+        if candidates:
+            found.append((f"uniform, {name}", min(candidates, key=losses.total)))
+    return found
+
+
+def _regular(i: int, n: int, every: int, name: str, positions: int) -> Kind:
+    if i < positions and (i % n == 0 or (name == "skip" and i == 1)):
+        return "full"
+    if name == "skip":
+        return "skip"
+    return "refresh" if i % n % every == 0 and i % n else "retrieve"

@@ -1,0 +1,159 @@
+"""Measuring what `kinds.Losses` goes by, and the candidates that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.command_line import RunError
+from unets.cache.observe import observed_calls
+
+from .baseline import Baseline
+from .candidates import Candidate, Trial
+from .cost import StepMacs
+from .forecast_errors import sensitivity, squared_distances
+from .images import ImageMaker
+from .kinds import Kind, Losses, Schedule, uniform
+from .kinds_search import best_schedule
+from .step_errors import guided_noise, noise_errors
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A branch to retrieve at and a deeper one to refresh at, or none."""
+
+    branch: int
+    refresh_branch: int | None
+    losses: Losses
+
+    def candidate(self, kind: str, schedule: Schedule) -> Candidate:
+        """The schedule as a way to cache."""
+        cache = schedule.cache(self.branch, self.refresh_branch, self.losses.forecast)
+        return Candidate(kind, cache, self.losses.speed_up(schedule.kinds), self.losses.total(schedule))
+
+
+@torch.no_grad()
+def feature_losses(maker: ImageMaker, indices: range, baseline: Baseline, branch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distances (T, T) between a branch's features, and how far the result moves with each step's (T,).
+
+    Raises:
+        RunError: the U-Net's output holds values that are not finite.
+    """
+    noise, distances = np.zeros((2, len(baseline.calls), len(baseline.calls)))
+    for batch in maker.batches(indices, f"errors, m = {branch}"):
+        size = len(batch.indices)
+        moved, features = noise_errors(
+            partial(maker.run.make, batch), maker.run.unet, branch, size, baseline.guidance_scale
+        )
+        noise += size * moved / len(indices)
+        distances += size * squared_distances(features) / len(indices)
+    if not (np.isfinite(noise).all() and np.isfinite(distances).all()):
+        raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
+    return distances, np.sqrt(sensitivity(noise, distances)) * baseline.influence
+
+
+@torch.no_grad()
+def noise_losses(maker: ImageMaker, indices: range, baseline: Baseline) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the guided noise itself, which a skipped step goes by."""
+    distances = np.zeros((len(baseline.calls), len(baseline.calls)))
+    for batch in maker.batches(indices, "noises"):
+        size, noises = len(batch.indices), list[Tensor]()
+
+        def note(_: object, noise: Tensor, __: Tensor, size: int = size, noises: list[Tensor] = noises) -> None:
+            noises.append(guided_noise(noise, size, baseline.guidance_scale))
+
+        with observed_calls(maker.run.unet, 0, note):
+            maker.run.make(batch)
+        distances += size * squared_distances(noises) / len(indices)
+    return distances, baseline.influence
+
+
+def all_pairs(
+    maker: ImageMaker,
+    indices: range,
+    baseline: Baseline,
+    macs: dict[int, StepMacs],
+    branches: Sequence[int],
+    refresh_branches: Sequence[int],
+    skip: bool,
+    forecast: float,
+) -> list[Pair]:
+    """What is measured of every branch, with every deeper one to refresh at if there are any.
+
+    Args:
+        macs: of the steps at all of these branches.
+    """
+    measured = {
+        branch: feature_losses(maker, indices, baseline, branch)
+        for branch in dict.fromkeys([*branches, *refresh_branches])
+    }
+    noises = noise_losses(maker, indices, baseline) if skip else None
+    pairs = []
+    for branch in branches:
+        deeper_ones: list[int | None] = [one for one in refresh_branches if one > branch]
+        for deeper in deeper_ones or [None]:
+            parts: dict[Kind, tuple[np.ndarray, np.ndarray]] = {"retrieve": measured[branch]}
+            cost: dict[Kind, int] = {"full": macs[branch].full, "retrieve": macs[branch].retrieve, "skip": 0}
+            if deeper is not None:
+                parts["refresh"], cost["refresh"] = measured[deeper], macs[deeper].retrieve
+            if noises is not None:
+                parts["skip"] = noises
+            losses = Losses(
+                {kind: part[0] for kind, part in parts.items()}, {kind: part[1] for kind, part in parts.items()},
+                cost, forecast, baseline.positions,
+            )  # fmt: skip
+            pairs.append(Pair(branch, deeper, losses))
+    return pairs
+
+
+def best_kinds_within_budget(
+    pairs: Sequence[Pair], budget: float, try_out: Callable[[Candidate], Trial]
+) -> tuple[list[Trial], Trial]:
+    """All that was tried, each pair's best and the uniform schedules, and the one with the highest PSNR.
+
+    Raises:
+        RunError: as `best_schedule`.
+    """
+    tried: dict[Candidate, Trial] = {}
+    for pair in pairs:
+        schedules = [("calibrated", best_schedule(pair.losses, budget)), *uniform(pair.losses, budget)]
+        for kind, schedule in schedules:
+            candidate = pair.candidate(kind, schedule)
+            if all(candidate.cache != one.cache for one in tried):
+                tried[candidate] = try_out(candidate)
+    return list(tried.values()), max(tried.values(), key=lambda one: one.psnr)
+
+
+def cheapest_kinds_of_quality(
+    pairs: Sequence[Pair], psnr: float, try_out: Callable[[Candidate], Trial]
+) -> tuple[list[Trial], Trial]:
+    """All that was tried, budgets being halved in between six times, and the fastest of that PSNR.
+
+    Raises:
+        RunError: no schedule has that quality.
+    """
+    tried: list[Trial] = []
+    for pair in pairs:
+        least, most = 1.05, 0.999 * pair.losses.speed_up(_cheapest(pair.losses))
+        for _ in range(6):
+            budget = (least * most) ** 0.5
+            tried.append(try_out(pair.candidate("calibrated", best_schedule(pair.losses, budget))))
+            least, most = (budget, most) if tried[-1].psnr >= psnr else (least, budget)
+    good = [one for one in tried if one.psnr >= psnr]
+    if not good:
+        best = max(one.psnr for one in tried)
+        raise RunError(f"no schedule reaches --quality {psnr:g}; the best that was tried has {best:.1f} dB")
+    chosen = max(good, key=lambda one: one.speed_up)
+    pair = next(one for one in pairs if one.branch == chosen.branch)
+    others = [pair.candidate(*one) for one in uniform(pair.losses, chosen.speed_up)]
+    return [*tried, *map(try_out, others)], chosen
+
+
+def _cheapest(losses: Losses) -> list[Kind]:
+    cheap = min((kind for kind in losses.kinds if kind != "full"), key=losses.cost.__getitem__)
+    return ["full", *[cheap] * (losses.num_calls - 1)]

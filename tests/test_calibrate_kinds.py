@@ -1,0 +1,163 @@
+"""Calibration over four kinds of steps: the loss that is predicted, the search, and the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.command_line import RunError
+from ddpm import sample as ddpm_sample
+from eval import calibrate
+from eval.calibration.kinds import Losses, Schedule, uniform
+from eval.calibration.kinds_search import best_schedule
+from image_sets.batches import Batch
+from tests.tiny import stock_unet
+from unets import CacheConfig, fork_of
+from unets.cache.features import FeatureCache
+from unets.cache.run import CacheRun
+
+T = 7
+COST: dict[Any, int] = {"full": 10, "refresh": 5, "retrieve": 2, "skip": 0}
+
+
+def walk(seed: int, size: int = 6) -> torch.Tensor:
+    """T values (T, size) that move at random."""
+    return torch.randn(T, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).cumsum(0)
+
+
+def squares(values: torch.Tensor) -> np.ndarray:
+    return ((values[:, None] - values[None]) ** 2).mean(-1).numpy()
+
+
+def losses_of(seed: int, kinds: Any = ("retrieve", "refresh", "skip"), forecast: float = 1.0) -> Losses:
+    values = {kind: walk(3 * seed + k) for k, kind in enumerate(kinds)}
+    factors = {kind: np.abs(np.random.default_rng(seed).normal(size=T)) + 0.1 for kind in kinds}
+    return Losses({k: squares(v) for k, v in values.items()}, factors, COST, forecast, T)
+
+
+schedules = st.builds(
+    Schedule,
+    st.lists(st.sampled_from(list(COST)), min_size=T - 1, max_size=T - 1).map(lambda rest: ("full", *rest)),
+    st.sampled_from([1.0, 1.5, 2.0]),
+    st.sampled_from([1.0, 2.0, 2.5]),
+)
+
+
+@given(schedules, st.integers(0, 50), st.sampled_from([0.0, 0.6, 1.0]))
+def test_the_loss_is_what_the_run_itself_would_be_off_by(schedule, seed, forecast):
+    values = {kind: walk(3 * seed + k) for k, kind in enumerate(("retrieve", "refresh", "skip"))}
+    losses = losses_of(seed, forecast=forecast)
+    full, refresh = set(schedule.steps("full")), set(schedule.steps("refresh"))
+    computed = set(range(T)) - set(schedule.steps("skip"))
+    caches = {
+        "retrieve": FeatureCache(full | refresh, T, forecast, schedule.forecast_order),
+        "refresh": FeatureCache(full, T, forecast, schedule.forecast_order),
+        "skip": FeatureCache(computed, T, 1.0, schedule.skip_order),
+    }
+    total = 0.0
+    for i, kind in enumerate(schedule.kinds):
+        if kind != "full":
+            (found,) = caches[kind].get(i, 1) or ()
+            off = (found.double() - values[kind][i].view(1, -1, 1, 1)).square().mean().sqrt()
+            total += float(off) * losses.sensitivity[kind][i]
+        for name, keeps in (("retrieve", full | refresh), ("refresh", full), ("skip", computed)):
+            if i in keeps:
+                caches[name].put(i, (values[name][i].view(1, -1, 1, 1),))
+    assert losses.total(schedule) == pytest.approx(total, rel=1e-4, abs=1e-6)  # g and its weights are float32 there
+
+
+@given(schedules)
+def test_its_configuration_is_run_as_it_says(schedule):
+    unet = UNET
+    if len(schedule.steps("full")) == T:
+        return
+    cache = CacheRun(schedule.cache(1, 4, 1.0), unet, T, T)
+    refresh, skip = set(schedule.steps("refresh")), set(schedule.steps("skip"))
+    assert cache.full_steps == set(schedule.steps("full"))
+    assert cache.refreshed_steps == cache.full_steps | refresh and cache.skipped_steps == skip
+
+
+UNET = fork_of(stock_unet())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("budget", [1.5, 2.5])
+def test_the_search_finds_the_best_of_all(seed, budget):
+    losses = losses_of(seed)
+    every = (
+        Schedule(kinds, a, b)
+        for kinds in itertools.product(["full"], *[COST] * (T - 1))
+        if losses.speed_up(kinds) >= budget
+        for a in (1.0, 1.5, 2.0, 2.5)
+        for b in (1.0, 1.5, 2.0, 2.5)
+    )
+    least = min(map(losses.total, every))
+    found = best_schedule(losses, budget, moves=30_000)
+    assert losses.speed_up(found.kinds) >= budget
+    assert losses.total(found) <= 1.02 * least  # it is not exact, and within this in all twelve cases
+
+
+@pytest.mark.parametrize("kinds", [("retrieve",), ("skip",), ("retrieve", "skip"), ("retrieve", "refresh")])
+def test_it_keeps_to_the_kinds_there_are_and_is_no_worse_than_uniform(kinds):
+    losses = losses_of(1, kinds)
+    found = best_schedule(losses, 1.8, moves=3000)
+    assert set(found.kinds) <= {"full", *kinds} and found.kinds[0] == "full"
+    assert all(losses.total(found) <= losses.total(schedule) for _, schedule in uniform(losses, 1.8))
+    assert found == best_schedule(losses, 1.8, moves=3000)
+
+
+def test_what_is_out_of_reach_is_named():
+    with pytest.raises(RunError, match=r"--budget 4x is out of reach: one full step alone comes to 3.18x"):
+        best_schedule(losses_of(0, ("retrieve",)), 4)
+
+
+def test_calls_beyond_the_schedule_are_never_full():
+    losses = losses_of(2)
+    fewer = Losses(losses.distances, losses.sensitivity, COST, 1.0, T - 2)
+    assert "full" not in best_schedule(fewer, 1.2, moves=3000).kinds[T - 2 :]
+
+
+def test_the_command_says_every_step_and_its_file_makes_the_images_that_were_tried(tmp_path, capsys):
+    out = tmp_path / "found.json"
+    passed = ["--script", "ddpm.sample", "--steps", "6"]
+    options = ["--skip", "--refresh-branches", "5", "--forecast", "1", "--num-images", "2", "--budget", "1.7x"]
+    assert calibrate.main([*passed, *options, "--out", str(out), "--quiet"]) == 0
+    found = json.loads(out.read_text())
+    assert "uniform, skip" in capsys.readouterr().out
+    words = shlex.split(found["command"])
+    assert words[-2:] == ["--calibrated", str(out)]
+    arguments = ddpm_sample.parser().parse_args([*words[3:], "--quiet"])
+    run = ddpm_sample.prepare(ddpm_sample.settings_of(arguments), device=torch.device("cpu"), quiet=True)
+    assert list(run.cache.cache_steps or ()) == found["cache_steps"]
+    assert run.cache.extensions == CacheConfig.from_json(found).extensions
+    ours, plain = (run.make(Batch.of(0, [2, 3]), cache) for cache in (run.cache, CacheConfig()))
+    grey = [((images + 1) * 127.5).round().clamp(0, 255).double() for images in (ours, plain)]
+    psnr = -10 * torch.log10((grey[0] - grey[1]).square().mean((1, 2, 3)) / 255**2)
+    assert psnr.mean() == pytest.approx(found["chosen"]["psnr"])  # the median of two
+    assert found["chosen"]["speed_up"] >= 1.7
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--skip"], "--skip and --refresh-branches need --out FILE"),
+        (["--skip", "--out", "x.json", "--forecast", "fit"], "--forecast fit is for full and retrieve steps alone"),
+        (["--skip", "--out", "x.json", "--sampler", "ddpm"], "--skip needs a sampler without noise of its own"),
+        (["--skip", "--out", "x.json", "--eta", "0.5"], "not --eta 0.5"),
+        (["--refresh-branches", "12", "--out", "x.json"], "skip branches 0 to 11"),
+        (["--skip", "--out", "x.json", "--skip-interval", "3"], "leave out --skip-interval"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_2(options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert calibrate.main(["--script", "ddpm.sample", "--steps", "5", *options]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and printed.count("\n") == 1
