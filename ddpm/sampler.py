@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.base import timesteps_to_device
 from unets.cache.config import CacheConfig, FeatureExtensions
 from unets.cache.run import CacheRun
 
@@ -77,13 +78,14 @@ def denoise(
     cache = CacheRun(config, unet, len(timesteps), len(timesteps))
 
     # 2. Denoise.
-    alphas = alphas_cumprod().to(noise.device)
+    alphas = alphas_cumprod()  # on the host, where a step's two are numbers
+    unet_timesteps = timesteps_to_device(torch.tensor(timesteps), noise.device).flip(0)
     x = noise.float()
     pairs = list(zip(timesteps, [-1, *timesteps[:-1]], strict=True))[::-1]
     for i, (t, t_next) in enumerate(tqdm(pairs, disable=quiet, leave=False, mininterval=1)):
         # cache (1): equation 6, is this step full or does it retrieve?
         planned = cache.plan(i, len(x))
-        output = unet(x.to(unet.dtype), t, **planned.unet_arguments)  # cache (2): equations 4 and 5
+        output = unet(x.to(unet.dtype), unet_timesteps[i], **planned.unet_arguments)  # cache (2): equations 4 and 5
         eps = cache.take(planned, output).float()  # cache (3): keeps the feature for the steps to come
         del output  # or its feature would stay in memory through the next full step
         x = step(x, eps, alphas[t + 1], alphas[t_next + 1])
