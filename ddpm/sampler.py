@@ -82,7 +82,8 @@ def denoise(
     cache = CacheRun(config, unet, len(timesteps), len(timesteps))
 
     # 2. Denoise.
-    alphas = alphas_cumprod().to(noise.device)
+    alphas = alphas_cumprod()  # on the host, where a step's two are numbers
+    unet_timesteps = timesteps_to_device(torch.tensor(timesteps), noise.device).flip(0)
     x = noise.float()
     pairs = list(zip(timesteps, [-1, *timesteps[:-1]], strict=True))[::-1]
     for i, (t, t_next) in enumerate(tqdm(pairs, disable=quiet, leave=False, mininterval=1)):
@@ -90,7 +91,7 @@ def denoise(
         planned = cache.plan(i, len(x))
         output = None
         if not planned.skips:  # a skip step needs no U-Net
-            output = unet(x.to(unet.dtype), t, **planned.unet_arguments)  # cache (2): equations 4 and 5
+            output = unet(x.to(unet.dtype), unet_timesteps[i], **planned.unet_arguments)  # cache (2): equations 4 and 5
         eps = cache.take(planned, output).float()  # cache (3): keeps the feature for the steps to come
         del output  # or its feature would stay in memory through the next full step
         x = step(x, eps, alphas[t + 1], alphas[t_next + 1])

@@ -13,6 +13,7 @@ from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from diffusers.pipelines.text_to_video_synthesis.pipeline_text_to_video_zero import (
     CrossFrameAttnProcessor2_0,
     TextToVideoPipelineOutput,
@@ -22,13 +23,44 @@ from torch import Tensor
 
 from unets.cache.config import CacheConfig
 
-from .base import CachedSDPipeline
+from .base import CachedSDPipeline, timesteps_to_device
 
 
 def default_moments(num_inference_steps: int) -> tuple[int, int]:
     """t0 and t1 for a run of that length, as 44 and 47 are for 50 steps."""
     t1 = min(round(0.94 * num_inference_steps), num_inference_steps - 1)
     return min(round(0.88 * num_inference_steps), t1 - 1), t1
+
+
+class CrossFrameAttention(CrossFrameAttnProcessor2_0):
+    """diffusers' attention to the first frame, bit for bit. That picks the frame by a list, which waits for the device.
+
+    Args:
+        batch_size: the halves of guidance that the frames are of, 2 or 1.
+    """
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None
+    ) -> Tensor:
+        """(2F, HW, C) after attention to the text, or to the first frame without."""
+        if encoder_hidden_states is not None or attention_mask is not None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+        rows, width = len(hidden_states), hidden_states.shape[-1]
+        frames = max(1, rows // self.batch_size)
+
+        def of_first_frame(x: Tensor) -> Tensor:  # of each half, for all frames
+            x = x.reshape(-1, frames, *x.shape[1:])  # (2, F, HW, C)
+            return x[:, :1].expand_as(x).reshape(rows, *x.shape[2:])  # (2F, HW, C)
+
+        def split(x: Tensor) -> Tensor:  # (2F, heads, HW, C / heads)
+            return x.view(rows, -1, attn.heads, width // attn.heads).transpose(1, 2)
+
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        attended = F.scaled_dot_product_attention(
+            split(query), split(of_first_frame(key)), split(of_first_frame(value))
+        ).transpose(1, 2)
+        to_out, dropout = attn.to_out
+        return dropout(to_out(attended.reshape(rows, -1, width).to(query.dtype)))
 
 
 class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipeline):
@@ -124,7 +156,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         device, channels = self._execution_device, self.unet.config.in_channels
         shape = (1, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
         self.check_noise(1, generator, latents, shape)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(num_inference_steps, device="cpu")
         timesteps = self.scheduler.timesteps
         if timesteps.is_floating_point():
             raise ValueError(f"{type(self.scheduler).__name__} does not fit Text2Video-Zero; take DDIM, PLMS or DPM++")
@@ -148,14 +180,19 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
             "config": config,
         }
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+        unet_timesteps = timesteps_to_device(timesteps, device)
+
+        def run(latents: Tensor, steps: slice, prompt_embeds: Tensor, num_warmup_steps: int = 0) -> Tensor:
+            along = timesteps[steps], unet_timesteps[steps]
+            return self.backward_loop(latents, *along, prompt_embeds, num_warmup_steps, **settings)
 
         processors = self.unet.attn_processors
-        self.unet.set_attn_processor(CrossFrameAttnProcessor2_0(batch_size=2 if guidance_scale > 1 else 1))
+        self.unet.set_attn_processor(CrossFrameAttention(batch_size=2 if guidance_scale > 1 else 1))
         try:
             # 3. The first frame to T_1, and on to T_0.
-            first_at_t1 = self.backward_loop(latents, timesteps[: -t1 - 1], prompt_embeds, num_warmup_steps, **settings)
+            first_at_t1 = run(latents, slice(-t1 - 1), prompt_embeds, num_warmup_steps)
             scheduler_at_t1 = copy.deepcopy(self.scheduler)
-            first_at_t0 = self.backward_loop(first_at_t1, timesteps[-t1 - 1 : -t0 - 1], prompt_embeds, 0, **settings)
+            first_at_t0 = run(first_at_t1, slice(-t1 - 1, -t0 - 1), prompt_embeds)
 
             # 4. The other frames: that one moved, and noised back to T_1.
             with warnings.catch_warnings():
@@ -170,7 +207,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
             latents = torch.cat([first_at_t1, others])  # (F, 4, H/8, W/8)
             prompt_embeds = prompt_embeds.repeat_interleave(video_length, dim=0)  # (2F, 77, 768)
             self.scheduler = scheduler_at_t1
-            latents = self.backward_loop(latents, timesteps[-t1 - 1 :], prompt_embeds, 0, **settings)
+            latents = run(latents, slice(-t1 - 1, None), prompt_embeds)
         finally:
             self.unet.set_attn_processor(processors)
 
@@ -194,6 +231,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         self,
         latents: Tensor,
         timesteps: Tensor,
+        unet_timesteps: Tensor,
         prompt_embeds: Tensor,
         num_warmup_steps: int,
         *,
@@ -203,7 +241,11 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         extra_step_kwargs: dict[str, Any],
         config: CacheConfig,
     ) -> Tensor:
-        """Denoises latents (F, 4, H/8, W/8) along the timesteps, whose full steps are counted from their own first."""
+        """Denoises latents (F, 4, H/8, W/8) along the timesteps, whose full steps are counted from their own first.
+
+        Args:
+            unet_timesteps: the same on the U-Net's device.
+        """
         num_steps = (len(timesteps) - num_warmup_steps) // self.scheduler.order
         if not len(timesteps):
             return latents
@@ -216,7 +258,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2F, 4, H/8, W/8)
                 output = self.unet(
                     latent_input,
-                    t,
+                    unet_timesteps[i],
                     encoder_hidden_states=prompt_embeds,
                     **step.unet_arguments,  # cache (2): equations 4 and 5
                 )
