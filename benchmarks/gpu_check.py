@@ -5,9 +5,9 @@ python -m benchmarks.gpu_check --only sdxl           the checks with this in the
 python -m benchmarks.gpu_check --device cpu --tiny   the same on small models, to try the command
 
 Full and retrieve steps and whole loops, eager and compiled, in float16 and bfloat16, batch 1 and 8, beside what the
-ratio of MACs allows; memory; noise, and steps in float32, against the CPU's; CUDA graphs; CPU offload; decoding; that
-no step waits for the device. Files are written after every check, one that fails is a row of its own, and one that
---minutes has no room for is named; the same command then fills in what is missing.
+ratio of MACs allows; memory; noise, and steps in float32, against the CPU's; CUDA graphs; CPU offload; decoding; the
+device's clock; that no step waits for the device. Files are written after every check, one that fails is a row of its
+own, and one that --minutes has no room for is named: the same command again runs those.
 
 No GPU was at hand when this was written: it was run with --device cpu --tiny alone.
 """

@@ -16,11 +16,12 @@ from benchmarks.gpu import bench, checks, correct, speed
 from benchmarks.gpu.bench import Bench, Finding
 from benchmarks.gpu.checks import Check
 from benchmarks.gpu.record import NEEDS_CUDA, NO_MEMORY, NO_TIME, OK, TOO_LONG, WRONG, Record
+from benchmarks.gpu.settings import SETTINGS
 from benchmarks.gpu.subjects import make_subject
 
 CPU = torch.device("cpu")
 OF_EACH_KIND = (
-    "noise", "waiting", "offload", "near the CPU, ddpm", "decode, sdxl", "steps, sd15, float32, batch 1",
+    "noise", "waiting", "clock", "offload", "near the CPU, sd15", "decode, sd15", "steps, sd15, float32, batch 1",
     "loops, sd15, float32, batch 1", "graphs, sd15", "loops, ldm4, float32, batch 1", "ddpm-cifar10, float32, batch 8",
 )  # fmt: skip
 
@@ -307,6 +308,18 @@ def test_noise_that_is_not_the_cpus_is_found(monkeypatch):
 def test_weights_are_the_same_at_every_call():
     first, second = (make_subject("sd15", torch.float32, CPU, True).unet.state_dict() for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_published_layouts_run_in_16_bit(name):
+    """Without memory: all shapes and dtypes fit, from the conditions to the picture."""
+    subject = make_subject(name, torch.float16, torch.device("meta"), False)
+    plain = {"cache_interval": 5, "cache_branch_id": subject.settings.branch}
+    for cache in (plain, list(subject.settings.recommended.values())[-1]):
+        subject.run(2, num_inference_steps=6, **cache)
+    if name != "ddpm-cifar10":
+        assert subject.run(1, num_inference_steps=1, output_type="pt").shape[-3] == 3
 
 
 def test_the_published_layouts_are_those_that_are_checked():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from .bench import Bench, Finding
-from .correct import decode, graphs, near_cpu, noise, offload, waits
+from .correct import clock, decode, graphs, near_cpu, noise, offload, waits
 from .settings import SETTINGS
 from .speed import loops, steps
 
@@ -40,6 +40,7 @@ def all_checks(dtypes: list[str]) -> list[Check]:
     checks = [
         Check(f"noise, sd15, {first}", 15, partial(noise, name="sd15", dtype=first)),
         Check(f"no waiting, sd15, {first}", 20, partial(waits, name="sd15", dtype=first), needs_cuda=True),
+        Check(f"clock, sd15, {first}", 10, partial(clock, name="sd15", dtype=first)),
         *_speed("sd15", first, 1),
         Check(f"decode, sd15, {first}", 10, partial(decode, name="sd15", dtype=first)),
         Check(f"offload, sd15, {first}", 30, partial(offload, name="sd15", dtype=first), needs_cuda=True),
