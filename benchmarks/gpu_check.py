@@ -52,7 +52,7 @@ def parser() -> Parser:
     p.add_argument("--tiny", action="store_true", help="small models: to try the command; the times say nothing")
     p.add_argument("--minutes", type=numbers.real(0, 10_000), default=10.0, help="what has no room in them is not run")
     p.add_argument("--only", nargs="+", metavar="PART", help="of the checks, those with one of these in their names")
-    p.add_argument("--again", action="store_true", help="run all anew (default: what has no result yet)")
+    p.add_argument("--again", action="store_true", help="also what has a result already")
     p.add_argument("--name", help="of the files (default: the device's)")
     p.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR")
     return p
@@ -75,13 +75,13 @@ def run(args: argparse.Namespace) -> None:
 
     # 2. What is there already.
     record = Record(path, about, _names(checks))
-    if not args.again and not record.take_over():
+    if not record.take_over():
         print(f"{path} is of another device, version or code: all anew")
 
     # 3. Run, as far as time goes.
     end = time.monotonic() + 60 * args.minutes
     for check in chosen:
-        if not record.is_done(check.name):
+        if args.again or not record.is_done(check.name):
             run_check(check, bench, record, end)
             row = record.rows[check.name]
             print(f"{check.name}: {row['state']}{': ' * bool(row['text'])}{row['text']}", flush=True)
@@ -91,9 +91,9 @@ def run(args: argparse.Namespace) -> None:
     # 4. Say what came out.
     states = {check.name: record.rows[check.name]["state"] for check in chosen}
     later = sum(state in (NO_TIME, TOO_LONG) for state in states.values())
-    print(f"written {path.with_suffix('.md')} and {path.name}; without the time for {later} of {len(chosen)} checks")
+    print(f"written {path.with_suffix('.md')} and {path.name}")
     if later:
-        print("the same command runs those")
+        print(f"no time was left for {later} of {len(chosen)} checks; the same command runs those")
     if bad := [name for name, state in states.items() if state in (WRONG, FAILED)]:
         raise RunError(f"{len(bad)} of {len(chosen)} checks went wrong: {'; '.join(bad)}")
 

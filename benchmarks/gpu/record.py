@@ -34,7 +34,7 @@ class Record:
         """
         if not self.path.exists():
             return True
-        remedy = "delete it, or give --again"
+        remedy = "delete it, or give another --name"
         content = read_json(self.path, dict, remedy=remedy)
         if content.get("about") != self.about:
             return False
