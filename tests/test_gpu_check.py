@@ -139,6 +139,9 @@ def test_a_check_that_takes_too_long_is_stopped(command, listed):
     status, rows, _ = command()
     assert time.monotonic() - start < 10
     assert status == 0 and [row["state"] for row in rows.values()] == [TOO_LONG, OK]
+    called = listed(slow=fine, last=fine, new=fine)
+    command()
+    assert called == ["new", "slow"]
 
 
 def test_other_code_and_again_make_all_anew(command, listed, monkeypatch):
