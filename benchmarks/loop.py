@@ -21,12 +21,14 @@ from diffusers import PNDMScheduler
 
 from common import numbers
 from common.command_line import Parser, run_cli
-from common.device import DTYPES, resolve_device
+from common.device import DTYPES, resolve_device, resolve_dtype
 from common.timing import alternate, pairwise, spread, time_call
 from eval.counting.layouts import MODELS
 from pipelines import StableDiffusionPipeline
 from pipelines.competitors import package_enabled, stock_pipeline
 from unets import fork_of
+
+DTYPE = "bfloat16"
 
 
 def parser() -> Parser:
@@ -34,7 +36,7 @@ def parser() -> Parser:
     p.add_argument("--steps", type=numbers.steps, default=50)
     p.add_argument("--interval", type=numbers.interval, default=5, metavar="N")
     p.add_argument("--size", type=numbers.pixels, default=512, help="pixels of each side")
-    p.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    p.add_argument("--dtype", choices=DTYPES, help=f"(default: {DTYPE}, or float32 on a CPU that is slow in it)")
     p.add_argument("--channels-last", action="store_true")
     p.add_argument("--repeats", type=numbers.repeats, default=2)
     p.add_argument("--guidance-scale", type=numbers.guidance, default=7.5)
@@ -65,7 +67,8 @@ def random_pipeline(dtype: torch.dtype, device: str, channels_last: bool) -> Any
 
 
 def run(args: argparse.Namespace) -> None:
-    dtype, device = DTYPES[args.dtype], resolve_device(args.device)
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device, DTYPE)
     pipe = random_pipeline(dtype, args.device, args.channels_last)
     stock = stock_pipeline(pipe)
     for one in (pipe, stock):
@@ -114,8 +117,9 @@ def run(args: argparse.Namespace) -> None:
         one(**short, generator=torch.Generator().manual_seed(0))  # warm-up of the kernels
     results = dict(zip(runs, alternate([partial(seconds, *run) for run in runs.values()], args.repeats), strict=True))
     first_name, first = next(iter(results.items()))
-    print(f"{args.size} × {args.size}, {args.steps} steps of PLMS, N = {args.interval}, {args.dtype}, {args.device}, "
-          f"{torch.get_num_threads()} threads, whole loops, {args.repeats} rounds in turn")  # fmt: skip
+    print(f"{args.size} × {args.size}, {args.steps} steps of PLMS, N = {args.interval}, "
+          f"{str(dtype).removeprefix('torch.')}, {args.device}, {torch.get_num_threads()} threads, "
+          f"whole loops, {args.repeats} rounds in turn")  # fmt: skip
     for name, timed in results.items():
         ratio = pairwise(first, timed)
         print(f"{name:<36}{spread(timed)['median']:8.1f} s{ratio['median']:7.2f}× {first_name} "

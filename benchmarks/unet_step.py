@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from common import numbers
 from common.command_line import Parser, run_cli
-from common.device import DTYPES, resolve_device
+from common.device import DTYPES, is_fast, resolve_device, resolve_dtype
 from common.environment import versions
 from common.files import check_can_be_written, write_json
 from common.timing import Clock, alternate, pairwise, spread
@@ -37,6 +37,7 @@ from pipelines.competitors import original_package
 from unets import UNet2DConditionModel
 
 MODELS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
+OWN_DTYPES = ("float32", "bfloat16")
 GROUPS = {  # parts of operator names, in the order in which they are looked for
     "attention": ("scaled_dot_product", "softmax", "bmm", "baddbmm"),
     "convolution": ("convolution", "mkldnn_conv", "slow_conv", "cudnn_conv"),
@@ -191,7 +192,10 @@ def parser() -> Parser:
     p.add_argument("--model", choices=MODELS, default="sd15", help="architecture; weights are random")
     p.add_argument("--size", type=numbers.pixels, default=512, help="pixels, height and width")
     p.add_argument("--branches", type=numbers.branches, default=[1], metavar="m,…", help="skip branches")
-    p.add_argument("--dtypes", default="float32,bfloat16", metavar="TYPE,…", help=", ".join(DTYPES))
+    p.add_argument(
+        "--dtypes", metavar="TYPE,…",
+        help=f"of {', '.join(DTYPES)} (default: {','.join(OWN_DTYPES)}, without those that the CPU is slow in)",
+    )  # fmt: skip
     p.add_argument("--memory-formats", default="contiguous,channels-last", metavar="FORMAT,…")
     p.add_argument("--repeats", type=numbers.repeats, default=5)
     p.add_argument("--warm-up", type=numbers.warm_up, default=1)
@@ -208,16 +212,17 @@ def run(args: argparse.Namespace) -> None:
     formats = args.memory_formats.split(",")
     if set(formats) - {"contiguous", "channels-last"}:
         raise ValueError(f"unknown --memory-formats {args.memory_formats}; there are contiguous and channels-last")
-    unknown = [name for name in args.dtypes.split(",") if name not in DTYPES]
-    if unknown:
-        raise ValueError(f"unknown --dtypes {', '.join(unknown)}; there are {', '.join(DTYPES)}")
     device = resolve_device(args.device)
+    dtypes = args.dtypes.split(",") if args.dtypes is not None else [d for d in OWN_DTYPES if is_fast(d, device)]
+    if unknown := [name for name in dtypes if name not in DTYPES]:
+        raise ValueError(f"unknown --dtypes {', '.join(unknown)}; there are {', '.join(DTYPES)}")
     check_can_be_written(args.out)
     results = []
     with torch.no_grad():
-        for dtype in args.dtypes.split(","):
+        for dtype in dtypes:
             for memory_format in formats:
-                stock = new_unet(MODELS[args.model], device, DTYPES[dtype], memory_format == "channels-last")
+                channels_last = memory_format == "channels-last"
+                stock = new_unet(MODELS[args.model], device, resolve_dtype(dtype, device), channels_last)
                 wrapped = copy.deepcopy(stock) if args.package else None
                 for branch in args.branches:
                     measured = measure(stock, wrapped, branch, args)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common import numbers
 from common.command_line import Parser, run_cli
-from common.device import DTYPES, resolve_device
+from common.device import resolve_device, resolve_dtype
 from common.environment import versions
 from common.shipped import SHAPES_DDPM
 from image_sets.batches import Batch, digest
@@ -110,7 +110,8 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
         raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is ddim's alone")
 
     # 2. Load.
-    unet = load_unet(settings.checkpoint or SHAPES_DDPM, CONFIGS.get(settings.config), DTYPES[settings.dtype]).eval()
+    dtype = resolve_dtype(settings.dtype, device)
+    unet = load_unet(settings.checkpoint or SHAPES_DDPM, CONFIGS.get(settings.config), dtype).eval()
     CacheRun(settings.cache, unet, len(timesteps), len(timesteps))
     device = device_of_process(device)
     recorded = {

@@ -24,7 +24,7 @@ from accelerate import PartialState
 
 from common import numbers
 from common.command_line import Parser, RunError, run_cli
-from common.device import DTYPES, resolve_device
+from common.device import DTYPES, is_fast, resolve_device
 from common.files import check_can_be_made, write_text
 
 from . import report
@@ -75,7 +75,9 @@ def parser() -> Parser:
         "--repeats", type=numbers.repeats, default=3, help="timed calls of each row, in turn with the baseline"
     )
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
-    p.add_argument("--dtype", choices=DTYPES, help="of the networks (default: as the scale says)")
+    p.add_argument(
+        "--dtype", choices=DTYPES, help="of the networks (default: as the scale says; float32 on a CPU that is slow so)"
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
@@ -88,8 +90,15 @@ def run(args: argparse.Namespace) -> None:
         check_can_be_made(folder)
     needed = [table for name in names for table in FIGURES.get(name, [])] + [name for name in names if name in TABLES]
     plans = _plans(needed, args.rows, options)
+    gpu = args.gpu or (HERE if args.scale == "shapes" else MEASURED_GPU)
+    computes = gpu == HERE if args.dry_run else not args.render
+    if computes and args.dtype is None and (slow := _slow_dtypes(plans, options)):
+        print(f"the scale's {slow[0]} is too slow on this processor; going on with --dtype float32", file=sys.stderr)
+        args.dtype = "float32"
+        options = _options(args)
+        plans = _plans(needed, args.rows, options)
     if args.dry_run:
-        print_costs(list(plans.values()), args.gpu or (HERE if args.scale == "shapes" else MEASURED_GPU), options)
+        print_costs(list(plans.values()), gpu, options)
         return
     if not args.render:
         # 2. What is missing and can be downloaded; then images, all processes together.
@@ -116,6 +125,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _plans(names: list[str], rows: list[int] | None, options: Options) -> dict[str, Plan]:
     return {name: plan(load_table(name), rows, options) for name in dict.fromkeys(names)}
+
+
+def _slow_dtypes(plans: dict[str, Plan], options: Options) -> list[str]:
+    """Dtypes of the rows asked for in which the device is slow."""
+    jobs = [job for planned in plans.values() for job in planned.asked]
+    dtypes = {getattr(job.settings, "dtype", "float32") for job in jobs}
+    return sorted(dtype for dtype in dtypes if not is_fast(dtype, options.device))
 
 
 def _missing(plans: dict[str, Plan]) -> list[str]:

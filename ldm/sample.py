@@ -25,7 +25,7 @@ from torch import Tensor
 
 from common import numbers
 from common.command_line import Parser, run_cli
-from common.device import DTYPES, resolve_device
+from common.device import resolve_device, resolve_dtype
 from common.environment import versions
 from common.shipped import SHAPES_LDM
 from image_sets.batches import Batch, digest
@@ -129,7 +129,7 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
     # 2. Load.
     if quiet:
         disable_progress_bar()
-    pipe = load_pipeline(settings.model or SHAPES_LDM, DTYPES[settings.dtype])
+    pipe = load_pipeline(settings.model or SHAPES_LDM, resolve_dtype(settings.dtype, device))
     if settings.sampler == "plms":
         pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     if settings.sampler in ORDERS:

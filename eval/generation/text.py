@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from common.device import DTYPES
+from common.device import resolve_dtype
 from common.environment import versions
 from common.files import write_text
 from common.shipped import GUIDANCE, SHAPES_SD
@@ -71,8 +71,8 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
     prompts = open_prompts(settings.prompts, quiet=quiet)
     model = settings.model or SHAPES_SD
     pipe = load_pipeline(
-        StableDiffusionPipeline, model, dtype=DTYPES[settings.dtype], scheduler=settings.scheduler, quiet=quiet,
-        variant=settings.variant,
+        StableDiffusionPipeline, model, dtype=resolve_dtype(settings.dtype, device), scheduler=settings.scheduler,
+        quiet=quiet, variant=settings.variant,
         safety_checker=None, requires_safety_checker=False,
     )  # fmt: skip
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
