@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.adams_bashforth import NoiseHistory
+from pipelines.base import timesteps_to_device
 from unets.cache.config import CacheConfig, FeatureExtensions
 from unets.cache.run import CacheRun
 

@@ -3,12 +3,16 @@
 A step that is not full goes by a polynomial through values that earlier steps kept: a retrieve step by features at m,
 which full and refresh steps keep; a refresh step by features at the deeper branch, which full steps keep; a skipped
 step by noises, which all but skipped steps predict. How far a sum Σ w_k F_k with Σ w_k = 1 is off F_j follows from the
-squared distances d² between the F alone (Torgerson 1952):
+squared distances d² between the F alone (Torgerson 1952): with c the weights less 1 at j, Σ c = 0,
 
-    |Σ_k w_k F_k − F_j|² = Σ_k w_k d²_kj − ½ Σ_kl w_k w_l d²_kl
+    |Σ_k c_k F_k|² = − ½ Σ_kl c_k c_l d²_kl
 
-A step's loss is that, times how far its noise moves with the feature, times how far the result moves with its noise
-(`influence`). The values that earlier steps kept are taken to be right.
+So does how far the latents are off at step t by all skipped steps before it: that is Σ_{j ≤ t} I_j Σ_k c_jk ε_k, another
+such sum, I_j being how far they move with the noise at j (`influence`). Errors that cancel, cancel there, as those of a
+parabola mostly do, while those of a line add up. The loss is the root mean square of that over t.
+
+A retrieve or a refresh step is off by its feature's error, times how far its noise moves with that. In what direction
+is not known, so lengths are added; and a step whose noise skipped steps go by counts as often as their weights say.
 """
 
 from __future__ import annotations
@@ -61,7 +65,8 @@ class Losses:
     Attributes:
         distances: (T, T) squared, by the kind of step that goes by them: between features at m, between features at
             the deeper branch, between noises. A kind that is not there is not used.
-        sensitivity: (T,), how far the result moves with each step's value, by kind likewise.
+        sensitivity: (T,), how far each step's noise moves with its feature, by kind likewise but for skipped ones.
+        influence: (T,), how far the result moves with each step's noise.
         cost: of a step of each kind, in MACs.
         forecast: g, of features; 0 copies them.
         positions: the first P ≤ T steps can be full.
@@ -69,10 +74,12 @@ class Losses:
 
     distances: dict[Kind, np.ndarray]
     sensitivity: dict[Kind, np.ndarray]
+    influence: np.ndarray
     cost: dict[Kind, int]
     forecast: float
     positions: int
     _known: dict[tuple[Kind, int, float, tuple[int, ...]], float] = field(default_factory=dict)
+    _weights: dict[tuple[int, float, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -82,28 +89,35 @@ class Losses:
     @property
     def num_calls(self) -> int:
         """T."""
-        return len(next(iter(self.sensitivity.values())))
+        return len(self.influence)
 
     def total(self, schedule: Schedule) -> float:
-        """The sum of all steps' losses."""
+        """The loss of a run with this schedule."""
         features: list[int] = []
         deep: list[int] = []
         noises: list[int] = []
-        loss = 0.0
+        off = np.zeros(self.num_calls)  # how far each step's own noise is off
+        used = np.zeros((self.num_calls, self.num_calls))  # by step, of the noises of all steps in what it hands on
         for j, kind in enumerate(schedule.kinds):
-            match kind:
-                case "retrieve":
-                    loss += self._loss(kind, j, schedule.forecast_order, features)
-                case "refresh":
-                    loss += self._loss(kind, j, schedule.forecast_order, deep)
-                case "skip":
-                    loss += self._loss(kind, j, schedule.skip_order, noises)
+            if kind == "retrieve":
+                off[j] = self._feature_error(kind, j, schedule.forecast_order, features)
+            elif kind == "refresh":
+                off[j] = self._feature_error(kind, j, schedule.forecast_order, deep)
             if kind == "full":
                 deep.append(j)
             if kind in ("full", "refresh"):
                 features.append(j)
-            if kind != "skip":
+            if kind == "skip":
+                near = tuple(noises[-math.ceil(schedule.skip_order) - 1 :])
+                used[j, near] = self._polynomial(j, schedule.skip_order, near)
+            else:
                 noises.append(j)
+                used[j, j] = 1.0
+        loss = float(np.abs(self.influence @ used) @ off)
+        if "skip" in self.distances and len(noises) < self.num_calls:
+            apart = (self.influence[:, None] * (used - np.eye(self.num_calls))).cumsum(axis=0)
+            squares = -((apart @ self.distances["skip"]) * apart).sum(axis=1) / 2
+            loss += math.sqrt(max(float(squares.mean()), 0.0))
         return loss
 
     def macs(self, kinds: Sequence[Kind]) -> int:
@@ -114,13 +128,18 @@ class Losses:
         """By how much that is less than with every step full."""
         return len(kinds) * self.cost["full"] / self.macs(kinds)
 
-    def _loss(self, kind: Kind, j: int, order: float, kept: list[int]) -> float:
+    def _polynomial(self, j: int, order: float, near: tuple[int, ...]) -> np.ndarray:
+        known = (j, order, near)
+        if known not in self._weights:
+            self._weights[known] = np.array(polynomial_weights(near, j, order))
+        return self._weights[known]
+
+    def _feature_error(self, kind: Kind, j: int, order: float, kept: list[int]) -> float:
         near = tuple(kept[-math.ceil(order) - 1 :])
         known = (kind, j, order, near)
         if known not in self._known:
-            g = 1.0 if kind == "skip" else self.forecast
-            weights = g * np.array(polynomial_weights(near, j, order))
-            weights[-1] += 1 - g
+            weights = self.forecast * self._polynomial(j, order, near)
+            weights[-1] += 1 - self.forecast
             squares, at = self.distances[kind], np.array(near)
             square = weights @ squares[at, j] - weights @ squares[np.ix_(at, at)] @ weights / 2
             self._known[known] = math.sqrt(max(float(square), 0.0)) * float(self.sensitivity[kind][j])

@@ -42,9 +42,12 @@ class FeatureCache:
     def __init__(self, full: Collection[int], num_calls: int, forecast: Forecast = 0.0, order: float = 1.0) -> None:
         self._full = frozenset(full)
         weights = extrapolation_weights(forecast, num_calls)
-        self._weights = weights if weights.any() else None  # None copies
+        by_channel = weights if weights.ndim == 2 else weights[:, None]
+        # Numbers of Python, of which nothing is dispatched at a step. Empty copies.
+        self._weights: list[float] = by_channel.mean(dim=1).tolist() if weights.any() else []
+        self._by_channel = weights if weights.ndim == 2 else None
         self._order = order
-        self._most = 1 if self._weights is None else math.ceil(order) + 1
+        self._most = math.ceil(order) + 1 if self._weights else 1
         self._kept: list[tuple[int, Kept]] = []
 
     def get(self, i: int, batch_size: int, conditional_only: bool = False) -> Kept | None:
@@ -71,13 +74,12 @@ class FeatureCache:
         while len(cached[0][0]) != batch_size:
             del positions[0], cached[0]
         last = cached[-1]
-        if self._weights is None or len(cached) == 1 or not (weight := self._weights[i]).any():
+        if not self._weights or len(cached) == 1:
             return last
-        by = polynomial_weights(positions, i, self._order)
-        g = [weight, *[weight.mean()] * (len(last) - 1)]
-        return tuple(
-            _extrapolate(features, by, one) for features, one in zip(zip(*cached, strict=True), g, strict=True)
-        )
+        by, mean = polynomial_weights(positions, i, self._order), self._weights[i]
+        first: float | Tensor = mean if self._by_channel is None else self._by_channel[i]
+        g = [first, *[mean] * (len(last) - 1)]
+        return tuple(_extrapolate(*one) for one in zip(zip(*cached, strict=True), [by] * len(g), g, strict=True))
 
     def put(self, i: int, kept: Kept) -> None:
         """Keeps what the step at position i made."""
@@ -107,15 +109,17 @@ def polynomial_weights(positions: Sequence[int], i: int, order: float) -> list[f
     return weights
 
 
-def _extrapolate(features: Sequence[Tensor], weights: Sequence[float], g: Tensor) -> Tensor:
-    """From the last of the features by g, () or (C,), times the way to their sum with the weights."""
+def _extrapolate(features: Sequence[Tensor], weights: Sequence[float], g: float | Tensor) -> Tensor:
+    """From the last of the features by g, a number or (C,), times the way to their sum with the weights."""
     *earlier, last = features
-    if g.ndim == 0:
+    if isinstance(g, float):
+        if g == 0:
+            return last
         # One operation and one tensor, in 16 bit rounded once.
-        forecast = torch.lerp(last, earlier[-1], g.item() * weights[-2])
+        forecast = torch.lerp(last, earlier[-1], g * weights[-2])
         for feature, weight in zip(earlier[:-1], weights, strict=False):
             if weight:
-                forecast.add_(feature - last, alpha=g.item() * weight)
+                forecast.add_(feature - last, alpha=g * weight)
         return forecast
     if len(g) != last.shape[1]:
         raise ValueError(f"forecast has {len(g)} columns; the kept feature has {last.shape[1]} channels")
