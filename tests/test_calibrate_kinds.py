@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from unets import CacheConfig, fork_of
 from unets.cache.features import FeatureCache
 from unets.cache.run import CacheRun
 
-T = 7
+T = 6
 COST: dict[Any, int] = {"full": 10, "refresh": 5, "retrieve": 2, "skip": 0}
 
 
@@ -38,9 +39,12 @@ def squares(values: torch.Tensor) -> np.ndarray:
 
 
 def losses_of(seed: int, kinds: Any = ("retrieve", "refresh", "skip"), forecast: float = 1.0) -> Losses:
-    values = {kind: walk(3 * seed + k) for k, kind in enumerate(kinds)}
-    factors = {kind: np.abs(np.random.default_rng(seed).normal(size=T)) + 0.1 for kind in kinds}
-    return Losses({k: squares(v) for k, v in values.items()}, factors, COST, forecast, T)
+    values = {kind: walk(3 * seed + k) for k, kind in enumerate(("retrieve", "refresh", "skip"))}
+    chance = np.random.default_rng(seed)
+    factors: dict[Any, np.ndarray] = {kind: np.abs(chance.normal(size=T)) + 0.1 for kind in ("retrieve", "refresh")}
+    influence = np.abs(chance.normal(size=T)) + 0.1
+    squared = {kind: squares(values[kind]) for kind in kinds}
+    return Losses(squared, {k: f for k, f in factors.items() if k in kinds}, influence, COST, forecast, T)
 
 
 schedules = st.builds(
@@ -51,27 +55,43 @@ schedules = st.builds(
 )
 
 
+def handed_on(values: torch.Tensor, keeps: set[int], goes_by: set[int], forecast: float, order: float) -> torch.Tensor:
+    """What a loop with `FeatureCache` has at each step (T, size): its own value where it keeps, else the forecast."""
+    cache, found = FeatureCache(keeps, T, forecast, order), []
+    for i, value in enumerate(values.float().view(T, 1, -1, 1, 1)):
+        cached = cache.get(i, 1)
+        if i in keeps:
+            cache.put(i, (value,))
+        found.append(cached[0] if i in goes_by and cached is not None else value)
+    return torch.stack(found).view(T, -1).double()
+
+
 @given(schedules, st.integers(0, 50), st.sampled_from([0.0, 0.6, 1.0]))
 def test_the_loss_is_what_the_run_itself_would_be_off_by(schedule, seed, forecast):
     values = {kind: walk(3 * seed + k) for k, kind in enumerate(("retrieve", "refresh", "skip"))}
     losses = losses_of(seed, forecast=forecast)
-    full, refresh = set(schedule.steps("full")), set(schedule.steps("refresh"))
-    computed = set(range(T)) - set(schedule.steps("skip"))
-    caches = {
-        "retrieve": FeatureCache(full | refresh, T, forecast, schedule.forecast_order),
-        "refresh": FeatureCache(full, T, forecast, schedule.forecast_order),
-        "skip": FeatureCache(computed, T, 1.0, schedule.skip_order),
-    }
-    total = 0.0
-    for i, kind in enumerate(schedule.kinds):
-        if kind != "full":
-            (found,) = caches[kind].get(i, 1) or ()
-            off = (found.double() - values[kind][i].view(1, -1, 1, 1)).square().mean().sqrt()
-            total += float(off) * losses.sensitivity[kind][i]
-        for name, keeps in (("retrieve", full | refresh), ("refresh", full), ("skip", computed)):
-            if i in keeps:
-                caches[name].put(i, (values[name][i].view(1, -1, 1, 1),))
-    assert losses.total(schedule) == pytest.approx(total, rel=1e-4, abs=1e-6)  # g and its weights are float32 there
+    full, refresh, skip = (set(schedule.steps(kind)) for kind in ("full", "refresh", "skip"))
+    computed = set(range(T)) - skip
+
+    # Skipped steps: how far the latents are off at each step, added as vectors.
+    noises = handed_on(values["skip"], computed, skip, 1.0, schedule.skip_order)
+    influence = torch.from_numpy(losses.influence)[:, None]
+    apart = (influence * (noises - values["skip"])).cumsum(0)
+    expected = apart.square().mean(1).mean().sqrt().item()
+
+    # Retrieve and refresh steps: lengths, as often as their noises are used.
+    counts = np.zeros(T)
+    for k in computed:
+        unit = torch.zeros(T, 1, dtype=torch.float64)
+        unit[k] = 1.0
+        counts[k] = float((influence * handed_on(unit, computed, skip, 1.0, schedule.skip_order)).sum())
+    parts: list[tuple[Any, set[int]]] = [("retrieve", full | refresh), ("refresh", full)]
+    for kind, keeps in parts:
+        goes_by = set(schedule.steps(kind))
+        found = handed_on(values[kind], keeps, goes_by, forecast, schedule.forecast_order)
+        off = (found - values[kind]).square().mean(1).sqrt().numpy() * losses.sensitivity[kind]
+        expected += float(np.abs(counts) @ off)
+    assert losses.total(schedule) == pytest.approx(expected, rel=1e-3, abs=1e-5)  # the run's own are float32
 
 
 @given(schedules)
@@ -88,7 +108,7 @@ def test_its_configuration_is_run_as_it_says(schedule):
 UNET = fork_of(stock_unet())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("budget", [1.5, 2.5])
 def test_the_search_finds_the_best_of_all(seed, budget):
     losses = losses_of(seed)
@@ -100,9 +120,9 @@ def test_the_search_finds_the_best_of_all(seed, budget):
         for b in (1.0, 1.5, 2.0, 2.5)
     )
     least = min(map(losses.total, every))
-    found = best_schedule(losses, budget, moves=30_000)
+    found = best_schedule(losses, budget, moves=5000)
     assert losses.speed_up(found.kinds) >= budget
-    assert losses.total(found) <= 1.02 * least  # it is not exact, and within this in all twelve cases
+    assert losses.total(found) <= 1.02 * least  # it is not exact, and within this in all six cases
 
 
 @pytest.mark.parametrize("kinds", [("retrieve",), ("skip",), ("retrieve", "skip"), ("retrieve", "refresh")])
@@ -115,13 +135,13 @@ def test_it_keeps_to_the_kinds_there_are_and_is_no_worse_than_uniform(kinds):
 
 
 def test_what_is_out_of_reach_is_named():
-    with pytest.raises(RunError, match=r"--budget 4x is out of reach: one full step alone comes to 3.18x"):
+    with pytest.raises(RunError, match=r"--budget 4x is out of reach: one full step alone comes to 3.00x"):
         best_schedule(losses_of(0, ("retrieve",)), 4)
 
 
 def test_calls_beyond_the_schedule_are_never_full():
     losses = losses_of(2)
-    fewer = Losses(losses.distances, losses.sensitivity, COST, 1.0, T - 2)
+    fewer = replace(losses, positions=T - 2)
     assert "full" not in best_schedule(fewer, 1.2, moves=3000).kinds[T - 2 :]
 
 

@@ -7,9 +7,9 @@ squared distances d² between the F alone (Torgerson 1952): with c the weights l
 
     |Σ_k c_k F_k|² = − ½ Σ_kl c_k c_l d²_kl
 
-So does how far the latents are off at step t by all skipped steps before it: that is Σ_{j ≤ t} I_j Σ_k c_jk ε_k, another
-such sum, I_j being how far they move with the noise at j (`influence`). Errors that cancel, cancel there, as those of a
-parabola mostly do, while those of a line add up. The loss is the root mean square of that over t.
+So does how far the latents are off at step t by all skipped steps before it: that is Σ_{j ≤ t} I_j Σ_k c_jk ε_k,
+another such sum, I_j being how far they move with the noise at j (`influence`). Errors that cancel, cancel there, as
+those of a parabola mostly do, while those of a line add up. The loss is the root mean square of that over t.
 
 A retrieve or a refresh step is off by its feature's error, times how far its noise moves with that. In what direction
 is not known, so lengths are added; and a step whose noise skipped steps go by counts as often as their weights say.

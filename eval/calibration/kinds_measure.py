@@ -39,7 +39,7 @@ class Pair:
 
 @torch.no_grad()
 def feature_losses(maker: ImageMaker, indices: range, baseline: Baseline, branch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances (T, T) between a branch's features, and how far the result moves with each step's (T,).
+    """Squared distances (T, T) between a branch's features, and how far each step's noise moves with its own (T,).
 
     Raises:
         RunError: the U-Net's output holds values that are not finite.
@@ -54,12 +54,12 @@ def feature_losses(maker: ImageMaker, indices: range, baseline: Baseline, branch
         distances += size * squared_distances(features) / len(indices)
     if not (np.isfinite(noise).all() and np.isfinite(distances).all()):
         raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
-    return distances, np.sqrt(sensitivity(noise, distances)) * baseline.influence
+    return distances, np.sqrt(sensitivity(noise, distances))
 
 
 @torch.no_grad()
-def noise_losses(maker: ImageMaker, indices: range, baseline: Baseline) -> tuple[np.ndarray, np.ndarray]:
-    """The same of the guided noise itself, which a skipped step goes by."""
+def noise_distances(maker: ImageMaker, indices: range, baseline: Baseline) -> np.ndarray:
+    """Squared distances (T, T) between the guided noises, which skipped steps go by."""
     distances = np.zeros((len(baseline.calls), len(baseline.calls)))
     for batch in maker.batches(indices, "noises"):
         size, noises = len(batch.indices), list[Tensor]()
@@ -70,7 +70,7 @@ def noise_losses(maker: ImageMaker, indices: range, baseline: Baseline) -> tuple
         with observed_calls(maker.run.unet, 0, note):
             maker.run.make(batch)
         distances += size * squared_distances(noises) / len(indices)
-    return distances, baseline.influence
+    return distances
 
 
 def all_pairs(
@@ -92,21 +92,20 @@ def all_pairs(
         branch: feature_losses(maker, indices, baseline, branch)
         for branch in dict.fromkeys([*branches, *refresh_branches])
     }
-    noises = noise_losses(maker, indices, baseline) if skip else None
+    noises = noise_distances(maker, indices, baseline) if skip else None
     pairs = []
     for branch in branches:
         deeper_ones: list[int | None] = [one for one in refresh_branches if one > branch]
         for deeper in deeper_ones or [None]:
-            parts: dict[Kind, tuple[np.ndarray, np.ndarray]] = {"retrieve": measured[branch]}
+            distances: dict[Kind, np.ndarray] = {"retrieve": measured[branch][0]}
+            moves: dict[Kind, np.ndarray] = {"retrieve": measured[branch][1]}
             cost: dict[Kind, int] = {"full": macs[branch].full, "retrieve": macs[branch].retrieve, "skip": 0}
             if deeper is not None:
-                parts["refresh"], cost["refresh"] = measured[deeper], macs[deeper].retrieve
+                distances["refresh"], moves["refresh"] = measured[deeper]
+                cost["refresh"] = macs[deeper].retrieve
             if noises is not None:
-                parts["skip"] = noises
-            losses = Losses(
-                {kind: part[0] for kind, part in parts.items()}, {kind: part[1] for kind, part in parts.items()},
-                cost, forecast, baseline.positions,
-            )  # fmt: skip
+                distances["skip"] = noises
+            losses = Losses(distances, moves, baseline.influence, cost, forecast, baseline.positions)
             pairs.append(Pair(branch, deeper, losses))
     return pairs
 
