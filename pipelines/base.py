@@ -202,3 +202,13 @@ def timesteps_to_device(timesteps: Tensor, device: torch.device | str) -> Tensor
     The scheduler's own stay on the host, where it looks them up; for the same reason.
     """
     return timesteps.to(device, torch.float32 if timesteps.is_floating_point() else timesteps.dtype)  # MPS has no 64
+
+
+def noised(scheduler: Any, image: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """`scheduler.add_noise` at timestep t (1,), whose two factors are taken on the host.
+
+    diffusers copies its whole table and the timestep to the device for them, and some schedulers look the timestep up
+    there: each makes the loop wait.
+    """
+    one, zero = torch.ones(1, dtype=image.dtype), torch.zeros(1, dtype=image.dtype)
+    return scheduler.add_noise(one, zero, t)[0] * image + scheduler.add_noise(zero, one, t)[0] * noise

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unets.cache.config import CacheConfig, Extensions
 
-from .base import batch_size_of, call_back, timesteps_to_device
+from .base import batch_size_of, call_back, noised, timesteps_to_device
 from .base_xl import CachedXLPipeline
 from .pictures import masks, rgb
 
@@ -211,7 +211,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
                 if not sees_mask:
                     outside = image_latents[0]
                     if i < len(timesteps) - 1:
-                        outside = self.scheduler.add_noise(outside, start_noise, timesteps[i + 1 : i + 2])
+                        outside = noised(self.scheduler, outside, start_noise, timesteps[i + 1 : i + 2])
                     inside = mask[: len(latents)]  # (B, 1, H/8, W/8)
                     latents = (1 - inside) * outside + inside * latents
 

@@ -25,10 +25,11 @@ from unets.cache.run import CacheRun
 # By kind of step: the U-Net; the cache, on the device, and on the host, where arithmetic with single numbers is an
 # operation as well; and the loop, which joins the halves of guidance and takes them apart.
 STEPS = {  # U-Net, cache (device, host), loop
-    "full": (725, (1, 0), 4),
-    "refresh": (414, (4, 5), 4),
-    "retrieve": (58, (8, 10), 3),
-    "retrieve, attention reused": (32, (11, 12), 3),
+    "full": (725, (2, 0), 4),
+    "refresh": (414, (3, 0), 4),
+    "retrieve": (58, (4, 0), 3),
+    "retrieve, attention reused": (32, (5, 0), 3),
+    "skip": (0, (1, 0), 4),
 }
 SAMPLERS = {  # (device, host), in every kind of step
     "plms": (12, 16),
@@ -99,7 +100,7 @@ def counts(sampler: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> di
         with count:
             pipe(
                 prompt_embeds=text, negative_prompt_embeds=text, latents=noise, num_inference_steps=10,
-                output_type="latent", callback_on_step_end=step_ended, **SETTINGS, **settings,
+                output_type="latent", callback_on_step_end=step_ended, **(SETTINGS | settings),
             )  # fmt: skip
     found: dict[str, Counter[tuple[str, str]]] = {kind: Counter() for kind in KINDS.values()}
     for i, kind in KINDS.items():
@@ -125,3 +126,12 @@ def test_a_step_dispatches_no_more_than_this(sampler, monkeypatch):
 def test_a_step_that_reuses_attention_dispatches_no_more_than_this(monkeypatch):
     found = counts("plms", monkeypatch, reuse_attention=True)
     check("retrieve, attention reused", found["retrieve"], "plms")
+
+
+def test_a_skipped_step_dispatches_no_more_than_this(monkeypatch):
+    skipping = {"refresh_interval": None, "refresh_branch_id": None, "skip_interval": 4}
+    found = counts("plms", monkeypatch, **skipping)
+    check("full", found["full"], "plms")
+    for kind in ("retrieve", "refresh"):  # what they would be otherwise
+        check("skip", found[kind], "plms")
+        assert found[kind]["unet", "device"] == 0
