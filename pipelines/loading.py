@@ -15,6 +15,7 @@ from common.command_line import is_out_of_memory
 from unets.compiled import compile_forward
 
 from .directory import check_pipeline, variant_of
+from .fused_steps import can_be_fused, fuse_steps, weighted_sum
 from .single_file import SUFFIXES, load_single_file
 
 MIRRORS = {  # taken off the hub in 2024, and where the same files are now
@@ -141,6 +142,9 @@ def place_pipeline(pipe: Any, device: torch.device, *, channels_last: bool, comp
     if compiled:
         options = {"mode": "reduce-overhead"} if device.type == "cuda" and not cpu_offload else {}  # CUDA graphs
         compile_forward(pipe.unet, **options)
+        if can_be_fused(pipe.scheduler):
+            # Without CUDA graphs, which would overwrite the latents that later steps go by.
+            fuse_steps(pipe.scheduler, torch.compile(weighted_sum, fullgraph=True))
     if cpu_offload:
         pipe.enable_model_cpu_offload(device=device)
     else:
