@@ -102,17 +102,21 @@ def _with_fused_steps(cls: Any, add: Callable[[Tensor, Sequence[Tensor]], Tensor
         return Stepped(sample) if kwargs.get("return_dict", True) else (sample,)
 
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    own = {"set_timesteps": set_timesteps, "step": step, "_run": None, "_own_class": cls}
+    own = {"set_timesteps": set_timesteps, "step": step, "_own_class": cls, "_run": None, "_weights": {}}
     return type(cls.__name__, (cls,), {**names, **own})
 
 
 class FusedRun:
     """The weights of one run, and the latents and noises that they are of."""
 
+    _ago: list[list[int]]
+
     def __init__(self, scheduler: Any, timestep: float, device: torch.device) -> None:
         self._stock = copy.copy(scheduler)
         self._stock.__class__ = scheduler._own_class
+        self._stock._weights = None
         self._stock = copy.deepcopy(self._stock)  # as it is before the first step
+        self._known = scheduler._weights
         self._times = scheduler.timesteps.cpu()
         self._device = device
         self.position = 0
@@ -120,8 +124,11 @@ class FusedRun:
         self._begin(int((self._times == timestep).nonzero()[0]))  # of an image, in the middle
 
     def _begin(self, first: int) -> None:
-        weights, *self._ago = step_weights(self._stock, self._times[first:])
-        self._first, self._weights = first, weights.to(self._device)
+        run = (repr(self._stock.config), str(self._device), *self._times[first:].tolist())
+        if run not in self._known:
+            weights, *ago = step_weights(self._stock, self._times[first:])
+            self._known[run] = weights.to(self._device), ago
+        self._first, (self._weights, self._ago) = first, self._known[run]
 
     def next(self, noise: Tensor, timestep: float | None, sample: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The next step's weights (K,), and what they are of. The timestep is looked at in the second step alone."""
