@@ -150,6 +150,13 @@ def test_retrieve_and_refresh_steps_are_gone_by_as_well(unet):
     assert all(torch.equal(noise, noises[i]) for i, noise in enumerate(handed))  # of 1 and 2, and of 2 and 4
 
 
+def test_where_nothing_retrieves_no_feature_is_kept(unet):
+    for skip, branch in ((4, None), (9, None), (1, 1), (2, 1)):
+        cache = CacheRun(CacheConfig(4, 1, skip_interval=skip), unet, 9, 9)
+        retrieves = cache.full_steps | cache.skipped_steps != set(range(9))
+        assert cache.plan(0, 2).branch == branch and retrieves == (branch is not None)
+
+
 def test_with_guidance_both_halves_are_carried_on(unet):
     cache = CacheRun(CacheConfig(2, 1, skip_interval=2, reuse_guidance=True), unet, 8, 8)
     for i in range(8):

@@ -126,6 +126,8 @@ class CacheRun:
             if order > 1:
                 raise ValueError("skip_interval and skip_steps need a sampler that calls the U-Net once a step")
             self.skipped_steps = _steps_of("skip", config, self.full_steps, num_calls) - self.refreshed_steps
+            if len(self.full_steps | self.skipped_steps) == num_calls:
+                self._branch = None  # nothing retrieves, so nothing is kept
         self._noises = FeatureCache(
             frozenset(range(num_calls)) - self.skipped_steps,
             num_calls,
