@@ -70,11 +70,10 @@ def raises(error: BaseException) -> Callable[[], Finding]:
     return find
 
 
-@pytest.mark.parametrize("parts", [OF_EACH_KIND, pytest.param(("",), marks=pytest.mark.slow)], ids=["some", "all"])
-def test_the_checks_run_on_small_models(command, monkeypatch, parts):
+def test_the_checks_run_on_small_models(command, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
     monkeypatch.setattr(speed, "macs_of", lambda *_: (200, 100))
-    status, rows, printed = command("--only", *parts)
+    status, rows, printed = command("--only", *OF_EACH_KIND)
     assert {row["state"] for row in rows.values()} == {OK, NEEDS_CUDA}, rows
     assert status == 0
     assert [name for name, row in rows.items() if row["state"] == NEEDS_CUDA] == [
@@ -85,6 +84,15 @@ def test_the_checks_run_on_small_models(command, monkeypatch, parts):
     assert {"baseline", "plain N = 5", "safe", "balanced", "fast", "package N = 5"} <= loops.keys()
     assert loops["plain N = 5"]["share_of_bound"] == loops["plain N = 5"]["speed_up"] / loops["plain N = 5"]["bound"]
     assert "written" in printed.out
+
+
+@pytest.mark.slow
+def test_steps_of_the_other_models_and_decoders_run_too(command, monkeypatch):
+    monkeypatch.setattr(speed, "macs_of", lambda *_: (200, 100))
+    models = [f"steps, {name}, float32, batch 1" for name in ("sd21", "sdxl", "svd-xt", "ldm4")]
+    status, rows, _ = command("--only", *models, "decode")
+    assert status == 0 and {row["state"] for row in rows.values()} == {OK}, rows
+    assert {*models, "decode, sdxl, float32", "decode, svd-xt, float32"} <= rows.keys()
 
 
 def test_the_bound_is_of_all_calls_of_the_unet():
