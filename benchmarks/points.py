@@ -36,8 +36,8 @@ RECOMMENDED = {  # the README's, on the shipped text-to-image model: N, refresh_
     "balanced": (12, 4, 5),
     "fast": (15, 5, 5),
 }
-CHEAP = {"reuse_attention": True, "reuse_guidance": True}
-EARLY_DENSE = {  # full and refresh steps gathered at the beginning
+CHEAP: dict[str, Any] = {"reuse_attention": True, "reuse_guidance": True}
+EARLY_DENSE: dict[str, Any] = {  # full and refresh steps gathered at the beginning
     "cache_steps": [0, 2, 7, 18, 32], "refresh_steps": [4, 10, 14, 22, 27, 37, 42, 47], "cache_branch_id": 0,
     "refresh_branch_id": 5, "forecast": 1.0, "forecast_order": 2, **CHEAP,
 }  # fmt: skip

@@ -98,7 +98,7 @@ def of_noise(name, kind, offset, made):
 @pytest.fixture
 def made(monkeypatch):
     """What is made in a run over a baseline, a point and a fine solution, of pictures of 32 pixels."""
-    made = []
+    made: list[tuple[str, list[int]]] = []
     points = [("base", "baseline", 0.0), ("half", "fewer steps", 0.2), ("exact", "fine", 0.02)]
 
     def noise_points():
