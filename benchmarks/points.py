@@ -62,7 +62,12 @@ class Point(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A shipped model's points: the first is the baseline, the last, of the kind "fine", solves the ODE finely."""
+    """A shipped model's points: the first is the baseline, the last, of the kind "fine", solves the ODE finely.
+
+    With twice the steps, 8 pictures of the fine solution move by this much (median PSNR): text (200 steps) 61.1 dB,
+    DDPM (250) 65.6 dB. LDM's run begins a little later with fewer steps, and its first stage takes each place's nearest
+    code: there 250 and 500 steps are 49.7 dB apart, so that distances above about 45 dB to it say little.
+    """
 
     stands_for: str  # whose pictures are drawn anew as FID's reference
     points: Callable[[], list[Point]]
@@ -236,7 +241,7 @@ def ldm_points() -> list[Point]:
         cache = {"cache_interval": n, "cache_branch_id": 0, "forecast": 1.0}
         name = f"{label}, {steps} steps, forecast N={n}, m=0"
         points.append(point(name, "fewer steps, cached", steps, sampler, **cache))
-    return [*points, point("ab3, 200 steps", "fine", 200, "ab3")]
+    return [*points, point("ab3, 500 steps", "fine", 500, "ab3")]
 
 
 MODELS: dict[str, Model] = {
