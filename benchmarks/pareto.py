@@ -1,18 +1,18 @@
-"""Quality against time on the shipped models: the paper's cache, what goes beyond it, fewer steps, other packages.
+"""Quality against time on the shipped models: the paper's cache, what goes beyond it, fewer steps, methods of others.
 
 python -m benchmarks.pareto --count 500
-python -m benchmarks.pareto --models text --count 64 --points "plain N=5, m=1" "forecast N=5, m=1"
+python -m benchmarks.pareto --models text --count 64 --points "plain N=5, m=1" "forecast N=5, m=0"
 
 Quality is the distance of each picture to the baseline's from the same noise (mean squared error, PSNR, SSIM, cosine
-distance of the CLIP scorer's features), agreement with the prompt (its CLIP Score) and FID to fresh renders. Time is
-the U-Net's and the whole call's, all points in turn in one process. Pictures are kept in --work, and a larger --count
-adds to them; results are a table, a CSV file and a plot for each model in --out.
+distance of the CLIP scorer's features), agreement with the prompt (its CLIP Score) and FID to fresh renders. The
+baseline is not exact itself: a second distance, over --fine-count pictures, is to a fine solution of the same equation
+from the same noise. Time is the U-Net's and the whole call's, all points in turn in one process. Pictures are kept in
+--work, and a larger --count adds to them; results are a table, a CSV file and a plot for each model in --out.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import re
 import statistics
@@ -30,9 +30,7 @@ from tqdm import tqdm
 
 from common import numbers
 from common.command_line import Parser, run_cli
-from common.environment import versions
 from common.files import atomic_write, check_can_be_made, write_text
-from common.plotting import pyplot, save_figure
 from common.reading import read_json
 from common.timing import alternate, pairwise, time_call
 from eval import clip_score, fid
@@ -40,22 +38,15 @@ from eval.generation.prompts import shapes_caption
 from eval.metrics.distances import psnr
 from eval.metrics.features import ShapesFeatures
 from eval.metrics.fid import make_reference
+from eval.metrics.intervals import median_interval
 from image_sets.batches import Batch, to_uint8
 from image_sets.reading import image_batches
 from shapes.draw import draw
 
+from .pareto_output import document, plot, write_csv
 from .points import MODELS, Point
 
 SEED = 3
-COLUMNS = {
-    "unet_speed_up": "U-Net", "speed_up": "whole call", "mse": "MSE × 10⁴", "psnr": "PSNR (dB)", "ssim": "SSIM",
-    "features": "feature distance", "clip_score": "CLIP Score", "fid": "FID",
-}  # fmt: skip
-KINDS = {
-    "baseline": "black", "plain": "#4c78a8", "forecast": "#e45756", "forecast, guidance reused": "#f58518",
-    "two depths": "#7b3294", "two depths, guidance reused": "#d02090", "fewer steps": "#888888",
-    "fewer steps, cached": "#54a24b", "calibrated": "#17becf", "other packages": "#b279a2",
-}  # fmt: skip
 
 
 def pictures(point: Point, file: Path, count: int, batch_size: int, quiet: bool) -> np.ndarray:
@@ -78,10 +69,25 @@ def pictures(point: Point, file: Path, count: int, batch_size: int, quiet: bool)
     return images
 
 
+def errors(ours: np.ndarray, others: np.ndarray, suffix: str = "") -> dict[str, float]:
+    """Mean squared error × 10⁴, median PSNR and its 95 % interval, of uint8 pictures (N, H, W, 3) to others.
+
+    `suffix` is added to the names mse and psnr.
+    """
+    each = psnr(ours, others)
+    low, high = median_interval(each)
+    squared = ((ours.astype(np.float64) - others) / 255) ** 2
+    psnr_name = f"psnr{suffix}"
+    return {
+        f"mse{suffix}": 1e4 * float(squared.mean()),
+        psnr_name: float(np.median(each)),
+        f"{psnr_name}_low": low,
+        f"{psnr_name}_high": high,
+    }
+
+
 def distances(ours: np.ndarray, baseline: np.ndarray, extractor: ShapesFeatures) -> dict[str, float]:
     """Of each picture to its own of the baseline, from the same noise."""
-    squared = ((ours.astype(np.float64) - baseline) / 255) ** 2
-    each = squared.mean((1, 2, 3))
     x, y = (torch.from_numpy(a).permute(0, 3, 1, 2).double() for a in (ours, baseline))
     ssim = structural_similarity_index_measure(x, y, data_range=255.0, reduction="none")
     features = [
@@ -90,8 +96,7 @@ def distances(ours: np.ndarray, baseline: np.ndarray, extractor: ShapesFeatures)
     a, b = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in features)
     assert isinstance(ssim, Tensor)
     return {
-        "mse": 1e4 * float(each.mean()),
-        "psnr": float(np.median(psnr(ours, baseline))),
+        **errors(ours, baseline),
         "ssim": float(ssim.median()),
         "features": float((1 - (a * b).sum(1)).mean()),
     }
@@ -103,29 +108,37 @@ def named(point: Point) -> str:
 
 
 def quality(
-    model: str, points: list[Point], count: int, batch_size: int, work: Path, quiet: bool
+    model: str, points: list[Point], count: int, fine_count: int, batch_size: int, work: Path, quiet: bool
 ) -> list[dict[str, Any]]:
-    """What was measured of each point's pictures: from its file, if it is there."""
-    stands_for = MODELS[model][0]
+    """What was measured of each point's pictures, but for the fine solution's: from its file, if it is there.
+
+    Args:
+        points: the baseline first, the fine solution last.
+    """
+    stands_for, _, layouts = MODELS[model]
     reference, extractor = work / f"reference-{stands_for}.npz", ShapesFeatures()
     if not reference.is_file():
         drawn = work / f"drawn-{stands_for}.npz"
         draw(stands_for, 2000, drawn, quiet)
         make_reference(drawn, reference, extractor, quiet=True)
     rows: list[dict[str, Any]] = []
-    baseline: np.ndarray | None = None
+    baseline, *_, fine = points
 
-    def images_of(point: Point) -> np.ndarray:
+    def images_of(point: Point, number: int) -> np.ndarray:
         file = work / model / (named(point) + ".npz")
-        return pictures(point, file, count, batch_size, quiet)
+        return pictures(point, file, number, batch_size, quiet)
 
-    for point in tqdm(points, desc=f"{model}, quality", disable=quiet):
-        summary = work / model / f"{named(point)}-{count}.json"
+    for point in tqdm(points[:-1], desc=f"{model}, quality", disable=quiet):
+        summary = work / model / f"{named(point)}-{count}-{fine_count}.json"
         if not summary.is_file():
-            if baseline is None:
-                baseline = images_of(points[0])
-            images = images_of(point)
-            row = {} if point is points[0] else distances(images, baseline, extractor)
+            images = images_of(point, count)
+            row: dict[str, float] = {}
+            for column, layout in layouts.items():
+                if point.run is not None and baseline.run is not None:
+                    row[column] = layout.macs(*baseline.run) / layout.macs(*point.run)
+            if point is not baseline:
+                row |= distances(images, images_of(baseline, count), extractor)
+            row |= errors(images[:fine_count], images_of(fine, fine_count), "_fine")
             row["fid"] = fid.compute(images, reference, variant="shapes", extractor=extractor, quiet=True)["fid"]
             if model == "text":
                 captions = [shapes_caption(k) for k in range(count)]
@@ -161,47 +174,6 @@ def times(model: str, points: list[Point], batch_size: int, repeats: int, quiet:
     return rows
 
 
-def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """PSNR to the baseline against the speed-up of the whole call."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
-    for kind, colour in KINDS.items():
-        points = sorted((r["speed_up"], r["psnr"]) for r in rows if r["kind"] == kind and "psnr" in r)
-        if points:
-            axes.plot(*zip(*points, strict=True), "o", color=colour, label=kind, ms=4)
-    axes.set(title=title, xlabel="speed-up of the whole call", ylabel="PSNR to the baseline (dB)")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, path, dpi=120)
-
-
-def document(model: str, rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    """Table and setting as Markdown."""
-    shown = [c for c in COLUMNS if any(c in row for row in rows)]
-    lines = ["| | " + " | ".join(COLUMNS[c] for c in shown) + " |", "|:--|" + "--:|" * len(shown)]
-    decimals = {
-        "unet_speed_up": 2,
-        "speed_up": 2,
-        "mse": 2,
-        "psnr": 1,
-        "ssim": 4,
-        "features": 4,
-        "clip_score": 2,
-        "fid": 1,
-    }
-    for row in rows:
-        cells = [f"{row[c]:.{decimals[c]}f}" if c in row else "–" for c in shown]
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
-    machine = versions(torch.device("cpu"))
-    about = (
-        f"{args.count} pictures a point; speed-ups are medians of {args.repeats} rounds of batches of "
-        f"{args.time_batch}, all points in turn in one process, {machine['threads']} threads, "
-        f"torch {machine['torch']}. "
-        "Distances are to the first row's pictures from the same noise; MSE is the mean, PSNR and SSIM the median."
-    )
-    return "\n\n".join([f"# Quality against time: {MODELS[model][1].__doc__}", "\n".join(lines), about]) + "\n"
-
-
 def parser() -> Parser:
     p = Parser(prog="python -m benchmarks.pareto", description=__doc__)
     p.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
@@ -212,6 +184,10 @@ def parser() -> Parser:
         help="these alone, with the baseline, by their names in the table (default: all)",
     )
     p.add_argument("--count", type=numbers.whole(2, numbers.MOST_IMAGES), default=500, help="pictures of each point")
+    p.add_argument(
+        "--fine-count", type=numbers.whole(2, numbers.MOST_IMAGES), metavar="COUNT",
+        help="how many of them are compared with the fine solution too (default: 100, or --count if that is less)",
+    )  # fmt: skip
     p.add_argument("--batch-size", type=numbers.batch, default=32)
     p.add_argument("--time-batch", type=numbers.batch, default=8, help="pictures of a timed call")
     p.add_argument("--repeats", type=numbers.repeats, default=3, help="timed rounds")
@@ -225,28 +201,31 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.fine_count is None:
+        args.fine_count = min(args.count, 100)
+    if args.fine_count > args.count:
+        raise ValueError(f"--fine-count is {args.fine_count}; it must be at most --count, {args.count}")
     check_can_be_made(args.out)
-    points_of = {model: MODELS[model][1]() for model in args.models}
+    points_of = {model: MODELS[model].points() for model in args.models}
     if unknown := set(args.points or ()) - {point.name for points in points_of.values() for point in points}:
         raise ValueError(f"--points {min(unknown)!r} is not among those of {', '.join(points_of)}; see results/pareto")
-    for model, points in points_of.items():
+    for model, (baseline, *points, fine) in points_of.items():
         if args.points is not None:
-            points = [points[0], *(p for p in points[1:] if p.name in args.points)]
-        rows = quality(model, points, args.count, args.batch_size, args.work, args.quiet)
+            points = [p for p in points if p.name in args.points]
+        rows = quality(
+            model, [baseline, *points, fine], args.count, args.fine_count, args.batch_size, args.work, args.quiet
+        )
         if args.quality_only:
             continue
-        for row, timed in zip(rows, times(model, points, args.time_batch, args.repeats, args.quiet), strict=True):
+        timed_points = [baseline, *points]
+        for row, timed in zip(rows, times(model, timed_points, args.time_batch, args.repeats, args.quiet), strict=True):
             row.update(timed)
-        write_text(args.out / f"{model}.md", document(model, rows, args))
-        with (
-            atomic_write(args.out / f"{model}.csv") as tmp_path,
-            tmp_path.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, ["name", "kind", "seconds", *COLUMNS], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        plot(rows, str(MODELS[model][1].__doc__), args.out / f"{model}.png")
-        print(document(model, rows, args))
+        title = str(MODELS[model].points.__doc__)
+        text = document(title, rows, fine.name, args)
+        write_text(args.out / f"{model}.md", text)
+        write_csv(rows, args.out / f"{model}.csv")
+        plot(rows, title, args.out / f"{model}.png")
+        print(text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from common.shipped import GUIDANCE, SHAPES_DDPM, SHAPES_LDM, SHAPES_SD
@@ -21,22 +22,33 @@ from eval.generation.text import make_images
 from image_sets.batches import Batch
 from ldm.checkpoint import load_pipeline as load_ldm
 from pipelines import StableDiffusionPipeline
+from pipelines.adams_bashforth import ORDERS, AdamsBashforthScheduler
 from pipelines.cache_options import read_calibration
 from pipelines.competitors import package_enabled, stock_pipeline, tokens_merged
 from pipelines.loading import load_pipeline, new_scheduler
+from unets.cache.config import CacheConfig
 
-DEPTHS = (
-    (4, 2, 3),
-    (6, 3, 3),
-    (8, 4, 3),
-    (8, 4, 5),
-    (9, 3, 5),
-    (10, 5, 3),
-    (12, 4, 3),
-    (12, 4, 5),
-    (15, 5, 3),
-    (15, 5, 5),
-)  # N, refresh_interval, branch
+from .operations import Layout
+from .published import AlignYourStepsScheduler, PFDiffScheduler, easycache, pfdiff_sample, tgate
+
+RECOMMENDED = {  # the README's, on the shipped text-to-image model: N, refresh_interval, branch
+    "safe": (6, 3, 3),
+    "balanced": (12, 4, 5),
+    "fast": (15, 5, 5),
+}
+CHEAP: dict[str, Any] = {"reuse_attention": True, "reuse_guidance": True}
+EARLY_DENSE: dict[str, Any] = {  # full and refresh steps gathered at the beginning
+    "cache_steps": [0, 2, 7, 18, 32], "refresh_steps": [4, 10, 14, 22, 27, 37, 42, 47], "cache_branch_id": 0,
+    "refresh_branch_id": 5, "forecast": 1.0, "forecast_order": 2, **CHEAP,
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """What the U-Net is called for in one run of our own loops."""
+
+    cache: CacheConfig
+    num_calls: int
+    num_steps: int
 
 
 class Point(NamedTuple):
@@ -46,77 +58,96 @@ class Point(NamedTuple):
     kind: str
     unet: Any
     make: Callable[[Batch], Tensor]  # (B, 3, H, W) in [−1, 1]
+    run: Run | None = None  # of our own loops alone; None of other methods
+
+
+class Model(NamedTuple):
+    """A shipped model's points: the first is the baseline, the last, of the kind "fine", solves the ODE finely.
+
+    With twice the steps, 8 pictures of the fine solution move by this much (median PSNR): text (200 steps) 61.1 dB,
+    DDPM (250) 65.6 dB. LDM's run begins a little later with fewer steps, and its first stage takes each place's nearest
+    code: there 250 and 500 steps are 49.7 dB apart, so that distances above about 45 dB to it say little.
+    """
+
+    stands_for: str  # whose pictures are drawn anew as FID's reference
+    points: Callable[[], list[Point]]
+    layouts: Mapping[str, Layout]  # by the column that their operations are shown in
 
 
 def text_points() -> list[Point]:
     """Text to image, 50 steps of PLMS, guidance scale 2.5."""
     pipe = load_pipeline(StableDiffusionPipeline, SHAPES_SD, dtype=torch.float32, scheduler="plms", quiet=True)
     stock = stock_pipeline(pipe)
+    config = pipe.scheduler.config
+    dpm = new_scheduler("dpm++", config).config
     pipes: dict[str, Any] = {"plms": pipe}
-    for name in ("ddim", "dpm++", "unipc"):
+    for name, scheduler in {
+        **{name: new_scheduler(name, config) for name in ("ddim", "dpm++", "unipc")},
+        "fine": DPMSolverMultistepScheduler.from_config(dpm, solver_order=3),
+        "ays": AlignYourStepsScheduler.from_config(dpm),
+        "pfdiff": PFDiffScheduler.from_config(config),
+    }.items():
         pipes[name] = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
-        pipes[name].scheduler = new_scheduler(name, pipe.scheduler.config)
+        pipes[name].scheduler = scheduler
     for one in (*pipes.values(), stock):
         one.set_progress_bar_config(disable=True)
 
-    def make(batch: Batch, on: Any = pipe, steps: int = 50, around: Any = nullcontext, **cache: Any) -> Tensor:
+    def make(batch: Batch, on: Any, steps: int, around: Any = nullcontext, **cache: Any) -> Tensor:
         with around():
             return make_images(
                 on, [shapes_caption(k) for k in batch.indices], batch.generators, num_inference_steps=steps,
                 guidance_scale=GUIDANCE[True], **cache,
             )  # fmt: skip
 
-    def point(name: str, kind: str, **settings: Any) -> Point:
-        on = settings.get("on", pipe)
-        return Point(name, kind, on.unet, partial(make, **settings))
+    def point(name: str, kind: str, scheduler: str = "plms", steps: int = 50, **cache: Any) -> Point:
+        calls = steps + (scheduler == "plms")  # which calls the U-Net once more
+        on = pipes[scheduler]
+        run = Run(CacheConfig(**cache), calls, steps) if scheduler not in ("ays", "pfdiff") else None
+        return Point(name, kind, on.unet, partial(make, on=on, steps=steps, **cache), run)
+
+    def other(name: str, kind: str, around: Any, on: Any = pipe) -> Point:
+        return Point(name, kind, on.unet, partial(make, on=on, steps=50, around=around))
 
     points = [point("PLMS, 50 steps", "baseline")]
-    for n in (2, 3, 5, 10, 15, 20):
-        points.append(point(f"plain N={n}, m=1", "plain", cache_interval=n, cache_branch_id=1))
-    points += [point(f"plain N={n}, m=0", "plain", cache_interval=n, cache_branch_id=0) for n in (5, 10)]
-    for m, intervals in ((1, (2, 3, 5, 10, 15, 20)), (0, (2, 3, 5, 10)), (2, (5, 10))):
-        for n in intervals:
-            cache = {"cache_interval": n, "cache_branch_id": m, "forecast": 1.0}
-            points.append(point(f"forecast N={n}, m={m}", "forecast", **cache))
-    for m, n, stop in ((1, 3, 1.0), (1, 5, 1.0), (1, 10, 1.0), (0, 3, 1.0), (0, 5, 1.0), (0, 10, 1.0), (0, 5, 0.9)):
-        cache = {"cache_interval": n, "cache_branch_id": m, "forecast": 1.0, "reuse_guidance": True}
-        name = f"forecast N={n}, m={m}, guidance reused" + ("" if stop == 1 else f", stopped at {stop}")
-        points.append(point(name, "forecast, guidance reused", guidance_stop=stop, **cache))
-    for n in (3, 5, 8):
-        cache = {"cache_interval": n, "cache_branch_id": 0, "forecast": 1.0, "reuse_attention": True}
-        points.append(point(f"forecast N={n}, m=0, attention reused", "forecast", **cache))
-    for n, refresh, deeper in DEPTHS:
-        name, cache = two_depths(n, 0, refresh, deeper)
-        if (n, deeper) in ((8, 5), (12, 5)):
-            points.append(point(name, "two depths", **cache))
-        cache["reuse_attention"], name = True, f"{name}, attention reused"
-        points.append(point(name, "two depths", **cache))
-        cache["reuse_guidance"] = True
-        points.append(point(f"{name}, guidance reused", "two depths, guidance reused", **cache))
+    for n, m in ((2, 1), (5, 1), (10, 1), (5, 0)):
+        points.append(point(f"plain N={n}, m={m}", "plain", cache_interval=n, cache_branch_id=m))
+    for n in (3, 5):
+        points.append(point(f"skip N={n}, order 1", "skipped", **skip(n, 0, 1)))
+    for n, m, name, more in (
+        (5, 1, "", {}),
+        (5, 0, "", {}),
+        (5, 0, ", guidance reused", {"reuse_guidance": True}),
+        (8, 0, ", attention reused", {"reuse_attention": True}),
+    ):
+        cache: Any = {"cache_interval": n, "cache_branch_id": m, "forecast": 1.0, **more}
+        points.append(point(f"forecast N={n}, m={m}{name}", "forecast", **cache))
+    for label, depths in {**RECOMMENDED, "two depths": (10, 5, 3)}.items():
+        name, cache = two_depths(depths[0], 0, *depths[1:])
+        name = name.replace("two depths", label) + ", attention and guidance reused"
+        points.append(point(name, "two depths", **cache, **CHEAP))
+        if label in RECOMMENDED:
+            points.append(point(f"{name}, order 2", "two depths, order 2", forecast_order=2, **cache, **CHEAP))
+    points.append(point("early-dense", "two depths, order 2", **EARLY_DENSE))
     for name, cache in calibrations(SHAPES_SD):
         points.append(point(name, "calibrated", **cache))
-        cache |= {"reuse_attention": True, "reuse_guidance": True}
-        points.append(point(f"{name}, attention and guidance reused", "calibrated", **cache))
-    for scheduler, on in pipes.items():
-        for steps in (30, 20, 15, 10):
-            points.append(point(f"{scheduler}, {steps} steps", "fewer steps", on=on, steps=steps))
-    for steps, n in ((50, 5), (30, 3), (25, 3), (20, 2), (15, 2)):
-        cache = {"cache_interval": n, "cache_branch_id": 1, "forecast": 1.0, "reuse_guidance": True}
-        name = f"dpm++, {steps} steps, forecast N={n}, m=1, guidance reused"
-        points.append(point(name, "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
-    for steps, n, refresh, deeper in ((50, 8, 4, 5), (30, 4, 2, 3), (20, 4, 2, 3)):
-        name, cache = two_depths(n, 0, refresh, deeper)
-        name = f"dpm++, {steps} steps, {name}, attention and guidance reused"
-        cache |= {"reuse_attention": True, "reuse_guidance": True}
-        points.append(point(name, "fewer steps, cached", on=pipes["dpm++"], steps=steps, **cache))
-    for n in (5, 10):
-        package = partial(package_enabled, stock, n, 1)
-        points.append(point(f"package N={n}, m=1", "other packages", on=stock, around=package))
+        points.append(point(f"{name}, attention and guidance reused", "calibrated", **{**cache, **CHEAP}))
+    for scheduler, numbers in (("ddim", (20,)), ("dpm++", (30, 20, 15, 10)), ("unipc", (20, 10))):
+        points += [point(f"{scheduler}, {steps} steps", "fewer steps", scheduler, steps) for steps in numbers]
+    name, cache = two_depths(4, 0, 2, 3)
+    name = f"dpm++, 20 steps, {name}, attention and guidance reused"
+    points.append(point(name, "fewer steps, cached", "dpm++", 20, **cache, **CHEAP))
+    points.append(other("package N=5, m=1", "other packages", partial(package_enabled, stock, 5, 1), stock))
     if importlib.util.find_spec("tomesd"):
-        points.append(
-            point("tomesd, half of the tokens", "other packages", on=stock, around=partial(tokens_merged, stock, 0.5))
-        )
-    return points
+        merged = partial(tokens_merged, stock, 0.5)
+        points.append(other("tomesd, half of the tokens", "other packages", merged, stock))
+    for gate in (20, 10):
+        points.append(other(f"T-GATE, gate {gate} of 50", "published", partial(tgate, pipe.unet, gate)))
+    for threshold in (0.05, 0.1):  # the first is theirs
+        around = partial(easycache, pipe.unet, 51, threshold, guided=True)
+        points.append(other(f"EasyCache, {100 * threshold:g} %", "published", around))
+    for name, scheduler in (("Align Your Steps", "ays"), ("PFDiff-1", "pfdiff")):
+        points += [point(f"{name}, {steps} steps", "published", scheduler, steps) for steps in (20, 10)]
+    return [*points, point("dpm++ of order 3, 200 steps", "fine", "fine", 200)]
 
 
 def calibrations(folder: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -135,60 +166,90 @@ def two_depths(n: int, m: int, refresh: int, deeper: int) -> tuple[str, dict[str
     return f"two depths N={n}, m={m}, every {refresh} m={deeper}", {**cache, "forecast": 1.0}
 
 
+def skip(n: int, m: int, order: float) -> dict[str, Any]:
+    """Settings of a run in which every n-th call is full and all others are skipped."""
+    return {"cache_interval": n, "cache_branch_id": m, "skip_interval": n, "skip_order": order}
+
+
 def ddpm_points() -> list[Point]:
     """Pixels without condition, 50 steps of DDIM."""
     unet = load_unet(SHAPES_DDPM).eval()
 
-    def point(name: str, kind: str, steps: int = 50, **cache: Any) -> Point:
-        return Point(name, kind, unet, lambda batch: sample(unet, batch, timesteps_of(steps, "quad"), **cache))
+    def point(name: str, kind: str, steps: int = 50, sampler: str = "ddim", **cache: Any) -> Point:
+        def make(batch: Batch) -> Tensor:
+            return sample(unet, batch, timesteps_of(steps, "quad"), sampler=sampler, **cache)
+
+        return Point(name, kind, unet, make, Run(CacheConfig(**cache), steps, steps))
+
+    def with_easycache(batch: Batch) -> Tensor:
+        with easycache(unet, 50):
+            return sample(unet, batch, timesteps_of(50, "quad"))
 
     points = [point("DDIM, 50 steps", "baseline")]
     for kind, forecast in (("plain", 0.0), ("forecast", 1.0)):
-        for n in (2, 3, 5, 10):
+        for n in (2, 5):
             cache: Any = {"cache_interval": n, "cache_branch_id": 2, "forecast": forecast}
             points.append(point(f"{kind} N={n}, m=2", kind, **cache))
-    for n, refresh, deeper in ((4, 2, 5), (6, 3, 5), (6, 3, 7), (10, 5, 5), (10, 2, 5)):
-        name, cache = two_depths(n, 2, refresh, deeper)
-        points.append(point(name, "two depths", **cache))
+    points += [point(f"skip N={n}, order 2.5", "skipped", **skip(n, 2, 2.5)) for n in (2, 3, 4, 5)]
+    name, cache = two_depths(6, 2, 3, 7)
+    points.append(point(name, "two depths", **cache))
     points += [point(name, "calibrated", **cache) for name, cache in calibrations(SHAPES_DDPM)]
-    return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (35, 25, 15, 10)]
+    points += [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (35, 25, 15, 10)]
+    points += [point(f"ab3, {steps} steps", "fewer steps", steps, "ab3") for steps in (20, 15, 10)]
+    points.append(Point("EasyCache, 5 %", "published", unet, with_easycache))
+    for calls in (20, 10):
+        points.append(Point(f"PFDiff-1, {calls} steps", "published", unet, partial(pfdiff_sample, unet, calls=calls)))
+    return [*points, point("ab3, 250 steps", "fine", 250, "ab3")]
 
 
 def ldm_points() -> list[Point]:
     """Latents of a class, 100 steps of DDIM, guidance scale 1.5."""
     pipe = load_ldm(SHAPES_LDM)
-    pipe.set_progress_bar_config(disable=True)
+    pipes = {"ddim": pipe}
+    for sampler, order in ORDERS.items():
+        scheduler = AdamsBashforthScheduler.from_config(pipe.scheduler.config)
+        scheduler.solver_order = order
+        pipes[sampler] = type(pipe)(**{**pipe.components, "scheduler": scheduler})
+    for one in pipes.values():
+        one.set_progress_bar_config(disable=True)
 
-    def make(batch: Batch, steps: int, **cache: Any) -> Tensor:
-        labels = [k % pipe.num_classes for k in batch.indices]
-        (images,) = pipe(labels, steps, generator=batch.generators, output_type="pt", return_dict=False, **cache)
+    def make(batch: Batch, on: Any, steps: int, **cache: Any) -> Tensor:
+        labels = [k % on.num_classes for k in batch.indices]
+        (images,) = on(labels, steps, generator=batch.generators, output_type="pt", return_dict=False, **cache)
         return images * 2 - 1
 
-    def point(name: str, kind: str, steps: int = 100, **cache: Any) -> Point:
-        return Point(name, kind, pipe.unet, partial(make, steps=steps, **cache))
+    def point(name: str, kind: str, steps: int = 100, sampler: str = "ddim", **cache: Any) -> Point:
+        on = pipes[sampler]
+        calls = len(on.set_timesteps(steps, "cpu"))
+        run = Run(CacheConfig(**cache), calls, calls)
+        return Point(name, kind, on.unet, partial(make, on=on, steps=steps, **cache), run)
 
     points = [point("DDIM, 100 steps", "baseline")]
-    for kind, more in (
-        ("plain", {}),
-        ("forecast", {"forecast": 1.0}),
-        ("forecast, guidance reused", {"forecast": 1.0, "reuse_guidance": True}),
-    ):
-        for n in (2, 3, 5, 10, 20):
-            cache: Any = {"cache_interval": n, "cache_branch_id": 0, **more}
-            name = kind.replace(", ", f" N={n}, m=0, ") if more.get("reuse_guidance") else f"{kind} N={n}, m=0"
-            points.append(point(name, kind, **cache))
-    for n, refresh, deeper in ((6, 3, 3), (10, 5, 3), (10, 5, 5), (20, 5, 3), (20, 5, 5)):
-        name, cache = two_depths(n, 0, refresh, deeper)
-        points.append(point(name, "two depths", **cache))
-        points.append(point(f"{name}, guidance reused", "two depths, guidance reused", reuse_guidance=True, **cache))
+    for kind, forecast, numbers in (("plain", 0.0, (2, 5, 10)), ("forecast", 1.0, (5, 10, 20))):
+        for n in numbers:
+            cache: Any = {"cache_interval": n, "cache_branch_id": 0, "forecast": forecast}
+            points.append(point(f"{kind} N={n}, m=0", kind, **cache))
+    points.append(point("skip N=5, order 1", "skipped", **skip(5, 0, 1)))
+    name, cache = two_depths(10, 0, 5, 5)
+    points.append(point(f"{name}, guidance reused", "two depths", reuse_guidance=True, **cache))
     for name, cache in calibrations(SHAPES_LDM):
-        points.append(point(name, "calibrated", **cache))
         points.append(point(f"{name}, guidance reused", "calibrated", reuse_guidance=True, **cache))
-    return points + [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (50, 25, 20, 10)]
+    points += [point(f"DDIM, {steps} steps", "fewer steps", steps) for steps in (50, 25, 20, 10)]
+    for sampler in ORDERS:
+        points += [point(f"{sampler}, {steps} steps", "fewer steps", steps, sampler) for steps in (25, 20, 10)]
+    for sampler, label, steps, n in (("ab2", "ab2", 50, 6), ("ddim", "DDIM", 40, 5)):
+        cache = {"cache_interval": n, "cache_branch_id": 0, "forecast": 1.0}
+        name = f"{label}, {steps} steps, forecast N={n}, m=0"
+        points.append(point(name, "fewer steps, cached", steps, sampler, **cache))
+    return [*points, point("ab3, 500 steps", "fine", 500, "ab3")]
 
 
-MODELS: dict[str, tuple[str, Callable[[], list[Point]]]] = {
-    "text": ("sd15", text_points),
-    "ddpm": ("ddpm-cifar10", ddpm_points),
-    "ldm": ("ldm4", ldm_points),
+MODELS: dict[str, Model] = {
+    "text": Model(
+        "sd15",
+        text_points,
+        {"operations": Layout(SHAPES_SD, guided=True, tokens=24), "sd15_operations": Layout("sd15", guided=True)},
+    ),
+    "ddpm": Model("ddpm-cifar10", ddpm_points, {"operations": Layout(SHAPES_DDPM, guided=False)}),
+    "ldm": Model("ldm4", ldm_points, {"operations": Layout(SHAPES_LDM, guided=True, tokens=1)}),
 }

@@ -25,15 +25,28 @@ MIRRORS = {  # taken off the hub in 2024, and where the same files are now
 
 
 # In the order of their names on the command line: class, and what to change in the model's own configuration.
+#
+# DPM++ and UniPC go evenly from the last timestep to 0, whatever spacing the model has for its own sampler; the last
+# step of DPM++ is of first order, which without `euler_at_final` it is below 15 steps only. Distance in dB, medians of
+# 32 pictures of the shipped model (whose own spacing is "leading"), with these settings and with the model's own:
+#
+#   steps           10           15           20
+#   to PLMS, 50     39.5  37.5   42.6  36.9   44.9  39.3   DPM++
+#                   40.0  37.1   42.8  40.7   45.3  42.9   UniPC
+#   to a fine       39.9  36.7   43.1  36.1   45.4  38.4   DPM++
+#   solution        40.3  36.3   43.5  39.4   45.6  41.0   UniPC
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "timestep_spacing": "linspace", "euler_at_final": True},
+    ),
     "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {"timestep_spacing": "linspace"}),
     "lcm": ("LCMScheduler", {}),
 }
 

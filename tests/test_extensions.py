@@ -5,16 +5,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 import ddpm.sample
 import ldm.sample
 import stable_diffusion
-from benchmarks import pareto
-from benchmarks.points import ldm_points
 from common.shipped import SHAPES_LDM
 from eval import generate
-from eval.metrics.features import ShapesFeatures
 from image_sets.batches import Batch, to_uint8
 from ldm.checkpoint import load_pipeline
 from pipelines.cache_options import EXTENSIONS, add_cache_arguments, cache_config, cache_name
@@ -135,36 +131,3 @@ def test_the_bound_counts_refresh_steps_and_attention_that_is_not_run(tmp_path):
     full = macs["plain"]["full_macs_with_attention"]
     # 11 calls of PLMS: full at 0 and 5, refreshed at 2, 4, 7 and 9.
     assert macs["both"]["bound"] == pytest.approx(11 * full / (2 * full + 4 * deep + 5 * shallow), rel=1e-12)
-
-
-def test_distances_of_equal_pictures_and_of_others():
-    judge = ShapesFeatures()
-    images = (np.random.default_rng(0).random((3, 64, 64, 3)) * 255).astype(np.uint8)
-    same = pareto.distances(images, images, judge)
-    assert same["mse"] == 0 and same["ssim"] == pytest.approx(1) and same["features"] == pytest.approx(0, abs=1e-6)
-    moved = pareto.distances(np.clip(images, 0, 245) + np.uint8(10), np.clip(images, 0, 245), judge)
-    assert moved["mse"] == pytest.approx(1e4 * (10 / 255) ** 2)
-    assert moved["psnr"] == pytest.approx(20 * np.log10(25.5))
-
-
-def test_points_of_the_benchmark_have_names_of_their_own_and_start_with_the_baseline():
-    for _, make_points in pareto.MODELS.values():
-        points = make_points()
-        assert len({point.name for point in points}) == len(points)
-        assert points[0].kind == "baseline" and {point.kind for point in points} <= pareto.KINDS.keys()
-
-
-def test_a_point_that_is_not_there_is_refused_by_name(capsys):
-    assert pareto.main(["--models", "ldm", "--points", "forecast N=5, m=0", "forecast N=6"]) == 2
-    assert "'forecast N=6' is not among those of ldm" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_point_of_the_benchmark_makes_the_baselines_pictures_where_its_cache_is_off():
-    points = {point.name: point for point in ldm_points()}
-    made = {}
-    for name in ("DDIM, 100 steps", "forecast N=20, m=0"):
-        batch = Batch.of(pareto.SEED, [0])
-        made[name] = points[name].make(batch)
-    assert made["DDIM, 100 steps"].shape == (1, 3, 64, 64)
-    assert not torch.equal(*made.values())

@@ -66,3 +66,15 @@ def test_every_scheduler_keeps_the_models_noise(name):
     scheduler = new_scheduler(name, config)
     assert type(scheduler).__name__ == SCHEDULERS[name][0]
     assert scheduler.config.beta_start == config.beta_start
+
+
+def test_dpm_and_unipc_go_evenly_to_timestep_0_and_dpm_ends_with_a_step_of_first_order():
+    config = diffusers.PNDMScheduler.from_pretrained(SHAPES_SD, subfolder="scheduler").config
+    assert config.timestep_spacing == "leading"
+    for name in ("dpm++", "unipc"):
+        scheduler = new_scheduler(name, config)
+        scheduler.set_timesteps(20)
+        assert scheduler.timesteps.tolist() == [round(999 * k / 20) for k in range(20, 0, -1)]
+    assert new_scheduler("dpm++", config).config.euler_at_final
+    assert new_scheduler("dpm++-sde", config).config.timestep_spacing == "leading"
+    assert not new_scheduler("dpm++-sde", config).config.euler_at_final

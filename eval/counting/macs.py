@@ -59,6 +59,12 @@ def count(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE
     return count_modules(unet, inputs, exceptions)[""]
 
 
+def count_call(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> tuple[Any, Macs]:
+    """The output of `unet(**inputs)` too."""
+    output, macs = _counted_call(unet, inputs, exceptions)
+    return output, macs[""]
+
+
 def count_modules(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> dict[str, Macs]:
     """`count` for every module by its name, submodules included; "" is the whole U-Net."""
     return _counted_call(unet, inputs, exceptions)[1]

@@ -10,7 +10,10 @@ import torch
 from unets.cache.config import CacheConfig
 from unets.cache.run import CacheRun
 
-from .macs import NONE, Exceptions, Macs, count
+from .macs import NONE, Exceptions, Macs, count_call
+
+Counted = dict[tuple[Any, ...], tuple[Any, Macs]]
+"""By kind of step, what the fork returned, and its MACs."""
 
 
 def count_run(
@@ -22,6 +25,7 @@ def count_run(
     num_steps: int | None = None,
     guided: bool = False,
     exceptions: Exceptions = NONE,
+    counted: Counted | None = None,
 ) -> list[Macs]:
     """MACs of each call of the U-Net in a run, 0 of a step that is skipped.
 
@@ -29,6 +33,7 @@ def count_run(
         fork: on the meta device (`layouts.Model.on_meta`).
         inputs: of a call, for all rows: with guidance, both halves.
         num_calls, num_steps: as of `CacheRun`; as many steps as calls, if not given.
+        counted: kinds of steps counted before, with the same fork, inputs and exceptions; those of this run are added.
 
     Raises:
         ValueError: as `CacheRun`.
@@ -36,7 +41,7 @@ def count_run(
     cache = CacheRun(config, fork, num_steps or num_calls, num_calls)
     inputs = {name: _on_meta(value) for name, value in inputs.items()}
     rows = len(inputs["sample"]) // (2 if guided else 1)
-    counted: dict[tuple[Any, ...], Macs] = {}
+    counted = {} if counted is None else counted
     run = []
     for i in range(num_calls):
         step = cache.plan(i, rows, guided)
@@ -45,13 +50,13 @@ def count_run(
             cache.take(step, None)
             continue
         call = {name: _rows(step, value) for name, value in inputs.items()} | step.unet_arguments
-        kind = (step.cached is None, step.branch, step.keep_branch, step.guidance_delta is None,
+        kind = (step.cached is None, step.branch, step.keep_branch, step.guidance_delta is None, step.reuse_attention,
                 call.get("cached_attention") is None)  # fmt: skip
-        if kind not in counted:
-            counted[kind] = count(fork, call, exceptions)
-        run.append(counted[kind])
-        with torch.no_grad():
-            cache.take(step, fork(**call))
+        if kind not in counted:  # a step's output is the same to the next ones, which know its shape alone
+            counted[kind] = count_call(fork, call, exceptions)
+        output, macs = counted[kind]
+        run.append(macs)
+        cache.take(step, output)
     return run
 
 
