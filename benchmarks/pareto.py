@@ -38,7 +38,6 @@ from eval.generation.prompts import shapes_caption
 from eval.metrics.distances import psnr
 from eval.metrics.features import ShapesFeatures
 from eval.metrics.fid import make_reference
-from eval.metrics.intervals import median_interval
 from image_sets.batches import Batch, to_uint8
 from image_sets.reading import image_batches
 from shapes.draw import draw
@@ -84,6 +83,13 @@ def errors(ours: np.ndarray, others: np.ndarray, suffix: str = "") -> dict[str, 
         f"{psnr_name}_low": low,
         f"{psnr_name}_high": high,
     }
+
+
+def median_interval(values: np.ndarray, resamples: int = 1000) -> tuple[float, float]:
+    """The 95 % interval of the median of these values (N,), by the medians of as many resamples."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    low, high = np.quantile(np.median(values[drawn], axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def distances(ours: np.ndarray, baseline: np.ndarray, extractor: ShapesFeatures) -> dict[str, float]:

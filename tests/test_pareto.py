@@ -15,7 +15,6 @@ from benchmarks.points import EARLY_DENSE, MODELS, Model, Point, Run, ldm_points
 from eval.counting.layouts import MODELS as LAYOUTS
 from eval.counting.macs import count_steps, unet_inputs
 from eval.metrics.features import ShapesFeatures
-from eval.metrics.intervals import median_interval
 from image_sets.batches import Batch
 from unets.cache.config import CacheConfig
 from unets.cache.run import CacheRun
@@ -34,7 +33,7 @@ def test_distances_of_equal_pictures_and_of_others():
 
 def test_the_interval_of_a_median_is_that_of_order_statistics():
     """95 % for the median of 100 values is from about the 40th to the 61st, by the binomial distribution."""
-    low, high = median_interval(np.random.default_rng(0).permutation(100).astype(float))
+    low, high = pareto.median_interval(np.random.default_rng(0).permutation(100).astype(float))
     assert low == pytest.approx(39, abs=1.5) and high == pytest.approx(60, abs=1.5)
 
 

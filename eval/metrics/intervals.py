@@ -93,10 +93,3 @@ def replicates(
                 if len(influence) == size:
                     result[name].append(float(estimates[name] + influence[drawn].mean()))
     return result
-
-
-def median_interval(values: np.ndarray, number: int = 1000) -> tuple[float, float]:
-    """The 95 % interval of the median of these values (N,), by the medians of `number` resamples."""
-    drawn = np.random.default_rng(SEED).integers(0, len(values), (number, len(values)))
-    low, high = np.quantile(np.median(values[drawn], axis=1), [0.025, 0.975])
-    return float(low), float(high)
