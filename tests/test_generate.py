@@ -232,7 +232,9 @@ def test_deepcache_is_the_pipelines(tmp_path):
     call += ["--cache-interval", "2", "--cache-branch-id", "3", "--guidance-scale", "4", "--height", "72"]
     ours = run(tmp_path / "set", *call, "--steps", "4", "--rounding", "truncate")
     pipe = StableDiffusionPipeline.from_pretrained(SHAPES_SD)
-    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="linspace", euler_at_final=True
+    )
     theirs = by_hand(
         pipe, [[0, 1]], negative_prompt=["a green ring"] * 2, num_inference_steps=4, guidance_scale=4.0, height=72,
         cache_interval=2, cache_branch_id=3,
