@@ -27,8 +27,10 @@ def report(result: Comparison) -> str:
             for part, title in rows.items()
             if part in sides[0] or part in sides[1]
         ]
+        full, retrieve = sides[1]["full_steps"], sides[1]["retrieve_steps"]
+        skipped = sides[0]["full_steps"] - full - retrieve  # the baseline calls its U-Net at every step
         lines += [
-            f"Steps            {sides[1]['full_steps']} full, {sides[1]['retrieve_steps']} retrieve",
+            f"Steps            {full} full, {retrieve} retrieve" + f", {skipped} skipped" * (skipped > 0),
             f"Expected         {macs['bound']:.2f}× from MACs; measured: {macs['share_of_bound']:.0%} of that",
         ]
     unsafe, memory = result["unsafe_images"], result["peak_memory"]

@@ -141,6 +141,15 @@ def test_options_reach_the_run(tmp_path, options, seen):
     assert {name: found[name] for name in seen} == seen
 
 
+def test_skipped_steps_are_counted_and_in_no_bound(tmp_path, capsys):
+    status, out = run(tmp_path, "--cache-interval", "3", "--skip-interval", "3")
+    assert status == 0
+    assert "3 full, 1 retrieve, 3 skipped" in capsys.readouterr().out  # 0, 1 and 3; PLMS's one more; 2, 4 and 5
+    part = json.loads((out / "result.json").read_text())["stages"]["pipeline"]
+    full, retrieve = (part["operations"][f"{kind}_macs_with_attention"] for kind in ("full", "retrieve"))
+    assert part["operations"]["bound"] == pytest.approx(7 * full / (3 * full + retrieve))
+
+
 def test_a_negative_prompt_changes_the_images(tmp_path):
     images: list[bytes] = []
     for options in ([], ["--negative-prompt", "a red ring"]):
