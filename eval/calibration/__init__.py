@@ -10,5 +10,8 @@ measure           all of that for one branch
 cost              what its steps cost in MACs
 candidates        schedules that come of it, tried on held-out images
 goals             which of them meets a budget, or a quality, best
+kinds             what a schedule with refresh and skipped steps too is predicted to lose
+kinds_search      the schedule of four kinds with the least of it
+kinds_measure     what that goes by, measured, and which schedules meet a budget or a quality
 report            what is printed and written
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import torch
@@ -64,11 +63,6 @@ def speed_up(run: list[Macs]) -> float:
     """By how much the run has fewer MACs, attention's matrix products counted, than one of full steps alone."""
     each = [macs.with_attention for macs in run]
     return len(each) * each[0] / sum(each)
-
-
-def kinds_of(run: list[Macs]) -> Counter[Macs]:
-    """How many calls have how many MACs."""
-    return Counter(run)
 
 
 def _rows(step: Any, value: Any) -> Any:
