@@ -14,7 +14,10 @@ SHALLOW: dict[str, Any] = {"cache_branch_id": 0, "forecast": 1.0, "reuse_guidanc
 ALL = {name: {**SHALLOW, "reuse_attention": True, **cache} for name, cache in TEXT.items()}
 WITHOUT_ATTENTION = {name: {**SHALLOW, **cache} for name, cache in TEXT.items()}  # layers to m have none
 LDM = {"two depths": {**SHALLOW, "cache_interval": 10, "refresh_interval": 5, "refresh_branch_id": 5}}
-DDPM = {"forecast": {"cache_interval": 3, "cache_branch_id": 2, "forecast": 1.0}}
+DDPM: dict[str, dict[str, Any]] = {
+    "forecast": {"cache_interval": 3, "cache_branch_id": 2, "forecast": 1.0},
+    "skipped": {"cache_interval": 4, "cache_branch_id": 2, "skip_interval": 4, "skip_order": 2.5},
+}
 
 PLAIN_INTERVAL = 5  # of the paper's cache
 
