@@ -108,6 +108,8 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
     timesteps = timesteps_of(settings.steps, settings.timestep_spacing)
     if settings.eta < 0 or (settings.eta and settings.sampler != "ddim"):
         raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is ddim's alone")
+    if settings.sampler == "ddpm" or settings.eta:
+        settings.cache.refuse("skip_interval", "skip_steps")  # as the loop does, before a folder is made
 
     # 2. Load.
     dtype = resolve_dtype(settings.dtype, device)

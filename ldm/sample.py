@@ -137,7 +137,7 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
         pipe.scheduler.solver_order = ORDERS[settings.sampler]
     labels_of([0], settings.labels, pipe.num_classes, settings.seed)
     num_calls = len(pipe.set_timesteps(settings.steps, "cpu"))
-    pipe.start_cache(settings.cache, pipe.schedule_length(settings.steps, num_calls), num_calls)
+    pipe.start_cache(settings.cache, pipe.schedule_length(settings.steps, num_calls), num_calls, eta=settings.eta)
     call: dict[str, Any] = {
         "num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale, "eta": settings.eta,
     }  # fmt: skip

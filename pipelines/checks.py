@@ -29,14 +29,14 @@ MAY_BE_NONE = (*SIDES, "num_frames", "decode_chunk_size", "denoising_start", "de
 MAY_BE_LISTS = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")  # one for each net
 
 
-SKIPPING = (  # samplers without noise of their own, with which skipped steps were tried
+DETERMINISTIC = (  # samplers of one call a step without noise of their own, but for their variants that add it
     "PNDMScheduler",
     "DDIMScheduler",
-    "AdamsBashforthScheduler",
     "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
     "EulerDiscreteScheduler",
 )
+SKIPPING = (*DETERMINISTIC, "AdamsBashforthScheduler")
 
 
 def check_numbers(*, timesteps: Any = None, **given: Any) -> None:
@@ -101,10 +101,15 @@ def check_skips(scheduler: Any, eta: float = 0.0) -> None:
         ValueError: one that does, or that is not known here.
     """
     name = type(scheduler).__name__
-    noisy = eta > 0 or str(scheduler.config.get("algorithm_type")).startswith("sde")
+    noisy = eta > 0 or is_sde(scheduler)
     if noisy or name not in SKIPPING:
         what = f"{name} with noise of its own" if noisy else name
         raise ValueError(f"skip_interval and skip_steps need one of {', '.join(SKIPPING)}, not {what}")
+
+
+def is_sde(scheduler: Any) -> bool:
+    """Whether it is the variant of a sampler that adds noise, as DPM++ SDE."""
+    return str(scheduler.config.get("algorithm_type")).startswith("sde")
 
 
 def for_each_generator(image: Tensor, generator: Any) -> Tensor:

@@ -20,13 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FUSED = (  # samplers whose steps are such sums
-    "PNDMScheduler",
-    "DDIMScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "EulerDiscreteScheduler",
-)
+from .checks import DETERMINISTIC, is_sde
 
 
 def step_weights(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, list[int], list[int]]:
@@ -70,8 +64,7 @@ def can_be_fused(scheduler: Any) -> bool:
     """Whether its steps are sums: not if it clips, or adds noise of its own."""
     config = scheduler.config
     nonlinear = config.get("thresholding") or config.get("clip_sample")
-    noisy = str(config.get("algorithm_type")).startswith("sde")
-    return type(scheduler).__name__ in FUSED and not nonlinear and not noisy
+    return type(scheduler).__name__ in DETERMINISTIC and not nonlinear and not is_sde(scheduler)
 
 
 def fuse_steps(scheduler: Any, add: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> None:

@@ -49,13 +49,18 @@ def cheapest_of_quality(
     tried: list[Trial] = []
     for measured in branches:
         tried += _bisect(measured, psnr, try_out)
+    chosen = fastest_of_quality(tried, psnr)
+    measured = next(one for one in branches if one.branch == chosen.branch)
+    return [*tried, *map(try_out, alternatives(measured, chosen))], chosen
+
+
+def fastest_of_quality(tried: Sequence[Trial], psnr: float) -> Trial:
+    """The one with the fewest MACs of those with that PSNR. Raises RunError if there is none."""
     good = [one for one in tried if one.psnr >= psnr]
     if not good:
         best = max(one.psnr for one in tried)
         raise RunError(f"no schedule reaches --quality {psnr:g}; the best that was tried has {best:.1f} dB")
-    chosen = max(good, key=lambda one: one.speed_up)
-    measured = next(one for one in branches if one.branch == chosen.branch)
-    return [*tried, *map(try_out, alternatives(measured, chosen))], chosen
+    return max(good, key=lambda one: one.speed_up)
 
 
 def least_k(enough: Callable[[int], bool], most: int) -> int | None:

@@ -87,6 +87,11 @@ class Losses:
         return ("full", *self.distances)
 
     @property
+    def cheapest(self) -> Kind:
+        """That of the others which costs least."""
+        return min(self.distances, key=self.cost.__getitem__)
+
+    @property
     def num_calls(self) -> int:
         """T."""
         return len(self.influence)

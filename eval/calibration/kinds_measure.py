@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.command_line import RunError
 from unets.cache.observe import observed_calls
 
 from .baseline import Baseline
 from .candidates import Candidate, Trial
 from .cost import StepMacs
 from .forecast_errors import sensitivity, squared_distances
+from .goals import fastest_of_quality
 from .images import ImageMaker
 from .kinds import Kind, Losses, Schedule, uniform
 from .kinds_search import best_schedule
-from .step_errors import guided_noise, noise_errors
+from .measure import measure_features
+from .step_errors import guided_noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,26 +35,6 @@ class Pair:
         """The schedule as a way to cache."""
         cache = schedule.cache(self.branch, self.refresh_branch, self.losses.forecast)
         return Candidate(kind, cache, self.losses.speed_up(schedule.kinds), self.losses.total(schedule))
-
-
-@torch.no_grad()
-def feature_losses(maker: ImageMaker, indices: range, baseline: Baseline, branch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances (T, T) between a branch's features, and how far each step's noise moves with its own (T,).
-
-    Raises:
-        RunError: the U-Net's output holds values that are not finite.
-    """
-    noise, distances = np.zeros((2, len(baseline.calls), len(baseline.calls)))
-    for batch in maker.batches(indices, f"errors, m = {branch}"):
-        size = len(batch.indices)
-        moved, features = noise_errors(
-            partial(maker.run.make, batch), maker.run.unet, branch, size, baseline.guidance_scale
-        )
-        noise += size * moved / len(indices)
-        distances += size * squared_distances(features) / len(indices)
-    if not (np.isfinite(noise).all() and np.isfinite(distances).all()):
-        raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
-    return distances, np.sqrt(sensitivity(noise, distances))
 
 
 @torch.no_grad()
@@ -88,24 +68,24 @@ def all_pairs(
     Args:
         macs: of the steps at all of these branches.
     """
-    measured = {
-        branch: feature_losses(maker, indices, baseline, branch)
-        for branch in dict.fromkeys([*branches, *refresh_branches])
-    }
+    measured: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for branch in dict.fromkeys([*branches, *refresh_branches]):
+        noise, distances = measure_features(maker, indices, baseline, branch, distances=True)
+        measured[branch] = distances, np.sqrt(sensitivity(noise, distances))
     noises = noise_distances(maker, indices, baseline) if skip else None
     pairs = []
     for branch in branches:
         deeper_ones: list[int | None] = [one for one in refresh_branches if one > branch]
         for deeper in deeper_ones or [None]:
-            distances: dict[Kind, np.ndarray] = {"retrieve": measured[branch][0]}
+            between: dict[Kind, np.ndarray] = {"retrieve": measured[branch][0]}
             moves: dict[Kind, np.ndarray] = {"retrieve": measured[branch][1]}
             cost: dict[Kind, int] = {"full": macs[branch].full, "retrieve": macs[branch].retrieve, "skip": 0}
             if deeper is not None:
-                distances["refresh"], moves["refresh"] = measured[deeper]
+                between["refresh"], moves["refresh"] = measured[deeper]
                 cost["refresh"] = macs[deeper].retrieve
             if noises is not None:
-                distances["skip"] = noises
-            losses = Losses(distances, moves, baseline.influence, cost, forecast, baseline.positions)
+                between["skip"] = noises
+            losses = Losses(between, moves, baseline.influence, cost, forecast, baseline.positions)
             pairs.append(Pair(branch, deeper, losses))
     return pairs
 
@@ -138,21 +118,15 @@ def cheapest_kinds_of_quality(
     """
     tried: list[Trial] = []
     for pair in pairs:
-        least, most = 1.05, 0.999 * pair.losses.speed_up(_cheapest(pair.losses))
+        least, most = (
+            1.05,
+            0.999 * pair.losses.speed_up(["full", *[pair.losses.cheapest] * (pair.losses.num_calls - 1)]),
+        )
         for _ in range(6):
             budget = (least * most) ** 0.5
             tried.append(try_out(pair.candidate("calibrated", best_schedule(pair.losses, budget))))
             least, most = (budget, most) if tried[-1].psnr >= psnr else (least, budget)
-    good = [one for one in tried if one.psnr >= psnr]
-    if not good:
-        best = max(one.psnr for one in tried)
-        raise RunError(f"no schedule reaches --quality {psnr:g}; the best that was tried has {best:.1f} dB")
-    chosen = max(good, key=lambda one: one.speed_up)
+    chosen = fastest_of_quality(tried, psnr)
     pair = next(one for one in pairs if one.branch == chosen.branch)
     others = [pair.candidate(*one) for one in uniform(pair.losses, chosen.speed_up)]
     return [*tried, *map(try_out, others)], chosen
-
-
-def _cheapest(losses: Losses) -> list[Kind]:
-    cheap = min((kind for kind in losses.kinds if kind != "full"), key=losses.cost.__getitem__)
-    return ["full", *[cheap] * (losses.num_calls - 1)]

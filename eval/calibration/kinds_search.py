@@ -26,9 +26,8 @@ def best_schedule(losses: Losses, budget: float, *, moves: int = MOVES, seed: in
         RunError: not even one full step and the cheapest others have it.
     """
     starts = [schedule for _, schedule in uniform(losses, budget)]
-    cheapest = min((kind for kind in losses.kinds if kind != "full"), key=losses.cost.__getitem__)
     if not starts:
-        starts = [Schedule(("full", *[cheapest] * (losses.num_calls - 1)))]
+        starts = [Schedule(("full", *[losses.cheapest] * (losses.num_calls - 1)))]
         if losses.speed_up(starts[0].kinds) < budget:
             raise RunError(f"--budget {budget:g}x is out of reach: one full step alone comes to "
                            f"{losses.speed_up(starts[0].kinds):.2f}x")  # fmt: skip

@@ -49,6 +49,31 @@ class BranchMeasurement:
 
 
 @torch.no_grad()
+def measure_features(
+    maker: ImageMaker, indices: range, baseline: Baseline, branch: int, distances: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far the noise moves, (T, T) as of `noise_errors`; and squared distances (T, T) between features, if wanted.
+
+    Both are means over the images of these indices. All features of a batch are held at once.
+
+    Raises:
+        RunError: the U-Net's output holds values that are not finite.
+    """
+    noise, between = np.zeros((2, len(baseline.calls), len(baseline.calls)))
+    for batch in maker.batches(indices, f"errors, m = {branch}"):
+        size = len(batch.indices)
+        make = partial(maker.run.make, batch)
+        moved, features = noise_errors(make, maker.run.unet, branch, size, baseline.guidance_scale)
+        noise += size * moved
+        if distances:
+            between += size * squared_distances(features)
+    noise /= len(indices)
+    between /= len(indices)
+    if not (np.isfinite(noise).all() and np.isfinite(between).all()):
+        raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
+    return noise, between
+
+
 def measure_branch(
     maker: ImageMaker,
     indices: range,
@@ -57,26 +82,12 @@ def measure_branch(
     macs: StepMacs,
     forecast: Forecast = 0.0,
 ) -> BranchMeasurement:
-    """Measures a branch on the images of these indices. All features of a batch are held at once.
-
-    Raises:
-        RunError: the U-Net's output holds values that are not finite.
-    """
-    unet, num_calls, positions = maker.run.unet, len(baseline.calls), baseline.positions
-    noise, distances = np.zeros((2, num_calls, num_calls))
-    for batch in maker.batches(indices, f"errors, m = {branch}"):
-        size = len(batch.indices)
-        moved, features = noise_errors(partial(maker.run.make, batch), unet, branch, size, baseline.guidance_scale)
-        noise += size * moved
-        if forecast:
-            distances += size * squared_distances(features)
-    noise /= len(indices)
-    distances /= len(indices)
+    """Measures a branch on the images of these indices. Raises as `measure_features`."""
+    noise, distances = measure_features(maker, indices, baseline, branch, distances=bool(forecast))
+    positions = baseline.positions
 
     # Neighbouring steps retrieve the same feature and are off in much the same direction: lengths add up, not squares.
     errors = np.sqrt(noise[:positions]) * baseline.influence
-    if not (np.isfinite(errors).all() and np.isfinite(distances).all()):
-        raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
     by_feature = np.sqrt(sensitivity(noise, distances)) * baseline.influence
     if forecast:
         squares = forecast_errors(distances, forecast, len(indices))[:positions, :positions]
