@@ -28,6 +28,8 @@ from pipelines import StableDiffusionPipeline
 from pipelines.competitors import package_enabled, stock_pipeline
 from unets import fork_of
 
+from .points import EARLY_DENSE
+
 DTYPE = "bfloat16"
 
 
@@ -99,9 +101,11 @@ def run(args: argparse.Namespace) -> None:
         "guidance reused, m = 0": (pipe, partial(ours, **guided)),
         "attention, guidance reused, m = 0": (pipe, partial(ours, **attention)),
     }
-    for n, refresh, deeper in ((8, 4, 5), (12, 4, 5), (10, 5, 3)):
+    for n, refresh, deeper in ((8, 4, 5), (12, 4, 5), (10, 5, 3), (15, 5, 5)):
         depths = {"cache_interval": n, "refresh_interval": refresh, "refresh_branch_id": deeper}
         runs[f"the same, N = {n}, every {refresh}th m = {deeper}"] = (pipe, partial(ours, **attention, **depths))
+    if args.steps > max(EARLY_DENSE["refresh_steps"]):
+        runs["dense at the beginning, m = 0"] = (pipe, partial(ours, **EARLY_DENSE))
     if args.baseline:
         runs["stock, no cache"] = (stock, lambda: stock(**call, generator=torch.Generator().manual_seed(0)))
 
