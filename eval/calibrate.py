@@ -16,7 +16,9 @@ found exactly, for every number of full steps. The sum leaves out that an error 
 is tried: as many held-out images are made with it, and compared with those of the baseline.
 
 With --refresh-branches or --skip it looks for steps of these kinds too (eval/calibration/kinds.py), by simulated
-annealing, and tries the uniform schedules of each kind beside what it found.
+annealing, and tries the uniform schedules of each kind beside what it found. The script's --reuse-attention and
+--reuse-guidance can be given with them: their MACs count, and what is tried has them. --refine RUNS goes on from there
+with real runs on the first images: so many small changes, each kept if the images come out nearer.
 
 With --forecast it is the schedule for features that are extrapolated from the last two cached. What that costs follows
 from the distances between features (eval/calibration/forecast_errors.py); `fit` finds a weight for each step, for which
@@ -53,7 +55,7 @@ from .calibration.cost import step_macs
 from .calibration.goals import best_within_budget, branches_within_budget, cheapest_of_quality
 from .calibration.images import ImageMaker
 from .calibration.influence import SamplingSettings, noise_schedule
-from .calibration.kinds_measure import all_pairs, best_kinds_within_budget, cheapest_kinds_of_quality
+from .calibration.kinds_measure import all_pairs, best_kinds_within_budget, cheapest_kinds_of_quality, refined
 from .calibration.measure import BranchMeasurement, measure_branch
 from .generation import text
 from .generation.prompts import open_prompts
@@ -68,6 +70,7 @@ SCHEDULE_OPTIONS = (
     "cache_interval", "cache_branch_id", "non_uniform", "center", "pow", "cache_steps", "calibrated", "zero_cache",
     "png",
 )  # fmt: skip
+REUSED = ("reuse_attention", "reuse_guidance")
 MOST_STEPS = 300  # with a forecast, whose table of errors is of the third power
 
 
@@ -91,6 +94,10 @@ def parser() -> Parser:
         help="also look for refresh steps, at the best of these deeper branches",
     )  # fmt: skip
     p.add_argument("--skip", action="store_true", help="also look for steps to be skipped")
+    p.add_argument(
+        "--refine", type=numbers.whole(1, 100_000), metavar="RUNS",
+        help="with either of these, try so many small changes of what was found, each by making the images",
+    )  # fmt: skip
     p.add_argument(
         "--num-images", type=numbers.images, default=8, help="to calibrate on; as many others are to try the result on"
     )
@@ -120,11 +127,20 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError("--forecast fit is for full and retrieve steps alone; with other kinds give a number")
         if args.out is None:
             raise ValueError("--skip and --refresh-branches need --out FILE, which the command reads every step from")
+    elif args.refine:
+        raise ValueError("--refine needs --skip or --refresh-branches")
 
 
-def check_options(args: argparse.Namespace, options: argparse.Namespace, script_parser: Parser) -> None:
-    """Raises ValueError naming the first of the script's options that is out of range, or not to be given here."""
+def check_options(args: argparse.Namespace, options: argparse.Namespace, script_parser: Parser) -> dict[str, bool]:
+    """What retrieve steps are to reuse besides features, of `REUSED`.
+
+    Raises:
+        ValueError: the first of the script's options that is out of range, or not to be given here, by name.
+    """
+    allowed = REUSED if args.skip or args.refresh_branches else ()
     for name in (*SCHEDULE_OPTIONS, *EXTENSIONS):
+        if name in allowed:
+            continue
         if getattr(options, name, None) != script_parser.get_default(name):
             reason = (
                 "it is not tried here, and can be added to the command that this prints"
@@ -136,6 +152,7 @@ def check_options(args: argparse.Namespace, options: argparse.Namespace, script_
         raise ValueError(f"--steps is {options.steps}; a run of one step has nothing to calibrate, so give at least 2")
     if args.forecast and options.steps > MOST_STEPS:
         raise ValueError(f"--steps is {options.steps}; with --forecast, runs of up to {MOST_STEPS} can be calibrated")
+    return {name: True for name in allowed if getattr(options, name, False)}
 
 
 def check_skipping(options: argparse.Namespace) -> None:
@@ -164,24 +181,28 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
     script = SCRIPTS[args.script]
     script_parser = script.parser()
     options = script_parser.parse_args(passed)
-    check_options(args, options, script_parser)
+    reused = check_options(args, options, script_parser)
     settings: SamplingSettings = replace(script.settings_of(options), cache=CacheConfig())
     calibration_images, held_out = range(args.num_images), range(args.num_images, 2 * args.num_images)
     if isinstance(settings, text.Settings):
         open_prompts(settings.prompts, quiet=args.quiet).first(held_out.stop)  # there must be as many
     device = resolve_device(options.device)
     prepared = script.prepare(settings, device=device, quiet=args.quiet)
+    attention = "reuse_attention" in reused
     branches = list(dict.fromkeys(args.branches or [script_parser.get_default("cache_branch_id")]))
     refresh_branches = list(dict.fromkeys(args.refresh_branches or []))
     for branch in (*branches, *refresh_branches):
         prepared.unet.check_branch(branch)
+    if attention:
+        for branch in branches:
+            prepared.unet.check_attention(branch)
     if args.skip:
         check_skipping(options)
 
     # 2. Make the held-out images without a cache.
     maker = ImageMaker(prepared, options.batch_size, args.quiet)
     baseline = make_baseline(maker, held_out, *noise_schedule(settings))
-    macs = {branch: step_macs(prepared.unet, branch, baseline.calls) for branch in (*branches, *refresh_branches)}
+    macs = {branch: step_macs(prepared.unet, branch, baseline.calls, attention) for branch in branches}
 
     # 3. Measure the branches, and try the schedules that come of it.
     def measure(branch: int) -> BranchMeasurement:
@@ -189,13 +210,15 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
 
     try_one = partial(try_out, maker=maker, baseline=baseline)
     if args.skip or refresh_branches:
-        pairs = all_pairs(
-            maker, calibration_images, baseline, macs, branches, refresh_branches, args.skip, args.forecast
-        )
+        refresh_macs = {branch: step_macs(prepared.unet, branch, baseline.calls) for branch in refresh_branches}
+        pairs = all_pairs(maker, calibration_images, baseline, macs, refresh_macs, args.skip, args.forecast, reused)
         if args.quality is None:
             tried, chosen = best_kinds_within_budget(pairs, args.budget or 2, try_one)
         else:
             tried, chosen = cheapest_kinds_of_quality(pairs, args.quality, try_one)
+        if args.refine:
+            tried.append(refined(pairs, chosen, maker, calibration_images, args.refine, try_one))
+            chosen = max(chosen, tried[-1], key=lambda one: one.psnr)
     elif args.quality is None:
         budget = args.budget or 2
         measured = [measure(branch) for branch in branches_within_budget(macs, baseline.positions, budget)]

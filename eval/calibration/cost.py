@@ -27,10 +27,10 @@ class StepMacs:
         return max((k for k in range(1, positions) if self.speed_up(k) >= speed_up), default=0)
 
 
-def step_macs(unet: Any, cache_branch_id: int, calls: Sequence[Call]) -> StepMacs:
-    """Counts the steps of a run with these calls."""
+def step_macs(unet: Any, cache_branch_id: int, calls: Sequence[Call], reuse_attention: bool = False) -> StepMacs:
+    """Counts the steps of a run with these calls, retrieve steps with attention reused or not."""
     call = calls[0]
     tokens = call.context[1] if call.context else 77
     inputs = unet_inputs(unet, *call.sample[-2:], tokens=tokens)
-    full, retrieve = count_steps(unet, inputs, cache_branch_id)
+    full, retrieve = count_steps(unet, inputs, cache_branch_id, keep_attention=reuse_attention)
     return StepMacs(full.with_attention, retrieve.with_attention, len(calls))

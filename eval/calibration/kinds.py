@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self, cast
 
 import numpy as np
 
@@ -42,6 +42,14 @@ class Schedule:
     def steps(self, kind: Kind) -> tuple[int, ...]:
         """Those of a kind."""
         return tuple(i for i, one in enumerate(self.kinds) if one == kind)
+
+    @classmethod
+    def of(cls, cache: CacheConfig, num_calls: int) -> Self:
+        """That of a configuration made by `cache`."""
+        kinds = dict.fromkeys(cache.cache_steps or (), "full")
+        kinds |= dict.fromkeys(cache.refresh_steps or (), "refresh") | dict.fromkeys(cache.skip_steps or (), "skip")
+        found = cast(tuple[Kind, ...], tuple(kinds.get(i, "retrieve") for i in range(num_calls)))
+        return cls(found, cache.forecast_order, cache.skip_order)
 
     def cache(self, branch: int, refresh_branch: int | None, forecast: float) -> CacheConfig:
         """The configuration that runs it."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unets.cache.config import CacheConfig
 from unets.cache.observe import observed_calls
 
+from ..metrics.distances import psnr
 from .baseline import Baseline
 from .candidates import Candidate, Trial
 from .cost import StepMacs
@@ -20,6 +23,7 @@ from .images import ImageMaker
 from .kinds import Kind, Losses, Schedule, uniform
 from .kinds_search import best_schedule
 from .measure import measure_features
+from .refine import refine
 from .step_errors import guided_noise
 
 
@@ -30,10 +34,11 @@ class Pair:
     branch: int
     refresh_branch: int | None
     losses: Losses
+    reused: Mapping[str, Any]  # reuse_attention, reuse_guidance, where they are on
 
     def candidate(self, kind: str, schedule: Schedule) -> Candidate:
         """The schedule as a way to cache."""
-        cache = schedule.cache(self.branch, self.refresh_branch, self.losses.forecast)
+        cache = replace(schedule.cache(self.branch, self.refresh_branch, self.losses.forecast), **self.reused)
         return Candidate(kind, cache, self.losses.speed_up(schedule.kinds), self.losses.total(schedule))
 
 
@@ -57,36 +62,39 @@ def all_pairs(
     maker: ImageMaker,
     indices: range,
     baseline: Baseline,
-    macs: dict[int, StepMacs],
-    branches: Sequence[int],
-    refresh_branches: Sequence[int],
+    macs: Mapping[int, StepMacs],
+    refresh_macs: Mapping[int, StepMacs],
     skip: bool,
     forecast: float,
+    reused: Mapping[str, Any],
 ) -> list[Pair]:
     """What is measured of every branch, with every deeper one to refresh at if there are any.
 
     Args:
-        macs: of the steps at all of these branches.
+        macs: of the steps at each branch to retrieve at.
+        refresh_macs: likewise at each branch to refresh at, without attention reused.
+        reused: what retrieve steps reuse beside features. Losses leave out what that does.
     """
+    halves = 2 if reused.get("reuse_guidance") else 1  # that a retrieve step does not run
     measured: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for branch in dict.fromkeys([*branches, *refresh_branches]):
+    for branch in dict.fromkeys([*macs, *refresh_macs]):
         noise, distances = measure_features(maker, indices, baseline, branch, distances=True)
         measured[branch] = distances, np.sqrt(sensitivity(noise, distances))
     noises = noise_distances(maker, indices, baseline) if skip else None
     pairs = []
-    for branch in branches:
-        deeper_ones: list[int | None] = [one for one in refresh_branches if one > branch]
+    for branch in macs:
+        deeper_ones: list[int | None] = [one for one in refresh_macs if one > branch]
         for deeper in deeper_ones or [None]:
             between: dict[Kind, np.ndarray] = {"retrieve": measured[branch][0]}
             moves: dict[Kind, np.ndarray] = {"retrieve": measured[branch][1]}
-            cost: dict[Kind, int] = {"full": macs[branch].full, "retrieve": macs[branch].retrieve, "skip": 0}
+            cost: dict[Kind, int] = {"full": halves * macs[branch].full, "retrieve": macs[branch].retrieve, "skip": 0}
             if deeper is not None:
                 between["refresh"], moves["refresh"] = measured[deeper]
-                cost["refresh"] = macs[deeper].retrieve
+                cost["refresh"] = halves * refresh_macs[deeper].retrieve
             if noises is not None:
                 between["skip"] = noises
             losses = Losses(between, moves, baseline.influence, cost, forecast, baseline.positions)
-            pairs.append(Pair(branch, deeper, losses))
+            pairs.append(Pair(branch, deeper, losses, reused))
     return pairs
 
 
@@ -106,6 +114,27 @@ def best_kinds_within_budget(
             if all(candidate.cache != one.cache for one in tried):
                 tried[candidate] = try_out(candidate)
     return list(tried.values()), max(tried.values(), key=lambda one: one.psnr)
+
+
+def refined(
+    pairs: Sequence[Pair],
+    chosen: Trial,
+    maker: ImageMaker,
+    indices: range,
+    runs: int,
+    try_out: Callable[[Candidate], Trial],
+) -> Trial:
+    """The chosen schedule after so many runs that looked for a better one on the images of these indices."""
+    deeper = chosen.cache.refresh_branch_id  # None if it has no refresh steps, and any pair can have it
+    pair = next(one for one in pairs if one.branch == chosen.branch and deeper in (one.refresh_branch, None))
+    baseline = maker.make(indices, CacheConfig(), "baseline")
+
+    def quality(schedule: Schedule) -> float:
+        images = maker.make(indices, pair.candidate("refined", schedule).cache, "refine")
+        return float(psnr(images, baseline).mean())  # the mean has the worst images count more than a median
+
+    schedule = Schedule.of(chosen.cache, pair.losses.num_calls)
+    return try_out(pair.candidate("refined", refine(pair.losses, schedule, quality, runs, quiet=maker.quiet)))
 
 
 def cheapest_kinds_of_quality(

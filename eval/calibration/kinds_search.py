@@ -42,7 +42,7 @@ def _anneal(losses: Losses, budget: float, start: Schedule, moves: int, chance: 
     loss = least = first = losses.total(start)
     for move in range(moves):
         temperature = first * HOTTEST * (COLDEST / HOTTEST) ** (move / moves)
-        other = _moved(losses, now, chance)
+        other = moved(losses, now, chance)
         if losses.macs(other.kinds) > most:
             continue
         total = losses.total(other)
@@ -53,7 +53,7 @@ def _anneal(losses: Losses, budget: float, start: Schedule, moves: int, chance: 
     return best
 
 
-def _moved(losses: Losses, schedule: Schedule, chance: random.Random) -> Schedule:
+def moved(losses: Losses, schedule: Schedule, chance: random.Random) -> Schedule:
     """Another kind for one step, the kinds of two steps exchanged, or another order; step 0 stays full."""
     kinds = list(schedule.kinds)
     i = chance.randrange(1, len(kinds))
