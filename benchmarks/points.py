@@ -13,7 +13,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from common.shipped import GUIDANCE, SHAPES_DDPM, SHAPES_LDM, SHAPES_SD
+from common.shipped import GUIDANCE, RECOMMENDED, SHAPES_DDPM, SHAPES_LDM, SHAPES_SD
 from ddpm.checkpoint import load_unet
 from ddpm.sample import sample
 from ddpm.sampler import timesteps_of
@@ -31,11 +31,7 @@ from unets.cache.config import CacheConfig
 from .operations import Layout
 from .published import AlignYourStepsScheduler, PFDiffScheduler, easycache, pfdiff_sample, tgate
 
-RECOMMENDED = {  # the README's, on the shipped text-to-image model: N, refresh_interval, branch
-    "safe": (6, 3, 3),
-    "balanced": (12, 4, 5),
-    "fast": (15, 5, 5),
-}
+DEPTHS = ("cache_interval", "cache_branch_id", "refresh_interval", "refresh_branch_id")
 CHEAP: dict[str, Any] = {"reuse_attention": True, "reuse_guidance": True}
 EARLY_DENSE: dict[str, Any] = {  # full and refresh steps gathered at the beginning
     "cache_steps": [0, 2, 7, 18, 32], "refresh_steps": [4, 10, 14, 22, 27, 37, 42, 47], "cache_branch_id": 0,
@@ -74,6 +70,56 @@ class Model(NamedTuple):
     layouts: Mapping[str, Layout]  # by the column that their operations are shown in
 
 
+class TextRun(NamedTuple):
+    """One of the ways to make the text-to-image pictures that need nothing but a sampler and a cache."""
+
+    name: str
+    kind: str
+    cache: CacheConfig
+    scheduler: str = "plms"  # a name of `pipelines.loading.SCHEDULERS`
+    steps: int = 50
+
+
+def text_runs() -> list[TextRun]:
+    """The points of text to image that `stable_diffusion.py` can make too, the baseline first."""
+    runs: list[TextRun] = []
+
+    def add(name: str, kind: str, scheduler: str = "plms", steps: int = 50, **cache: Any) -> None:
+        runs.append(TextRun(name, kind, CacheConfig(**cache), scheduler, steps))
+
+    add("PLMS, 50 steps", "baseline")
+    for n, m in ((2, 1), (5, 1), (10, 1), (5, 0)):
+        add(f"plain N={n}, m={m}", "plain", cache_interval=n, cache_branch_id=m)
+    for n in (3, 5):
+        add(f"skip N={n}, order 1", "skipped", **skip(n, 0, 1))
+    for n, m, name, more in (
+        (5, 1, "", {}),
+        (5, 0, "", {}),
+        (5, 0, ", guidance reused", {"reuse_guidance": True}),
+        (8, 0, ", attention reused", {"reuse_attention": True}),
+    ):
+        cache: Any = {"cache_interval": n, "cache_branch_id": m, "forecast": 1.0, **more}
+        add(f"forecast N={n}, m={m}{name}", "forecast", **cache)
+    for label, settings in RECOMMENDED.items():
+        name = two_depths(*(settings[key] for key in DEPTHS))[0].replace("two depths", label)
+        name += ", attention and guidance reused"
+        add(name, "two depths", **settings)
+        add(f"{name}, order 2", "two depths, order 2", forecast_order=2, **settings)
+    name, cache = two_depths(10, 0, 5, 3)
+    add(f"{name}, attention and guidance reused", "two depths", **cache, **CHEAP)
+    add("early-dense", "two depths, order 2", **EARLY_DENSE)
+    for name, cache in calibrations(SHAPES_SD):
+        add(name, "calibrated", **cache)
+        add(f"{name}, attention and guidance reused", "calibrated", **{**cache, **CHEAP})
+    for scheduler, numbers in (("ddim", (20,)), ("dpm++", (30, 20, 15, 10)), ("unipc", (20, 10))):
+        for steps in numbers:
+            add(f"{scheduler}, {steps} steps", "fewer steps", scheduler, steps)
+    name, cache = two_depths(4, 0, 2, 3)
+    name = f"dpm++, 20 steps, {name}, attention and guidance reused"
+    add(name, "fewer steps, cached", "dpm++", 20, **cache, **CHEAP)
+    return runs
+
+
 def text_points() -> list[Point]:
     """Text to image, 50 steps of PLMS, guidance scale 2.5."""
     pipe = load_pipeline(StableDiffusionPipeline, SHAPES_SD, dtype=torch.float32, scheduler="plms", quiet=True)
@@ -108,34 +154,7 @@ def text_points() -> list[Point]:
     def other(name: str, kind: str, around: Any, on: Any = pipe) -> Point:
         return Point(name, kind, on.unet, partial(make, on=on, steps=50, around=around))
 
-    points = [point("PLMS, 50 steps", "baseline")]
-    for n, m in ((2, 1), (5, 1), (10, 1), (5, 0)):
-        points.append(point(f"plain N={n}, m={m}", "plain", cache_interval=n, cache_branch_id=m))
-    for n in (3, 5):
-        points.append(point(f"skip N={n}, order 1", "skipped", **skip(n, 0, 1)))
-    for n, m, name, more in (
-        (5, 1, "", {}),
-        (5, 0, "", {}),
-        (5, 0, ", guidance reused", {"reuse_guidance": True}),
-        (8, 0, ", attention reused", {"reuse_attention": True}),
-    ):
-        cache: Any = {"cache_interval": n, "cache_branch_id": m, "forecast": 1.0, **more}
-        points.append(point(f"forecast N={n}, m={m}{name}", "forecast", **cache))
-    for label, depths in {**RECOMMENDED, "two depths": (10, 5, 3)}.items():
-        name, cache = two_depths(depths[0], 0, *depths[1:])
-        name = name.replace("two depths", label) + ", attention and guidance reused"
-        points.append(point(name, "two depths", **cache, **CHEAP))
-        if label in RECOMMENDED:
-            points.append(point(f"{name}, order 2", "two depths, order 2", forecast_order=2, **cache, **CHEAP))
-    points.append(point("early-dense", "two depths, order 2", **EARLY_DENSE))
-    for name, cache in calibrations(SHAPES_SD):
-        points.append(point(name, "calibrated", **cache))
-        points.append(point(f"{name}, attention and guidance reused", "calibrated", **{**cache, **CHEAP}))
-    for scheduler, numbers in (("ddim", (20,)), ("dpm++", (30, 20, 15, 10)), ("unipc", (20, 10))):
-        points += [point(f"{scheduler}, {steps} steps", "fewer steps", scheduler, steps) for steps in numbers]
-    name, cache = two_depths(4, 0, 2, 3)
-    name = f"dpm++, 20 steps, {name}, attention and guidance reused"
-    points.append(point(name, "fewer steps, cached", "dpm++", 20, **cache, **CHEAP))
+    points = [point(r.name, r.kind, r.scheduler, r.steps, **r.cache.arguments) for r in text_runs()]
     points.append(other("package N=5, m=1", "other packages", partial(package_enabled, stock, 5, 1), stock))
     if importlib.util.find_spec("tomesd"):
         merged = partial(tokens_merged, stock, 0.5)

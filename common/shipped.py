@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SHAPES_SD = ASSETS / "shapes-sd"  # text to image
@@ -21,3 +22,16 @@ PROMPTS = {  # by whether the model is the shipped one
     False: ["a photo of an astronaut on a moon"],
 }
 GUIDANCE = {True: 2.5, False: 7.5}  # on so small a model 7.5 is too much: PLMS with few steps falls apart
+
+RECOMMENDED: dict[str, dict[str, Any]] = {  # caches of the text-to-image model, as the README has them
+    name: {
+        "cache_interval": interval,
+        "cache_branch_id": 0,
+        "refresh_interval": refresh,
+        "refresh_branch_id": deeper,
+        "forecast": 1.0,
+        "reuse_attention": True,
+        "reuse_guidance": True,
+    }
+    for name, interval, refresh, deeper in (("safe", 6, 3, 3), ("balanced", 12, 4, 5), ("fast", 15, 5, 5))
+}

@@ -15,18 +15,19 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from common.device import DTYPES
+from common.shipped import RECOMMENDED
 from common.timing import time_call
 from pipelines.loading import new_scheduler, place_pipeline
 
 from .bench import Bench, Finding
-from .settings import ALL, PLAIN_INTERVAL
+from .settings import PLAIN_INTERVAL
 from .subjects import Subject
 
 CLOSE = 1e-4  # relative, in float32: sums of thousands of products in another order differ by 1e-6, TF32 by 1e-3
 ULPS = 16  # a compiled step, which rounds to 16 bit more rarely: all of 16 bit is 1 to 6 from float32 (small models)
 GREY = 1 / 255  # a level of a picture in 8 bit
 SCHEDULERS = ("plms", "ddim", "dpm++", "euler")
-BALANCED = ALL["balanced"]
+BALANCED = RECOMMENDED["balanced"]
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-TEXT: dict[str, dict[str, Any]] = {  # the README's, on the shipped text-to-image model
-    "safe": {"cache_interval": 6, "refresh_interval": 3, "refresh_branch_id": 3},
-    "balanced": {"cache_interval": 12, "refresh_interval": 4, "refresh_branch_id": 5},
-    "fast": {"cache_interval": 15, "refresh_interval": 5, "refresh_branch_id": 5},
-}
+from common.shipped import RECOMMENDED
+
 SHALLOW: dict[str, Any] = {"cache_branch_id": 0, "forecast": 1.0, "reuse_guidance": True}
-ALL = {name: {**SHALLOW, "reuse_attention": True, **cache} for name, cache in TEXT.items()}
-WITHOUT_ATTENTION = {name: {**SHALLOW, **cache} for name, cache in TEXT.items()}  # layers to m have none
+WITHOUT_ATTENTION = {  # layers to m have none
+    name: {key: value for key, value in cache.items() if key != "reuse_attention"}
+    for name, cache in RECOMMENDED.items()
+}
 LDM = {"two depths": {**SHALLOW, "cache_interval": 10, "refresh_interval": 5, "refresh_branch_id": 5}}
 DDPM: dict[str, dict[str, Any]] = {
     "forecast": {"cache_interval": 3, "cache_branch_id": 2, "forecast": 1.0},
@@ -32,10 +31,10 @@ class Settings:
 
 
 SETTINGS: dict[str, Settings] = {
-    "sd15": Settings(50, 1, ALL),
-    "sd21": Settings(50, 1, ALL),
+    "sd15": Settings(50, 1, RECOMMENDED),
+    "sd21": Settings(50, 1, RECOMMENDED),
     "sdxl": Settings(50, 1, WITHOUT_ATTENTION),
-    "svd-xt": Settings(10, 1, ALL),  # of 25, or a loop alone would take a minute
+    "svd-xt": Settings(10, 1, RECOMMENDED),  # of 25, or a loop alone would take a minute
     "ldm4": Settings(100, 0, LDM),
     "ddpm-cifar10": Settings(100, 2, DDPM),
 }
