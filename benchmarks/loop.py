@@ -22,6 +22,7 @@ from diffusers import PNDMScheduler
 from common import numbers
 from common.command_line import Parser, run_cli
 from common.device import DTYPES, resolve_device, resolve_dtype
+from common.shipped import RECOMMENDED
 from common.timing import alternate, pairwise, spread, time_call
 from eval.counting.layouts import MODELS
 from pipelines import StableDiffusionPipeline
@@ -101,11 +102,11 @@ def run(args: argparse.Namespace) -> None:
         "guidance reused, m = 0": (pipe, partial(ours, **guided)),
         "attention, guidance reused, m = 0": (pipe, partial(ours, **attention)),
     }
-    for n, refresh, deeper in ((8, 4, 5), (12, 4, 5), (10, 5, 3), (15, 5, 5)):
-        depths = {"cache_interval": n, "refresh_interval": refresh, "refresh_branch_id": deeper}
-        runs[f"the same, N = {n}, every {refresh}th m = {deeper}"] = (pipe, partial(ours, **attention, **depths))
-    if args.steps > max(EARLY_DENSE["refresh_steps"]):
-        runs["dense at the beginning, m = 0"] = (pipe, partial(ours, **EARLY_DENSE))
+    for name, settings in RECOMMENDED.items():
+        runs[f"{name}, m = 0"] = (pipe, partial(ours, **settings))
+    for name, settings in EARLY_DENSE.items():
+        if args.steps > max(settings["refresh_steps"]):
+            runs[f"{name}, m = 0"] = (pipe, partial(ours, **settings))
     if args.baseline:
         runs["stock, no cache"] = (stock, lambda: stock(**call, generator=torch.Generator().manual_seed(0)))
 

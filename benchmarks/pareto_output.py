@@ -31,7 +31,7 @@ COLUMNS = {  # heading and decimals
 INTERVALS = ("psnr", "psnr_fine")  # those that have one, NAME_low to NAME_high
 KINDS = {
     "baseline": "black", "plain": "#4c78a8", "skipped": "#bab0ac", "forecast": "#e45756", "two depths": "#7b3294",
-    "two depths, order 2": "#d02090", "calibrated": "#17becf", "fewer steps": "#888888",
+    "recommended": "#d02090", "calibrated": "#17becf", "fewer steps": "#888888",
     "fewer steps, cached": "#54a24b", "other packages": "#b279a2", "published": "#f2cf5b",
 }  # fmt: skip
 

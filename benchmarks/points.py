@@ -31,11 +31,16 @@ from unets.cache.config import CacheConfig
 from .operations import Layout
 from .published import AlignYourStepsScheduler, PFDiffScheduler, easycache, pfdiff_sample, tgate
 
-DEPTHS = ("cache_interval", "cache_branch_id", "refresh_interval", "refresh_branch_id")
 CHEAP: dict[str, Any] = {"reuse_attention": True, "reuse_guidance": True}
-EARLY_DENSE: dict[str, Any] = {  # full and refresh steps gathered at the beginning
-    "cache_steps": [0, 2, 7, 18, 32], "refresh_steps": [4, 10, 14, 22, 27, 37, 42, 47], "cache_branch_id": 0,
-    "refresh_branch_id": 5, "forecast": 1.0, "forecast_order": 2, **CHEAP,
+EARLY_DENSE: dict[str, dict[str, Any]] = {  # full and refresh steps gathered at the beginning
+    f"dense at the beginning, branch {branch}": {
+        "cache_steps": full, "refresh_steps": refresh, "cache_branch_id": 0, "refresh_branch_id": branch,
+        "forecast": 1.0, "forecast_order": order, **CHEAP,
+    }
+    for branch, order, full, refresh in (
+        (5, 2.0, [0, 2, 7, 18, 32], [4, 10, 14, 22, 27, 37, 42, 47]),
+        (3, 1.7, [0, 3, 9, 19, 33], [6, 12, 15, 23, 27, 38, 43, 48]),
+    )
 }  # fmt: skip
 
 
@@ -88,26 +93,16 @@ def text_runs() -> list[TextRun]:
         runs.append(TextRun(name, kind, CacheConfig(**cache), scheduler, steps))
 
     add("PLMS, 50 steps", "baseline")
-    for n, m in ((2, 1), (5, 1), (10, 1), (5, 0)):
+    for n, m in ((2, 1), (5, 1), (5, 0)):
         add(f"plain N={n}, m={m}", "plain", cache_interval=n, cache_branch_id=m)
-    for n in (3, 5):
-        add(f"skip N={n}, order 1", "skipped", **skip(n, 0, 1))
-    for n, m, name, more in (
-        (5, 1, "", {}),
-        (5, 0, "", {}),
-        (5, 0, ", guidance reused", {"reuse_guidance": True}),
-        (8, 0, ", attention reused", {"reuse_attention": True}),
-    ):
-        cache: Any = {"cache_interval": n, "cache_branch_id": m, "forecast": 1.0, **more}
-        add(f"forecast N={n}, m={m}{name}", "forecast", **cache)
-    for label, settings in RECOMMENDED.items():
-        name = two_depths(*(settings[key] for key in DEPTHS))[0].replace("two depths", label)
-        name += ", attention and guidance reused"
-        add(name, "two depths", **settings)
-        add(f"{name}, order 2", "two depths, order 2", forecast_order=2, **settings)
-    name, cache = two_depths(10, 0, 5, 3)
-    add(f"{name}, attention and guidance reused", "two depths", **cache, **CHEAP)
-    add("early-dense", "two depths, order 2", **EARLY_DENSE)
+    add("skip N=3, order 1", "skipped", **skip(3, 0, 1))
+    for m in (1, 0):
+        add(f"forecast N=5, m={m}", "forecast", cache_interval=5, cache_branch_id=m, forecast=1.0)
+    for name, settings in RECOMMENDED.items():
+        add(name, "recommended", **settings)
+        add(f"{name}, with the line", "two depths", **{**settings, "forecast_order": 1.0})
+    for name, settings in EARLY_DENSE.items():
+        add(name, "recommended", **settings)
     for name, cache in calibrations(SHAPES_SD):
         add(name, "calibrated", **cache)
         add(f"{name}, attention and guidance reused", "calibrated", **{**cache, **CHEAP})
@@ -209,7 +204,7 @@ def ddpm_points() -> list[Point]:
         for n in (2, 5):
             cache: Any = {"cache_interval": n, "cache_branch_id": 2, "forecast": forecast}
             points.append(point(f"{kind} N={n}, m=2", kind, **cache))
-    points += [point(f"skip N={n}, order 2.5", "skipped", **skip(n, 2, 2.5)) for n in (2, 3, 4, 5)]
+    points += [point(f"skip N={n}, order 2.5", "skipped", **skip(n, 2, 2.5)) for n in (2, 3, 4, 5, 6)]
     name, cache = two_depths(6, 2, 3, 7)
     points.append(point(name, "two depths", **cache))
     points += [point(name, "calibrated", **cache) for name, cache in calibrations(SHAPES_DDPM)]

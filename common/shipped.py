@@ -30,8 +30,14 @@ RECOMMENDED: dict[str, dict[str, Any]] = {  # caches of the text-to-image model,
         "refresh_interval": refresh,
         "refresh_branch_id": deeper,
         "forecast": 1.0,
+        "forecast_order": order,
         "reuse_attention": True,
         "reuse_guidance": True,
     }
-    for name, interval, refresh, deeper in (("safe", 6, 3, 3), ("balanced", 12, 4, 5), ("fast", 15, 5, 5))
+    for name, interval, refresh, deeper, order in (
+        ("safe", 6, 3, 3, 2.0),
+        ("balanced", 12, 4, 5, 2.0),
+        ("fast", 15, 5, 5, 1.5),
+        ("fastest", 18, 6, 5, 1.7),
+    )
 }

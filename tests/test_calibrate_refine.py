@@ -17,7 +17,7 @@ from eval.calibration.kinds_search import best_schedule
 from eval.calibration.refine import UNUSED, refine
 from eval.counting.macs import unet_inputs
 from eval.counting.runs import count_run, speed_up
-from tests.test_calibrate_kinds import T, losses_of, schedules
+from tests.toy_losses import T, losses_of, schedules
 
 
 def worth_of(losses: Any) -> tuple[Any, list[Schedule]]:
@@ -58,7 +58,7 @@ def test_it_is_the_same_at_every_call_and_ends_where_nothing_is_left():
     assert refine(losses, start, quality, 30, quiet=True) == refine(losses, start, again, 30, quiet=True)
     assert asked == asked_again
     every, asked = worth_of(losses)
-    all_full = Schedule(("full",) * T)
+    all_full = Schedule(tuple(["full"] * T))
     assert refine(losses, all_full, every, 1000, quiet=True).kinds == all_full.kinds and len(asked) < 1000
 
 
