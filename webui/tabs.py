@@ -1,0 +1,154 @@
+"""The tabs that make pictures: fields on one side, both runs on the other."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from common.command_line import RunError, is_out_of_memory
+from common.images import fitted, read_image
+from common.shipped import EXAMPLE_IMAGE, PROMPTS
+
+from .controls import Components, cache_controls, run_controls
+from .engine import Engine
+from .handlers import IMAGE_CHOICE, INPAINT_CHOICE, Handlers
+from .watch import Stopped
+
+EDITOR_SIDE = 256  # pixels
+VIDEO_STEPS = 20
+STRENGTH = 0.8
+MOTION = {True: 64, False: 12}  # by whether the model is the shipped one, as in text2video_zero.py
+WAITING = '<p class="dc-note dc-waiting">Baseline and DeepCache will be here, side by side.</p>'
+
+Make = Callable[[dict[str, Any], str, Any], str]  # fields, session and progress to HTML
+
+
+def text_tab(engine: Engine, handlers: Handlers) -> Components:
+    """Text to image; returns its fields."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            fields = _prompt(engine)
+            fields |= run_controls(engine, steps=50)
+            fields |= cache_controls(engine, extensions=True)
+        with gr.Column(scale=3, min_width=320):
+            _run_buttons(fields, handlers, handlers.text)
+    return fields
+
+
+def image_tab(engine: Engine, handlers: Handlers) -> None:
+    """Image to image, and inpainting with a brush."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            example = None
+            if engine.shipped:
+                example = fitted(read_image(EXAMPLE_IMAGE), (EDITOR_SIDE, EDITOR_SIDE))
+            fields: Components = {
+                "editor": gr.ImageEditor(
+                    example and {"background": example, "layers": [], "composite": example},
+                    type="pil", label="Picture; paint over what to redraw", sources=("upload", "clipboard"),
+                    brush=gr.Brush(colors=["#ff00ff"], color_mode="fixed", default_size=48), layers=False,
+                    transforms=(), canvas_size=(EDITOR_SIDE, EDITOR_SIDE), format="png", show_download_button=False,
+                    show_fullscreen_button=False, height=620,
+                ),
+                "choice": gr.Radio([INPAINT_CHOICE, IMAGE_CHOICE], value=IMAGE_CHOICE, label="What to do"),
+            }  # fmt: skip
+            gr.HTML(
+                f'<p class="dc-note">Cropped around its centre to a square of {engine.side} pixels, which is what '
+                "this model makes.</p>"
+            )
+            fields |= _prompt(engine)
+            fields["strength"] = gr.Slider(0, 1, STRENGTH, step=0.05, label="Strength: how much is redrawn")
+            fields |= run_controls(engine, steps=50)
+            fields |= cache_controls(engine, extensions=True)
+        with gr.Column(scale=3, min_width=320):
+
+            def make(values: dict[str, Any], session: str, progress: Any) -> str:
+                editor, choice = values.pop("editor"), values.pop("choice")
+                return handlers.image(editor, choice, values, session, progress)
+
+            _run_buttons(fields, handlers, make)
+
+
+def video_tab(engine: Engine, handlers: Handlers) -> None:
+    """Text2Video-Zero."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            fields = _prompt(engine)
+            with gr.Row():
+                fields["frames"] = gr.Number(8, label="Frames", min_width=90)
+                fields["fps"] = gr.Number(4, label="Frames per second", min_width=90)
+                fields["motion"] = gr.Number(
+                    MOTION[engine.shipped], label="Motion", info="pixels of 512, from frame to frame", min_width=90
+                )
+            fields |= run_controls(engine, steps=VIDEO_STEPS)
+            fields |= cache_controls(engine, extensions=False)
+            gr.HTML(
+                '<p class="dc-note">Text2Video-Zero makes videos with a model of pictures, in three loops, in each of '
+                "which the schedule begins anew. It has the paper's cache alone.</p>"
+            )
+        with gr.Column(scale=3, min_width=320):
+            _run_buttons(fields, handlers, handlers.video)
+
+
+def _prompt(engine: Engine) -> Components:
+    """The prompt, and a button for another example if there are several."""
+    prompts = PROMPTS[engine.shipped]
+    prompt = gr.Textbox(prompts[0], label="Prompt", lines=2)
+    if len(prompts) > 1:
+        another = gr.Button("Another example", size="sm", variant="secondary")
+
+        def following(now: str) -> str:
+            return prompts[(prompts.index(now) + 1) % len(prompts) if now in prompts else 0]
+
+        another.click(following, prompt, prompt, queue=False, show_progress="hidden", api_name=False, show_api=False)
+    return {"prompt": prompt}
+
+
+def _run_buttons(fields: Components, handlers: Handlers, make: Make) -> None:
+    """What starts a run and what stops it, above its outcome."""
+    with gr.Row():
+        start = gr.Button("Run both", variant="primary", scale=3, min_width=140)
+        stop = gr.Button("Stop", variant="stop", scale=1, min_width=90)
+    shown = gr.HTML(WAITING, min_height=260, elem_classes="dc-shown")
+    names = [name for name in fields if name != "preset"]
+
+    def run(request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008  # Gradio's way
+        with one_line_errors():
+            return make(
+                dict(zip(names, values, strict=True)), str(request.session_hash),
+                lambda share, text: progress(share, desc=text),
+            )  # fmt: skip
+
+    def stop_run(request: gr.Request) -> None:
+        handlers.stop(str(request.session_hash))
+        gr.Info("Stopped.", duration=3)
+
+    # One run at a time on the device, whichever tab it is from; the others wait in Gradio's queue.
+    started = start.click(
+        run, [fields[name] for name in names], shown, concurrency_limit=1, concurrency_id="device", api_name=False,
+        show_api=False, trigger_mode="once",
+    )  # fmt: skip
+    stop.click(stop_run, None, None, cancels=[started], concurrency_limit=None, api_name=False, show_api=False)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What is wrong with the fields, or failed, as one line on the page."""
+    try:
+        yield
+    except (ValueError, RunError) as error:
+        raise _shown(" ".join(str(error).split())) from None
+    except Stopped:
+        raise _shown("Stopped.") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _shown("out of memory; try fewer frames, or start the page with --dtype float16") from None
+
+
+def _shown(message: str) -> gr.Error:
+    return gr.Error(html.escape(message), title="Not run", print_exception=False)
