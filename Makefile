@@ -69,10 +69,9 @@ $(APP)/installed: $(VENV)/installed requirements-app.txt
 	@echo "Installing into $(APP): Gradio (about 300 MB)"
 	@rm -rf $(APP)
 	@mkdir -p $(APP) && touch $(APP)/made-by-make
-	$(PYTHON) -m venv --without-pip $(APP)
-	@$(RUN) -c 'import pathlib, sysconfig; site = pathlib.Path(sysconfig.get_path("purelib")); \
-		(pathlib.Path("$(APP)").resolve() / site.relative_to(pathlib.Path("$(VENV)").resolve()) / "deepcache.pth"\
-		).write_text(f"{site}\n")'
+	$(PYTHON) -m venv $(APP) --without-pip
+	@$(RUN) -c 'import pathlib, sys, sysconfig; site = pathlib.Path(sysconfig.get_path("purelib")); \
+		pathlib.Path("$(APP)", site.relative_to(sys.prefix), "deepcache.pth").write_text(f"{site}\n")'
 	$(PIP) --python $(APP)/bin/python install -r requirements-app.txt
 	@touch $@
 

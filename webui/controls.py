@@ -76,7 +76,7 @@ def _extension_controls(start: dict[str, Any]) -> Components:
         fields["reuse_attention"] = gr.Checkbox(False, label="Reuse attention", min_width=120)
         fields["reuse_guidance"] = gr.Checkbox(False, label="Reuse guidance", min_width=120)
     with gr.Row():
-        fields["skip_interval"] = gr.Number(0, label="Compute every", info="others are skipped; 0: none", min_width=120)
+        fields["skip_interval"] = gr.Number(0, label="Compute every", info="others skipped; 0: none", min_width=120)
         fields["skip_order"] = gr.Number(1, label="Skip order", info="0 copies, to 3", min_width=120)
         fields["guidance_stop"] = gr.Number(1, label="Guidance until", info="share of the run", min_width=120)
     return fields

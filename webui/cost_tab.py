@@ -15,7 +15,8 @@ from .tabs import one_line_errors
 ABOUT = """
 Each point is one way to make the shipped model's pictures, measured by `benchmarks.pareto` (`results/pareto/text.md`
 has the whole table and how it was made). Further right is faster, further up is nearer to the baseline's picture.
-**Click a filled point**, or choose one by name, and its settings are those of the tab *Text to image*.
+**Click a filled point**, or choose one by name, and its settings are those of the tab *Text to image*. Hollow points
+are other methods, or runs whose settings are not known here.
 """
 
 

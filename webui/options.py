@@ -39,7 +39,7 @@ SWITCHES = ("reuse_attention", "reuse_guidance")
 PAPER_FIELDS = ("schedule", "cache_interval", "cache_branch_id", "center", "pow", "cache_steps")
 CACHE_FIELDS = (*PAPER_FIELDS, "refresh_steps", "skip_steps", *FORECAST, *NUMBERS, *SWITCHES)
 RUN_FIELDS = ("prompt", "negative_prompt", "seed", "steps", "scheduler", "guidance_scale", "strength")
-OWN_SCHEDULER = "its own"
+OWN_SCHEDULER = "own"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def outcome_page(outcome: Outcome, command: str | None, *, fps: int | None = Non
     pictures = slider(outcome) if fps is None else video(outcome, fps)
     return (
         f'<div class="dc-result">{pictures}<div>{figures(outcome, command)}</div>'
-        f'<div class="dc-steps">{strip(outcome.steps)}</div></div>'
+        f'<div class="dc-steps">{strip(outcome.steps, loops=fps is not None)}</div></div>'
     )
 
 
@@ -86,8 +86,8 @@ def figures(outcome: Outcome, command: str | None) -> str:
     )
 
 
-def strip(steps: list[StepSeen]) -> str:
-    """A cell for each step of DeepCache's run, and how many there are of each kind."""
+def strip(steps: list[StepSeen], *, loops: bool = False) -> str:
+    """A cell for each step of DeepCache's run, a video's if there are `loops`, and how many there are of each kind."""
     counts = Counter(step.kind for step in steps)
     most = max((step.rows for step in steps), default=0)
     cells = "".join(
@@ -102,7 +102,7 @@ def strip(steps: list[StepSeen]) -> str:
     )
     said = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
     return (
-        f'<p class="dc-title">DeepCache\'s {len(steps)} steps</p>'
+        f'<p class="dc-title">DeepCache\'s {len(steps)} steps{", in three loops" * loops}</p>'
         f'<div class="dc-strip" role="img" aria-label="{said}">{cells}</div><div class="dc-legend">{legend}</div>'
     )
 
@@ -141,6 +141,7 @@ CSS = """
 .dc-video {margin: 0;} .dc-video img {width: 100%; margin: 0;}
 .dc-video figcaption {display: flex; justify-content: space-around;}
 .dc-figures {width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums;}
+.dc-figures, .dc-figures tr {border: 0 !important;}
 .dc-figures th, .dc-figures td {padding: 6px 4px !important; text-align: right !important; white-space: nowrap;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;}
 .dc-figures th[scope=row] {text-align: left !important; font-weight: 400;}
@@ -148,7 +149,7 @@ CSS = """
 .dc-result details code {white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px;}
 .dc-title {font-weight: 600;}
 .dc-strip {display: flex; flex-wrap: wrap; gap: 2px;}
-.dc-cell {display: inline-block; width: 13px; height: 22px; border-radius: 2px; border: 1px solid transparent;}
+.dc-cell {display: inline-block; width: 11px; height: 22px; border-radius: 2px; border: 1px solid transparent;}
 .dc-cell:hover {outline: 2px solid var(--body-text-color);}
 .dc-full {background: #1f4e8c;} .dc-refresh {background: #c2410c;} .dc-retrieve {background: #9cc4ea;}
 .dc-skip {background: transparent; border-color: #9ca3af;}

@@ -8,19 +8,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+import numpy as np
+from PIL import Image
 
 from common.command_line import RunError, is_out_of_memory
-from common.images import fitted, read_image
-from common.shipped import EXAMPLE_IMAGE, PROMPTS
+from common.shipped import PROMPTS
+from shapes.scenes import held_out_scene, render
 
 from .controls import Components, cache_controls, run_controls
 from .engine import Engine
 from .handlers import IMAGE_CHOICE, INPAINT_CHOICE, Handlers
 from .watch import Stopped
 
-EDITOR_SIDE = 256  # pixels
+EDITOR_SIDES = 256, 512  # pixels, least and most; without a GPU a browser is slow to paint on more
 VIDEO_STEPS = 20
 STRENGTH = 0.8
+EXAMPLE = 4  # of the renderer's scenes: a large green square above a small black triangle, striped gray
+EXAMPLE_PROMPT = "a large red circle above a small black triangle on a striped gray background"
 MOTION = {True: 64, False: 12}  # by whether the model is the shipped one, as in text2video_zero.py
 WAITING = '<p class="dc-note dc-waiting">Baseline and DeepCache will be here, side by side.</p>'
 
@@ -43,16 +47,19 @@ def image_tab(engine: Engine, handlers: Handlers) -> None:
     """Image to image, and inpainting with a brush."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
+            least, most = EDITOR_SIDES
+            side = min(max(engine.side, least), most)
             example = None
             if engine.shipped:
-                example = fitted(read_image(EXAMPLE_IMAGE), (EDITOR_SIDE, EDITOR_SIDE))
+                drawn, _ = render(held_out_scene(EXAMPLE), np.random.default_rng(EXAMPLE))
+                example = Image.fromarray(drawn).resize((side, side), Image.Resampling.NEAREST)
             fields: Components = {
                 "editor": gr.ImageEditor(
                     example and {"background": example, "layers": [], "composite": example},
                     type="pil", label="Picture; paint over what to redraw", sources=("upload", "clipboard"),
-                    brush=gr.Brush(colors=["#ff00ff"], color_mode="fixed", default_size=48), layers=False,
-                    transforms=(), canvas_size=(EDITOR_SIDE, EDITOR_SIDE), format="png", show_download_button=False,
-                    show_fullscreen_button=False, height=620,
+                    brush=gr.Brush(colors=["#ff00ff"], color_mode="fixed", default_size=24), layers=False,
+                    transforms=(), canvas_size=(side, side), format="png", show_download_button=False,
+                    show_fullscreen_button=False, height=420,
                 ),
                 "choice": gr.Radio([INPAINT_CHOICE, IMAGE_CHOICE], value=IMAGE_CHOICE, label="What to do"),
             }  # fmt: skip
@@ -60,7 +67,7 @@ def image_tab(engine: Engine, handlers: Handlers) -> None:
                 f'<p class="dc-note">Cropped around its centre to a square of {engine.side} pixels, which is what '
                 "this model makes.</p>"
             )
-            fields |= _prompt(engine)
+            fields |= _prompt(engine, [EXAMPLE_PROMPT] if engine.shipped else None)
             fields["strength"] = gr.Slider(0, 1, STRENGTH, step=0.05, label="Strength: how much is redrawn")
             fields |= run_controls(engine, steps=50)
             fields |= cache_controls(engine, extensions=True)
@@ -94,9 +101,9 @@ def video_tab(engine: Engine, handlers: Handlers) -> None:
             _run_buttons(fields, handlers, handlers.video)
 
 
-def _prompt(engine: Engine) -> Components:
+def _prompt(engine: Engine, examples: list[str] | None = None) -> Components:
     """The prompt, and a button for another example if there are several."""
-    prompts = PROMPTS[engine.shipped]
+    prompts = examples or PROMPTS[engine.shipped]
     prompt = gr.Textbox(prompts[0], label="Prompt", lines=2)
     if len(prompts) > 1:
         another = gr.Button("Another example", size="sm", variant="secondary")
