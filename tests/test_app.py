@@ -402,9 +402,9 @@ def test_in_a_browser_it_makes_pictures_stops_and_keeps_to_itself(address):
         # 2. A long run is stopped, and leaves the device to the next.
         steps.fill("900")
         run.click()
-        expect(page.locator(".dc-shown:visible")).to_contain_text(re.compile(r"Baseline: step \d+ of 901"))
+        expect(page.locator(".block.dc-shown:visible")).to_contain_text(re.compile(r"Baseline: step \d+ of 901"))
         page.locator("button:visible", has_text="Stop").click()
-        expect(toast.first).to_contain_text("Stopped")
+        expect(page.locator(".block.dc-shown:visible")).to_contain_text("Stopped.")
 
         # 3. A preset, and both pictures.
         page.get_by_label("Cache settings").first.click()

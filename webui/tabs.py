@@ -27,6 +27,7 @@ EXAMPLE = 4  # of the renderer's scenes: a large green square above a small blac
 EXAMPLE_PROMPT = "a large red circle above a small black triangle on a striped gray background"
 MOTION = {True: 64, False: 12}  # by whether the model is the shipped one, as in text2video_zero.py
 WAITING = '<p class="dc-note dc-waiting">Baseline and DeepCache will be here, side by side.</p>'
+STOPPED = '<p class="dc-note">Stopped.</p>'
 
 Make = Callable[[dict[str, Any], str, Any], str]  # fields, session and progress to HTML
 
@@ -130,16 +131,17 @@ def _run_buttons(fields: Components, handlers: Handlers, make: Make) -> None:
                 lambda share, text: progress(share, desc=text),
             )  # fmt: skip
 
-    def stop_run(request: gr.Request) -> None:
-        handlers.stop(str(request.session_hash))
-        gr.Info("Stopped.", duration=3)
+    def stop_run(request: gr.Request) -> Any:
+        return STOPPED if handlers.stop(str(request.session_hash)) else gr.skip()
 
     # One run at a time on the device, whichever tab it is from; the others wait in Gradio's queue.
     started = start.click(
         run, [fields[name] for name in names], shown, concurrency_limit=1, concurrency_id="device", api_name=False,
         show_api=False, trigger_mode="once",
     )  # fmt: skip
-    stop.click(stop_run, None, None, cancels=[started], concurrency_limit=None, api_name=False, show_api=False)
+    stop.click(
+        stop_run, None, shown, cancels=[started], queue=False, show_progress="hidden", api_name=False, show_api=False
+    )
 
 
 @contextmanager
