@@ -155,5 +155,8 @@ CSS = """
 .dc-skip {background: transparent; border-color: #9ca3af;}
 .dc-legend {display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 8px; font-size: 13px;}
 .dc-key {display: inline-flex; align-items: center; gap: 6px;}
-@media (max-width: 900px) {.dc-result {grid-template-columns: minmax(0, 1fr);}}
+@media (max-width: 900px) {
+  .dc-result {grid-template-columns: minmax(0, 1fr);}
+  .dc-figures {font-size: 13px;} .dc-figures th, .dc-figures td {padding: 6px 2px !important;}
+}
 """
