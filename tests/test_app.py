@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -174,9 +175,8 @@ def test_what_is_painted_over_is_redrawn_and_the_rest_stays(buttons):
     fields = {**FIELDS, "strength": 1}
     page = buttons.image(painted((0, 0, 64, 128)), handlers.INPAINT_CHOICE, fields, "a", silent)
     made = Image.open(io.BytesIO(base64.b64decode(re.findall(r"base64,([^\"]+)", page)[0])))
-    green = (0, 128, 0)
-    far = [max(abs(a - b) for a, b in zip(made.getpixel((x, 32)), green, strict=True)) for x in (8, 56)]
-    assert far[0] > 2 * far[1]
+    far = np.abs(np.asarray(made.convert("RGB"), dtype=int) - (0, 128, 0)).mean((0, 2))  # of each column
+    assert far[:24].mean() > 2 * far[40:].mean()
     assert kinds(buttons.image(painted((0, 0, 1, 1)), handlers.IMAGE_CHOICE, fields, "a", silent))
 
 
@@ -207,7 +207,7 @@ def test_a_video_is_one_animation(buttons):
     fields = {**FIELDS, "frames": 3, "motion": 64, "fps": 4}
     page = buttons.video(fields, "a", silent)
     animation = Image.open(io.BytesIO(base64.b64decode(re.findall(r"webp;base64,([^\"]+)", page)[0])))
-    assert animation.n_frames == 3
+    assert getattr(animation, "n_frames", 1) == 3
     assert kinds(page) == ["full"] * 3 + ["retrieve"] * 2 + ["full"] + ["retrieve"] * 2  # loops of 1, 1 and 6 calls
     assert "in three loops" in page
     assert "python text2video_zero.py" in page
@@ -422,6 +422,7 @@ def test_in_a_browser_it_makes_pictures_stops_and_keeps_to_itself(address):
         over = result.locator(".dc-over")
         assert "100%" in over.evaluate("element => getComputedStyle(element).clipPath")
         box = slider.bounding_box()
+        assert box is not None
         page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
         at = float(slider.input_value())
         assert 70 < at < 80

@@ -145,7 +145,7 @@ CSS = """
 .dc-figures th, .dc-figures td {padding: 6px 4px !important; text-align: right !important; white-space: nowrap;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;}
 .dc-figures th[scope=row] {text-align: left !important; font-weight: 400;}
-.dc-note, .dc-result small {color: var(--body-text-color-subdued); font-size: 13px;}
+.dc-note, .dc-result small {opacity: 0.75; font-size: 13px;}
 .dc-result details code {white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px;}
 .dc-title {font-weight: 600;}
 .dc-strip {display: flex; flex-wrap: wrap; gap: 2px;}
