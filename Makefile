@@ -66,7 +66,7 @@ $(APP)/installed: $(VENV)/installed requirements-app.txt
 		echo "$(APP) was not made by this Makefile and is left alone; move it away, or name another VENV" >&2; \
 		exit 1; \
 	fi
-	@echo "Installing into $(APP): Gradio (about 300 MB)"
+	@echo "Installing into $(APP): Gradio (about 350 MB)"
 	@rm -rf $(APP)
 	@mkdir -p $(APP) && touch $(APP)/made-by-make
 	$(PYTHON) -m venv $(APP) --without-pip
