@@ -6,13 +6,16 @@ VENV ?= .venv
 TORCH_INDEX ?=
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
+# What the page needs is over what the rest needs: Gradio asks for an older Pillow than requirements.txt has.
+APP := $(VENV)-app
 # Written before anything else, so that an environment without it is known to be somebody's own.
 OURS := $(VENV)/made-by-make
 
-.PHONY: help demo test lint clean
+.PHONY: help demo app test lint clean
 
 help:
 	@echo 'make demo   the shipped model with and without DeepCache (ARGS="--steps 20": options of stable_diffusion.py)'
+	@echo 'make app    a page in the browser to try it on (ARGS="--port 8000": options of app.py)'
 	@echo 'make test   all tests (ARGS="-k schedule": options of pytest)'
 	@echo 'make lint   formatting, lint and types'
 	@echo 'make clean  removes caches and build/; results, outputs/, inputs/ and $(VENV) stay'
@@ -25,7 +28,10 @@ help:
 demo: $(VENV)/installed
 	$(RUN) stable_diffusion.py $(ARGS)
 
-test: $(VENV)/installed
+app: $(APP)/installed
+	$(APP)/bin/python app.py $(ARGS)
+
+test: $(VENV)/installed $(APP)/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto $(ARGS)
 
 lint: $(VENV)/installed
@@ -52,6 +58,21 @@ ifneq ($(TORCH_INDEX),)
 	$(PIP) install --no-deps --index-url $(TORCH_INDEX) $$(grep -E '^(torch|torchvision)==' requirements.txt)
 endif
 	$(PIP) install -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+# An environment of its own that sees all of the other's packages, and has what differs in front of them.
+$(APP)/installed: $(VENV)/installed requirements-app.txt
+	@if [ -e $(APP) ] && [ ! -e $(APP)/made-by-make ]; then \
+		echo "$(APP) was not made by this Makefile and is left alone; move it away, or name another VENV" >&2; \
+		exit 1; \
+	fi
+	@echo "Installing into $(APP): Gradio (about 350 MB)"
+	@rm -rf $(APP)
+	@mkdir -p $(APP) && touch $(APP)/made-by-make
+	$(PYTHON) -m venv $(APP) --without-pip
+	@$(RUN) -c 'import pathlib, sys, sysconfig; site = pathlib.Path(sysconfig.get_path("purelib")); \
+		pathlib.Path("$(APP)", site.relative_to(sys.prefix), "deepcache.pth").write_text(f"{site}\n")'
+	$(PIP) --python $(APP)/bin/python install -r requirements-app.txt
 	@touch $@
 
 clean:

@@ -24,7 +24,7 @@ def folder(tmp_path):
     """A checkout with no more than the Makefile needs."""
     if shutil.which("make") is None:
         pytest.skip("there is no make")
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "requirements-app.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
@@ -40,7 +40,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_without_a_target_it_explains_itself(folder):
     said = make(folder).stdout
-    assert all(f"make {target}" in said for target in ("demo", "test", "lint", "clean"))
+    assert all(f"make {target}" in said for target in ("demo", "app", "test", "lint", "clean"))
     assert not (folder / ".venv").exists()
 
 
@@ -78,6 +78,19 @@ def test_an_interrupted_installation_starts_over(folder):
     assert not (folder / ".venv" / "half").exists()
 
 
+def test_the_page_has_an_environment_of_its_own(folder):
+    assert make(folder, "app").returncode == 0
+    said = (folder / "calls").read_text().splitlines()
+    assert "--python .venv-app/bin/python install -r requirements-app.txt" in said[-2]
+    assert said[-1] == "app.py"
+    assert (folder / ".venv-app" / "installed").exists()
+    shutil.rmtree(folder / ".venv-app")
+    (folder / ".venv-app").mkdir()
+    (folder / ".venv-app" / "precious").touch()
+    assert make(folder, "app").returncode != 0
+    assert [path.name for path in (folder / ".venv-app").iterdir()] == ["precious"]
+
+
 def test_changed_requirements_are_installed_over_what_is_there(folder):
     make(folder, "test")
     (folder / ".venv" / "kept").touch()
@@ -90,7 +103,7 @@ def test_changed_requirements_are_installed_over_what_is_there(folder):
 def test_torch_can_come_from_an_index_of_its_own(folder):
     assert make(folder, "test", "TORCH_INDEX=https://torch.example/cpu").returncode == 0
     pip = [line for line in (folder / "calls").read_text().splitlines() if "-m pip" in line]
-    assert ["https://torch.example/cpu" in line for line in pip] == [True, False]
+    assert ["https://torch.example/cpu" in line for line in pip] == [True, False, False]
     assert "torch==" in pip[0]
     assert "torchvision==" in pip[0]
     assert "torchmetrics" not in pip[0]
