@@ -59,6 +59,12 @@ SMALLER = {  # appended to the commands that are run
     "eval.clip_score": ["--quiet", "--device", "cpu"],
     "eval.tables": ["--quiet"],
 }
+STEPS = {  # appended where the command's own options don't depend on the number of steps
+    "stable_diffusion": ["--steps", "20"],
+    "ddpm.sample": ["--steps", "20"],
+    "ldm.sample": ["--steps", "20"],
+}
+OF_STEPS = {"--steps", "--calibrated", "--cache-steps"}
 VARIABLES = {"$SLURM_ARRAY_TASK_ID": "4"}
 LAUNCHERS = (("srun",), ("accelerate", "launch"))
 ELSEWHERE = {"pip", "pre-commit"}  # commands of others that the documents name
@@ -166,9 +172,10 @@ def folder(tmp_path, monkeypatch):
 
 def run(module: str, arguments: list[str]) -> str:
     """What a command prints, run in this process."""
+    smaller = SMALLER.get(module, []) + ([] if OF_STEPS & {*arguments} else STEPS.get(module, []))
     printed = io.StringIO()
     with torch.enable_grad(), contextlib.redirect_stdout(printed):
-        status = loaded(module).main([*arguments, *SMALLER.get(module, [])])
+        status = loaded(module).main([*arguments, *smaller])
     assert status == 0
     return printed.getvalue()
 
