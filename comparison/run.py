@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from pipelines.loading import build_pipeline, check_steps, load_pipeline, place_pipeline
 from unets.cache.config import CacheConfig
 
 from .arguments import ResultFolder, RunSettings
 from .measure import compare
+from .progress import RunProgress, duration
 from .report import report
-from .saving import save_comparison
+from .saving import save_comparison, save_first
 
 
 def open_pipeline(
@@ -78,6 +80,19 @@ def compare_and_save(
         f"{what}, {args.steps} steps of {type(first.scheduler).__name__}, {device.type}, {dtype}; "
         f"DeepCache {settings.cache_name}"
     )
+    shown = (
+        "output.mp4, output.gif (left baseline, right DeepCache)"
+        if fps
+        else "output.png (above baseline, below DeepCache)"
+    )
+
+    def show_first(images: dict[str, list[Image.Image]], progress: RunProgress) -> None:
+        save_first(out.path, images, out.made_from, fps=fps)
+        more, left = progress.total - progress.done, progress.seconds_left()
+        print(f"Pictures         {out.path}: {shown}", flush=True)
+        if more and left is not None:
+            print(f"Timing           {more} more runs, about {duration(left)}", flush=True)
+
     images, result = compare(
         stages,
         call,
@@ -87,6 +102,7 @@ def compare_and_save(
         warm_up=args.warm_up,
         device=device,
         quiet=args.quiet,
+        show_first=show_first,
     )
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     resolved = {k: v for k, v in resolved.items() if k not in ("image", "mask_image")}
@@ -100,9 +116,4 @@ def compare_and_save(
     }
     save_comparison(out.path, images, record, fps=fps)
     print(report(result))
-    shown = (
-        "output.mp4, output.gif (left baseline, right DeepCache)"
-        if fps
-        else "output.png (above baseline, below DeepCache)"
-    )
     print(f"Written          {out.path}: {shown}, every image, result.json")
