@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import common  # noqa: F401  # isort: skip  # first: silences a warning that diffusers triggers at import
+import common  # noqa: F401  # isort: skip  # first: silences a warning of diffusers; help needs no torch
 import diffusers
 import numpy as np
 import torch

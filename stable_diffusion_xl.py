@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import common  # noqa: F401  # isort: skip  # first: help needs no torch
 import torch
 
 from common.command_line import Parser, run_cli
