@@ -53,8 +53,6 @@ def _stand_in(name: str, module: str) -> Any:
 
 
 class _Module(ModuleType):
-    __path__: list[str] = []
-
     def __getattr__(self, name: str) -> Any:
         return _stand_in(name, self.__name__)
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from common import numbers
+from common.command_line import add_quiet_argument
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.digests import settings_key
 from common.images import fitted, read_image
@@ -35,7 +36,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cpu-offload", action="store_true", help="offload idle models to the CPU (CUDA)")
     group.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
-    group.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(group)
 
 
 def add_picture_arguments(p: argparse.ArgumentParser, *, steps: int, guidance: str) -> None:

@@ -36,7 +36,7 @@ from pathlib import Path
 from types import ModuleType
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import check_can_be_written, write_json
@@ -95,7 +95,7 @@ def parser() -> Parser:
         "--num-images", type=numbers.images, default=8, help="to calibrate on; as many others are to try the result on"
     )
     p.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this JSON file")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
     return p
 
 

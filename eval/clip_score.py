@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import atomic_write, check_can_be_written, write_json
@@ -41,7 +41,7 @@ def parser() -> Parser:
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--csv", type=Path, metavar="FILE", help="write prompt and score of each image to this file")
     p.add_argument("--out", type=Path, metavar="FILE", help="write the result to this JSON file")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
     return p
 
 

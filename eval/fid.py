@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import atomic_write
@@ -62,7 +62,7 @@ def add_extractor_arguments(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument("--batch-size", type=numbers.batch, default=64)
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
 
 
 def extractor_of(args: argparse.Namespace) -> tuple[Extractor, torch.device]:

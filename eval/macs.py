@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.files import check_can_be_written, write_json
 
 from .counting.branches import CONVENTIONS, measure, plot
@@ -64,7 +64,7 @@ def parser() -> Parser:
     p.add_argument("--frames", type=numbers.whole(1, 10_000), help="of a video (default: the model's)")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw Figure 4, MACs by skip branch")
     p.add_argument("--out", type=Path, metavar="FILE", help="write everything to this JSON file")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet_argument(p)
     return p
 
 

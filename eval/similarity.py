@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from common import numbers
-from common.command_line import Parser, RunError, run_cli
+from common.command_line import Parser, RunError, add_quiet_argument, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.digests import settings_key
 from common.environment import versions
@@ -63,7 +63,7 @@ def parser() -> Parser:
     p.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     add_device_arguments(p)
     p.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet_argument(p)
     return p
 
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.environment import versions
 from common.files import atomic_write, check_can_be_written, write_json
@@ -207,7 +207,7 @@ def parser() -> Parser:
     add_device_arguments(p)
     p.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
     p.add_argument("--out", type=Path, metavar="FILE", help="write this JSON file, and the table beside it as .md")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet_argument(p)
     return p
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from common import numbers
-from common.command_line import Parser, RunError, run_cli
+from common.command_line import Parser, RunError, add_quiet_argument, run_cli
 from common.device import DTYPES, is_fast, resolve_device
 from common.files import check_can_be_made, write_text
 
@@ -78,7 +78,7 @@ def parser() -> Parser:
     p.add_argument(
         "--dtype", choices=DTYPES, help="of the networks (default: as the scale says; float32 on a CPU that is slow so)"
     )
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
     return p
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import numbers
-from common.command_line import RunError, is_out_of_memory
+from common.command_line import RunError, add_quiet_argument, is_out_of_memory
 from common.device import add_device_arguments
 from unets.cache.config import CacheConfig
 
@@ -65,7 +65,7 @@ def add_set_arguments(parser: argparse.ArgumentParser, *, num_images: int | None
     group.add_argument("--png", action="store_true", help="write every image as a PNG too")
     add_device_arguments(group, dtype="float32")
     group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
-    group.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(group)
 
 
 def device_of_process(device: torch.device) -> torch.device:

@@ -1,9 +1,12 @@
-"""The pictures are there before they are timed, and what is there claims no more than it has."""
+"""What is to be seen while a command runs: pictures before they are timed, and how long the rest will take."""
 
+import io
 import json
+import sys
 
 import pytest
 
+import ddpm.sample
 import stable_diffusion
 from comparison import measure
 from comparison.progress import RunProgress, duration
@@ -91,3 +94,27 @@ def test_time_left_is_that_of_the_runs_to_come():
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (7200, "2.0 h")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_bars_are_for_terminals_and_leave_no_frames_in_a_log(tmp_path, monkeypatch, stream):
+    stderr = stream()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    call = ["--steps", "2", "--num-images", "2", "--batch-size", "1", "--device", "cpu"]
+    assert ddpm.sample.main([*call, "--out", str(tmp_path / "set")]) == 0
+    shown = stderr.getvalue()
+    assert ("images: 100%|" in shown) == (stream is Terminal)
+    assert ("\r" in shown) == (stream is Terminal)
+
+
+def test_bars_of_a_comparison_say_which_run_it_is(tmp_path, monkeypatch):
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert stable_diffusion.main([*(word for word in CALL if word != "--quiet"), "--out", str(tmp_path / "out")]) == 0
+    shown = stderr.getvalue()
+    assert "baseline, run 1 of 4:" in shown and "deepcache, run 4 of 4, about" in shown and "s left:" in shown

@@ -20,7 +20,7 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys, monkeypatch):
-    """As the command itself prints it, at once and without torch, and as its parser says it with all that it imports."""
+    """What the command prints, at once and without torch, is what its parser says with all that it imports."""
     module = importlib.import_module(command)
     monkeypatch.setattr(sys, "argv", [module.__file__])
     monkeypatch.setenv("COLUMNS", "100")
