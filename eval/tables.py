@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -32,11 +33,12 @@ from .paper.claims import claims_markdown, load_claims
 from .paper.data import SCALES, TABLES, load_scale, load_table
 from .paper.estimate import GPUS, HERE, MEASURED_GPU, print_costs
 from .paper.figures import FIGURES, draw_figure, measure_figure2
-from .paper.images import make_all
+from .paper.images import is_made, make_all
 from .paper.inputs import fetch_missing, remedies
-from .paper.jobs import Options, Plan, plan
-from .paper.measure import measure_all
+from .paper.jobs import Job, Options, Plan, plan
+from .paper.measure import measure_all, timed_jobs
 from .paper.output import as_csv, markdown, readme
+from .paper.progress import TableBar
 from .paper.results import results_of
 
 MOST_ROWS = 1000  # of a table
@@ -108,11 +110,13 @@ def run(args: argparse.Namespace) -> None:
                 fetch_missing(_missing(plans), options.inputs, options.quiet)
             plans = _plans(needed, args.rows, options)
         jobs = {job.name: job for planned in plans.values() for job in planned.asked}
-        made = make_all([job for job in jobs.values() if not job.missing], args.batch_size, options)
-        if not main.is_main_process:
-            return
-        # 3. Scores, distances to the baseline, speed.
-        measure_all(plans.values(), options)
+        available = [job for job in jobs.values() if not job.missing]
+        with _bar(available, plans, options, main.is_main_process) as bar:
+            made = make_all(available, args.batch_size, options, bar)
+            if not main.is_main_process:
+                return
+            # 3. Scores, distances to the baseline, speed.
+            measure_all(plans.values(), replace(options, quiet=True), bar)
         if "figure2" in names:
             measure_figure2(options)
         print(f"{made} sets of images made")
@@ -125,6 +129,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _plans(names: list[str], rows: list[int] | None, options: Options) -> dict[str, Plan]:
     return {name: plan(load_table(name), rows, options) for name in dict.fromkeys(names)}
+
+
+def _bar(available: list[Job], plans: dict[str, Plan], options: Options, is_main_process: bool) -> TableBar:
+    shown = is_main_process and not options.quiet
+    to_make = [job for job in available if not is_made(job)] if shown else []
+    return TableBar(to_make, available, timed_jobs(plans.values(), options), options, shown)
 
 
 def _slow_dtypes(plans: dict[str, Plan], options: Options) -> list[str]:

@@ -74,15 +74,24 @@ def device_of_process(device: torch.device) -> torch.device:
     return state.device if device.type == "cuda" and state.num_processes > 1 else device
 
 
-def make_set(run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False) -> str:
+def make_set(
+    run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False,
+    on_made: Callable[[int], object] | None = None,
+) -> str:  # fmt: skip
     """Makes what is missing of the set; says how many were made, in what time. Raises as `generate`."""
     started = time.perf_counter()
-    made = generate(run, num_images, batch_size, png=png, quiet=quiet)
+    made = generate(run, num_images, batch_size, png=png, quiet=quiet, on_made=on_made)
     return f"{made} images made in {time.perf_counter() - started:.1f} s"
 
 
-def generate(run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False) -> int:
+def generate(
+    run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False,
+    on_made: Callable[[int], object] | None = None,
+) -> int:  # fmt: skip
     """Makes what is missing of a set, together with the other processes that `accelerate launch` or torchrun started.
+
+    Args:
+        on_made: given the number of images of each batch that this process has made.
 
     Returns:
         How many images this process made.
@@ -109,13 +118,16 @@ def generate(run: Run, num_images: int, batch_size: int, *, png: bool = False, q
     if wrong is not None:
         raise wrong
     try:
-        return _make_missing(run, missing, num_images, batch_size, png, quiet)
+        return _make_missing(run, missing, num_images, batch_size, png, quiet, on_made)
     finally:
         if lock is not None:
             lock.release()
 
 
-def _make_missing(run: Run, missing: list[range], num_images: int, batch_size: int, png: bool, quiet: bool) -> int:
+def _make_missing(
+    run: Run, missing: list[range], num_images: int, batch_size: int, png: bool, quiet: bool,
+    on_made: Callable[[int], object] | None,
+) -> int:  # fmt: skip
     state, image_set = PartialState(), run.image_set
     batches = [list(gap[k : k + batch_size]) for gap in missing for k in range(0, len(gap), batch_size)]
     mine = batches[state.process_index :: state.num_processes]
@@ -141,6 +153,8 @@ def _make_missing(run: Run, missing: list[range], num_images: int, batch_size: i
             image_set.write(indices, to_uint8(images, indices, run.rounding), labels)
             made += len(indices)
             bar.update(len(indices))
+            if on_made is not None:
+                on_made(len(indices))
     state.wait_for_everyone()
     if state.is_main_process:
         image_set.finish(num_images, png=png, quiet=quiet)
