@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from common.shipped import SHAPES_SD
 from pipelines.loading import build_pipeline, check_steps, load_pipeline, place_pipeline
 from unets.cache.config import CacheConfig
 
@@ -51,6 +52,12 @@ def check_run(pipe: Any, args: argparse.Namespace, strength: float | None, cache
                 f"--strength is {strength}; it must be up to 1, and leave one of {args.steps} steps to run"
             )
     pipe.start_cache(cache, steps, len(timesteps))
+
+
+def _model_name(pipe: Any, args: argparse.Namespace) -> str:
+    """What was loaded: a hub id, or a directory; random weights were not."""
+    loaded = pipe.config.get("_name_or_path") or getattr(args, "model", None) or "random weights"
+    return "shapes-sd, the shipped model" if str(loaded) == str(SHAPES_SD) else str(loaded)
 
 
 def compare_and_save(
@@ -106,6 +113,7 @@ def compare_and_save(
     )
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     resolved = {k: v for k, v in resolved.items() if k not in ("image", "mask_image")}
+    resolved["model"] = _model_name(first, args)
     resolved |= {"scheduler": type(first.scheduler).__name__, "device": str(device), "dtype": str(first.unet.dtype)}
     record = {
         "made_from": out.made_from,

@@ -28,7 +28,8 @@ from common.command_line import Parser, RunError, add_quiet_argument, run_cli
 from common.device import DTYPES, is_fast, resolve_device
 from common.files import check_can_be_made, write_text
 
-from . import report
+from .pages.rendering import page
+from .pages.sections import sections
 from .paper.claims import claims_markdown, load_claims
 from .paper.data import SCALES, TABLES, load_scale, load_table
 from .paper.estimate import GPUS, HERE, MEASURED_GPU, print_costs
@@ -162,7 +163,7 @@ def _write_pages(names: list[str], plans: dict[str, Plan], options: Options) -> 
     found = {name: results_of(planned, options, count_macs=False) for name, planned in compared.items()}
     write_text(out / "claims.md", claims_markdown(compared, found))
     write_text(out / "README.md", readme(options))
-    write_text(out / "index.html", report.page(report.sections(out), f"DeepCache's tables, scale {options.scale.name}"))
+    write_text(out / "index.html", page(sections(out), f"DeepCache's tables, scale {options.scale.name}"))
     print(f"written {out}: {', '.join(names)}, claims, index.html")
 
 
