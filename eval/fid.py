@@ -26,6 +26,7 @@ from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import atomic_write
+from common.words import counted
 from image_sets.reading import existing
 
 from .metrics.distributions import DISTANCES
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         result = measure()
     for warning in result["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{result['num_samples']} images, variant {args.variant}")
+    print(f"{counted(result['num_samples'], 'image')}, variant {args.variant}")
     for name in METRICS:
         print(_line(name, result))
 

@@ -17,6 +17,7 @@ from typing import Any
 from common import numbers
 from common.command_line import Parser, add_quiet_argument, run_cli
 from common.files import check_can_be_written, write_json
+from common.words import counted
 
 from .counting.branches import CONVENTIONS, measure, plot
 from .counting.layouts import open_model
@@ -33,7 +34,7 @@ def report(result: dict[str, Any]) -> str:
             f"{title}: full step {full / 1e9:.4f} G",
             f"{'m':>4}{'d_m + u_m':>12}{'retrieve':>12}{'÷ full':>9}"
             + "".join(f"{'N=' + n:>12}" for n in intervals)
-            + f"   averages over {result['steps']} steps",
+            + f"   averages over {counted(result['steps'], 'step')}",
         ]
         for row in result["branches"]:
             retrieve = row["retrieve"][convention]

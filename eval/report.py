@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.command_line import Parser, run_cli
 from common.files import write_text
+from common.words import counted
 
 from .pages.rendering import page
 from .pages.sections import sections
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     found = sections(args.results)
     out = args.out or args.results / "index.html"
     write_text(out, page(found, args.title))
-    print(f"Written {out}: {len(found)} sections, {out.stat().st_size / 2**20:.1f} MiB")
+    print(f"Written {out}: {counted(len(found), 'section')}, {out.stat().st_size / 2**20:.1f} MiB")
 
 
 def main(argv: list[str] | None = None) -> int:

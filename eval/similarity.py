@@ -25,6 +25,7 @@ from common.environment import versions
 from common.files import check_can_be_made, write_json
 from common.folders import atomic_folder
 from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
+from common.words import counted
 from pipelines import StableDiffusionPipeline
 from pipelines.loading import check_steps, load_pipeline
 
@@ -97,8 +98,9 @@ def run(args: argparse.Namespace) -> None:
     save(out, matrix, about, f"{name}, feature of branch m = {args.branch}", device)
     share = share_above(matrix)
     print(
-        f"{name}, {args.num_images} images, {len(matrix)} calls of the U-Net, m = {args.branch}: on average "
-        f"{share.mean():.1%} of the other steps are above {THRESHOLD}; least similarity {matrix.min():.3f}"
+        f"{name}, {counted(args.num_images, 'image')}, {counted(len(matrix), 'call')} of the U-Net, "
+        f"m = {args.branch}: "
+        f"on average {share.mean():.1%} of the other steps are above {THRESHOLD}; least similarity {matrix.min():.3f}"
     )
     print(f"Written {out}: similarity.png, similarity.json, similarity.npz")
 

@@ -27,6 +27,7 @@ from common import numbers
 from common.command_line import Parser, RunError, add_quiet_argument, run_cli
 from common.device import DTYPES, is_fast, resolve_device
 from common.files import check_can_be_made, write_text
+from common.words import counted
 
 from .pages.rendering import page
 from .pages.sections import sections
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
             measure_all(plans.values(), replace(options, quiet=True), bar)
         if "figure2" in names:
             measure_figure2(options)
-        print(f"{made} sets of images made")
+        print(f"{counted(made, 'set')} of images made")
 
     # 4. The pages, from what was measured, here or elsewhere.
     _write_pages(names, plans, options)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from common import numbers
 from common.command_line import RunError, add_quiet_argument, is_out_of_memory
 from common.device import add_device_arguments
+from common.words import counted
 from unets.cache.config import CacheConfig
 
 from .batches import Batch, to_uint8
@@ -81,7 +82,7 @@ def make_set(
     """Makes what is missing of the set; says how many were made, in what time. Raises as `generate`."""
     started = time.perf_counter()
     made = generate(run, num_images, batch_size, png=png, quiet=quiet, on_made=on_made)
-    return f"{made} images made in {time.perf_counter() - started:.1f} s"
+    return f"{counted(made, 'image')} made in {time.perf_counter() - started:.1f} s"
 
 
 def generate(

@@ -158,7 +158,8 @@ def _print_table(plan: Plan, gpu: str, options: Options, seen: set[str]) -> Cost
 
 
 def _line(cost: Cost) -> str:
-    return f"{cost.images:,} images, {cost.tmacs:,.1f} TMACs, {_size(cost.bytes)}, {_duration(cost.seconds)}"
+    images = f"{cost.images:,} image{'s' * (cost.images != 1)}"
+    return f"{images}, {cost.tmacs:,.1f} TMACs, {_size(cost.bytes)}, {_duration(cost.seconds)}"
 
 
 def _named(gpu: str, options: Options) -> str:
