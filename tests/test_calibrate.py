@@ -3,8 +3,6 @@
 import itertools
 import json
 import shlex
-from types import SimpleNamespace
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -13,12 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import stable_diffusion
 import text2video_zero
 from common.command_line import RunError
 from ddpm import sample as ddpm_sample
 from eval import calibrate, generate
-from eval.calibration import cost, goals, report
+from eval.calibration import cost, goals
 from eval.calibration.baseline import calls_of
 from eval.calibration.candidates import Candidate, Trial, spread_evenly
 from eval.calibration.cost import StepMacs
@@ -29,7 +26,6 @@ from eval.calibration.search import all_schedules
 from eval.calibration.step_errors import noise_errors
 from eval.counting.macs import Macs
 from image_sets.batches import Batch
-from pipelines.cache_options import cache_config
 from pipelines.loading import new_scheduler
 from unets.cache.config import CacheConfig
 from unets.cache.observe import observed_calls
@@ -198,32 +194,6 @@ def test_the_command_it_prints_has_the_quality_and_the_operations_it_says(model,
     psnr = -10 * torch.log10((grey[0] - grey[1]).square().mean((1, 2, 3)) / 255**2)
     assert psnr.mean() == pytest.approx(found["chosen"]["psnr"])  # the median of two
     assert found["cache_steps"] == found["chosen"]["cache_steps"] and found["chosen"]["speed_up"] >= 1.6
-
-
-def test_what_it_prints_can_be_called_and_says_when_the_pictures_are_far(model, tmp_path, capsys):
-    options = ["--steps", "4", "--budget", "1.5x", "--num-images", "1"]
-    assert calibrate.main([*FEW, *options]) == 0
-    *_, sets, compared = capsys.readouterr().out.splitlines()
-    title, _, compared = compared.partition(": ")
-    assert title == "side by side with the baseline"
-    sets_words, words = shlex.split(sets), shlex.split(compared)
-    assert sets_words[:3] == ["python", "-m", "eval.generate"] and words[:2] == ["python", "stable_diffusion.py"]
-    cache = cache_config(generate.parser().parse_args(sets_words[3:]))
-    args = stable_diffusion.parser().parse_args(words[2:])
-    assert cache_config(args) == cache and args.steps == 4 and args.scheduler == "plms"
-
-    for script in ("ldm.sample", "ddpm.sample"):
-        assert calibrate.main(["--script", script, *FEW, *options]) == 0
-        said = capsys.readouterr().out.splitlines()
-        assert said[-1].startswith(f"python -m {script} ")
-        calibrate.SCRIPTS[script].parser().parse_args(shlex.split(said[-1])[3:])
-
-
-def test_a_schedule_whose_pictures_are_far_from_the_baselines_is_named_as_such():
-    trials: list[Any] = [SimpleNamespace(psnr=psnr, speed_up=2.0) for psnr in (30.1, 13.9)]
-    near, far = map(report.warning, trials)
-    assert near is None
-    assert far is not None and "13.9 dB is far from" in far and "--budget 1.5x" in far
 
 
 def test_the_best_that_was_tried_is_chosen_and_one_full_step_more_would_miss_the_budget(found):
