@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import common  # noqa: F401  # isort: skip  # first: silences a warning that diffusers triggers at import
+import common  # noqa: F401  # isort: skip  # first: silences a warning of diffusers; help needs no torch
 import diffusers
 import numpy as np
 import torch
@@ -202,12 +202,8 @@ def run(args: argparse.Namespace) -> None:
         helper.set_params(cache_branch_id=cache.cache_branch_id)
         helper.enable()
     shapes = args.tiny and kind.tiny_parts is None
-    if args.tiny:
-        print(
-            "The shipped shapes model."
-            if shapes
-            else "Random weights of this type's layout: the pictures show nothing."
-        )
+    if shapes:
+        print("The shipped shapes model.")
     arguments = {"num_inference_steps": args.steps, **images}
     if args.model_type != "svd":
         arguments["prompt"] = args.prompt or PROMPTS[args.tiny]

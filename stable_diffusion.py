@@ -14,7 +14,14 @@ from pathlib import Path
 
 from common.command_line import Parser, run_cli
 from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
-from comparison.arguments import add_picture_arguments, add_run_arguments, check_arguments, read_images, result_folder
+from comparison.arguments import (
+    add_picture_arguments,
+    add_run_arguments,
+    check_arguments,
+    fit_to_model,
+    read_images,
+    result_folder,
+)
 from comparison.run import check_run, compare_and_save, open_pipeline
 from pipelines import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from pipelines.cache_options import EXTENSIONS, add_cache_arguments
@@ -44,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     cls = StableDiffusionInpaintPipeline if args.mask else StableDiffusionImg2ImgPipeline
     pipe = open_pipeline(cls if args.image else StableDiffusionPipeline, args, model, dtype)
     check_run(pipe, args, images.get("strength"), cache)
+    images = fit_to_model(images, args, pipe)
     if shipped:
         print("No --model given: using the small model of coloured shapes that ships with this repository.")
     arguments = {

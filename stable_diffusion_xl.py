@@ -15,10 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import common  # noqa: F401  # isort: skip  # first: help needs no torch
 import torch
 
 from common.command_line import Parser, run_cli
-from comparison.arguments import add_picture_arguments, add_run_arguments, check_arguments, read_images, result_folder
+from comparison.arguments import (
+    add_picture_arguments,
+    add_run_arguments,
+    check_arguments,
+    fit_to_model,
+    read_images,
+    result_folder,
+)
 from comparison.run import check_run, compare_and_save, open_pipeline
 from pipelines import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 from pipelines.cache_options import EXTENSIONS, add_cache_arguments
@@ -90,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     base = open_pipeline(
         cls if args.image else StableDiffusionXLPipeline, args, args.model, dtype, tiny_parts=tiny_parts
     )
+    images = fit_to_model(images, args, base)
     stages = {"base": base}
     refiner: Any = None
     # The refiner's few steps are no place for a schedule that is made for the whole run.

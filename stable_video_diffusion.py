@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import common  # noqa: F401  # isort: skip  # first: help needs no torch
 import torch
 
 from common import numbers

@@ -23,7 +23,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.environment import versions
 from common.files import check_can_be_made, write_json
 from common.folders import atomic_folder
@@ -158,7 +158,7 @@ def parser() -> Parser:
     p.add_argument("--intervals", type=numbers.interval, nargs="+", default=[3, 5, 10], metavar="N")
     p.add_argument("--branches", type=numbers.branch, nargs="+", default=[0, 1, 2, 5], metavar="m")
     p.add_argument("--out", type=Path, metavar="DIR", help="write figures and pictures there")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
     return p
 
 

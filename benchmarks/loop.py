@@ -24,6 +24,7 @@ from common.command_line import Parser, run_cli
 from common.device import DTYPES, resolve_device, resolve_dtype
 from common.shipped import RECOMMENDED
 from common.timing import alternate, pairwise, spread, time_call
+from common.words import counted
 from eval.counting.layouts import MODELS
 from pipelines import StableDiffusionPipeline
 from pipelines.competitors import package_enabled, stock_pipeline
@@ -122,9 +123,9 @@ def run(args: argparse.Namespace) -> None:
         one(**short, generator=torch.Generator().manual_seed(0))  # warm-up of the kernels
     results = dict(zip(runs, alternate([partial(seconds, *run) for run in runs.values()], args.repeats), strict=True))
     first_name, first = next(iter(results.items()))
-    print(f"{args.size} × {args.size}, {args.steps} steps of PLMS, N = {args.interval}, "
-          f"{str(dtype).removeprefix('torch.')}, {args.device}, {torch.get_num_threads()} threads, "
-          f"whole loops, {args.repeats} rounds in turn")  # fmt: skip
+    print(f"{args.size} × {args.size}, {counted(args.steps, 'step')} of PLMS, N = {args.interval}, "
+          f"{str(dtype).removeprefix('torch.')}, {args.device}, {counted(torch.get_num_threads(), 'thread')}, "
+          f"whole loops, {counted(args.repeats, 'round')} in turn")  # fmt: skip
     for name, timed in results.items():
         ratio = pairwise(first, timed)
         print(f"{name:<36}{spread(timed)['median']:8.1f} s{ratio['median']:7.2f}× {first_name} "

@@ -13,6 +13,7 @@ import torch
 from common.environment import versions
 from common.files import atomic_write
 from common.plotting import pyplot, save_figure
+from common.words import counted
 
 COLUMNS = {  # heading and decimals
     "unet_speed_up": ("U-Net", 2),
@@ -43,13 +44,14 @@ def document(title: str, rows: Sequence[dict[str, Any]], fine: str, args: argpar
     lines += [f"| {row['name']} | " + " | ".join(_cell(row, c) for c in shown) + " |" for row in rows]
     machine = versions(torch.device("cpu"))
     about = (
-        f"{args.count} pictures a point; speed-ups are medians of {args.repeats} rounds of batches of "
-        f"{args.time_batch}, all points in turn in one process, {machine['threads']} threads, "
+        f"{counted(args.count, 'picture')} a point; speed-ups are medians of {counted(args.repeats, 'round')} of "
+        f"batches of {args.time_batch}, all points in turn in one process, "
+        f"{counted(int(machine['threads']), 'thread')}, "
         f"torch {machine['torch']}. "
         "Distances are to the first row's pictures from the same noise; MSE is the mean, PSNR and SSIM the median, "
         "with the median's 95 % interval by resampling pictures. "
         f"The fine solution is {fine}, of the same equation from the same noise, for the first "
-        f"{args.fine_count} pictures. "
+        f"{counted(args.fine_count, 'picture')}. "
         "Operations are by how much the run has fewer MACs in the U-Net than the first row's, attention's products "
         "counted, where the loop is ours: of this model, and of Stable Diffusion 1.5's layout at 512 × 512 with the "
         "same settings."

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import DTYPES, is_fast, resolve_device, resolve_dtype
 from common.environment import versions
 from common.files import check_can_be_written, write_json
@@ -204,7 +204,7 @@ def parser() -> Parser:
     p.add_argument("--memory", action="store_true", help="also peak memory of activations")
     p.add_argument("--profile", action="store_true", help="also seconds by kind of operator, on the CPU")
     p.add_argument("--out", type=Path, metavar="FILE", help="write everything to this JSON file")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet_argument(p)
     return p
 
 

@@ -36,7 +36,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
     """Shows defaults, except where there is none to show."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
+        is_flag = action.nargs == 0
+        return action.help if is_flag or action.default in (None, "") else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,6 +49,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"^argument ([^:/]+)[^:]*: is ", r"\1 is ", message)  # as all other messages are
         raise ValueError(f"{message.removeprefix('argument ')} ({self.prog} --help)")
+
+
+def add_quiet_argument(parser: Any) -> None:
+    """`--quiet`, which is given by itself where the bars would go to a file: they would fill it with their frames."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    parser.add_argument(
+        "--quiet", action="store_true", default=not is_terminal, help="no progress bars, as where there is no terminal"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

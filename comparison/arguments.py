@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from common import numbers
+from common.command_line import add_quiet_argument
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.digests import settings_key
 from common.images import fitted, read_image
@@ -19,6 +21,8 @@ from pipelines.loading import SCHEDULERS
 from unets.cache.config import CacheConfig
 
 from .saving import check_out, made_from
+
+MOST_LARGER = 2  # times the pixels of the model's own pictures that --image may have and keep its size
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +39,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cpu-offload", action="store_true", help="offload idle models to the CPU (CUDA)")
     group.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
-    group.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(group)
 
 
 def add_picture_arguments(p: argparse.ArgumentParser, *, steps: int, guidance: str) -> None:
@@ -44,8 +48,8 @@ def add_picture_arguments(p: argparse.ArgumentParser, *, steps: int, guidance: s
     p.add_argument("--negative-prompt", help="for all prompts")
     p.add_argument(
         "--image", metavar="FILE",
-        help="start from this image instead of noise; cropped to another shape that is asked for, never squeezed; "
-        "what is transparent is white",
+        help="start from this image instead of noise; resized if it is much larger than the model's own pictures, "
+        "unless a size is given; cropped to another shape, never squeezed; what is transparent is white",
     )  # fmt: skip
     p.add_argument(
         "--mask", metavar="FILE",
@@ -108,19 +112,42 @@ def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
         raise ValueError(
             f"--mask is {mask.width} × {mask.height}, --image {image.width} × {image.height}; make them equal"
         )
-    size = (args.width or image.width, args.height or image.height)
-    if any(side % 8 for side in size):
-        raise ValueError(f"the image is {size[0]} × {size[1]}; give --width and --height divisible by 8 to resize it")
-    image = fit_image(image, size)
+    size = (args.width or _multiple_of_8(image.width), args.height or _multiple_of_8(image.height))
+    strength = args.strength if args.strength is not None else 0.8 if mask is None else 1.0
+    found = {"image": [fit_image(image, size)] * num_images, "strength": strength}
     if mask is None:
-        return {"image": [image] * num_images, "strength": 0.8 if args.strength is None else args.strength}
-    return {
-        "image": [image] * num_images,
-        "mask_image": [fitted(mask, size, Image.Resampling.NEAREST)] * num_images,
-        "strength": 1.0 if args.strength is None else args.strength,
-        "width": size[0],
-        "height": size[1],
-    }
+        return found
+    masks = [fitted(mask, size, Image.Resampling.NEAREST)] * num_images
+    return {**found, "mask_image": masks, "width": size[0], "height": size[1]}
+
+
+def fit_to_model(images: dict[str, Any], args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
+    """What `read_images` gives, no larger than the model's own pictures, unless a size is asked for.
+
+    A picture of up to twice as many pixels stays as it is. Attention takes the square of them: one of a megapixel takes
+    minutes a step where the model's own take milliseconds, and shows less.
+    """
+    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    if "image" not in images or args.width or args.height:
+        return images
+    width, height = images["image"][0].size
+    if width * height <= MOST_LARGER * own**2:
+        return images
+    factor = own / math.sqrt(width * height)
+    size = (_multiple_of_8(width * factor), _multiple_of_8(height * factor))
+    print(
+        f"--image is {width} × {height} and the model's own pictures {own} × {own}: it is resized to "
+        f"{size[0]} × {size[1]}; --width and --height ask for another size."
+    )
+    found = {**images, "image": [fitted(image, size) for image in images["image"]]}
+    if "mask_image" in images:
+        found["mask_image"] = [fitted(mask, size, Image.Resampling.NEAREST) for mask in images["mask_image"]]
+        found |= {"width": size[0], "height": size[1]}
+    return found
+
+
+def _multiple_of_8(side: float) -> int:
+    return max(8, int(side / 8) * 8)
 
 
 class ResultFolder(NamedTuple):

@@ -18,6 +18,8 @@ from common.timing import CallTimes, alternate, pairwise, spread, time_call
 from eval.counting.macs import count_steps, unet_inputs
 from eval.metrics.distances import distance
 
+from .progress import RunProgress
+
 RUNS = ("baseline", "deepcache")
 PARTS = {"text": "text encoder", "image_encoder": "image encoder", "controlnet": "ControlNet", "vae": "VAE"}
 
@@ -81,6 +83,7 @@ def compare(
     warm_up: int,
     device: torch.device,
     quiet: bool = False,
+    show_first: Callable[[dict[str, list[Image.Image]], RunProgress], None] | None = None,
 ) -> tuple[dict[str, list[Image.Image]], Comparison]:
     """Makes the same images without and with the cache, in turn.
 
@@ -88,6 +91,7 @@ def compare(
         stages: the pipelines that `call` runs, by name.
         call: given the run's name ("baseline" or "deepcache") and a generator for each image, makes the images; an
             output with `images` (B, 3, H, W) in [0, 1]. Image k starts from the noise of `seed + k` in both runs.
+        show_first: given the images by run as soon as both have been made once, before anything else is run.
 
     Returns:
         The images by run, and what was measured.
@@ -99,6 +103,14 @@ def compare(
     unsafe = dict.fromkeys(RUNS, 0)
     unet_calls: dict[tuple[str, str], list[UNetCall]] = {}  # by run and stage, of each run's last repeat
     outputs: dict[str, torch.Tensor] = {}  # by run, of its last repeat, (B, 3, H, W)
+    processor = next(iter(stages.values())).image_processor
+    progress = RunProgress(RUNS, warm_up + repeats)
+
+    def pictures() -> dict[str, list[Image.Image]]:
+        for name, tensor in outputs.items():
+            if not tensor.isfinite().all():
+                raise RunError(f"the {name} images hold values that are not finite; try --dtype float32 or bfloat16")
+        return {name: processor.numpy_to_pil(processor.pt_to_numpy(tensor)) for name, tensor in outputs.items()}
 
     def run(name: str) -> tuple[float, list[CallTimes]]:
         generators = [torch.Generator().manual_seed(seed + k) for k in range(num_images)]
@@ -108,7 +120,8 @@ def compare(
             for stage, pipe in stages.items()
         ]
         for stage, pipe in stages.items():
-            pipe.set_progress_bar_config(disable=quiet, leave=False, desc=f"{name} {stage}".strip())
+            of = f"{name} {stage}" if len(stages) > 1 else name
+            pipe.set_progress_bar_config(disable=quiet, leave=False, desc=f"{of}, {progress}")
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         output, whole, times = time_call(list(stages.values()), lambda: call(name, generators), device)
@@ -118,19 +131,16 @@ def compare(
             peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device))
         unsafe[name] = sum(getattr(output, "nsfw_content_detected", None) or [])
         outputs[name] = output.images.float().cpu()  # off the device, or the next run would have less memory
+        progress.ended(name, whole)
+        if progress.done == len(RUNS) and show_first is not None:
+            show_first(pictures(), progress)
         return whole, times
 
     calls = [partial(run, name) for name in RUNS]
     alternate(calls, warm_up)
     measured = dict(zip(RUNS, alternate(calls, repeats), strict=True))
 
-    images: dict[str, list[Image.Image]] = {}
-    processor = next(iter(stages.values())).image_processor
-    for name, tensor in outputs.items():
-        if not tensor.isfinite().all():
-            raise RunError(f"the {name} images hold values that are not finite; try --dtype float32 or bfloat16")
-        images[name] = processor.numpy_to_pil(processor.pt_to_numpy(tensor))
-
+    images = pictures()
     whole = {name: [result[0] for result in results] for name, results in measured.items()}
     measured_stages = {
         stage: _stage(

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
+from common.shipped import SHAPES_SD
+from common.words import counted
 from pipelines.loading import build_pipeline, check_steps, load_pipeline, place_pipeline
 from unets.cache.config import CacheConfig
 
 from .arguments import ResultFolder, RunSettings
 from .measure import compare
+from .progress import RunProgress, duration
 from .report import report
-from .saving import save_comparison
+from .saving import save_comparison, save_first
+
+RANDOM = "random weights"
 
 
 def open_pipeline(
@@ -46,9 +52,16 @@ def check_run(pipe: Any, args: argparse.Namespace, strength: float | None, cache
         timesteps, steps = pipe.get_timesteps(args.steps, strength, "cpu")
         if not 0 <= strength <= 1 or steps < 1:
             raise ValueError(
-                f"--strength is {strength}; it must be up to 1, and leave one of {args.steps} steps to run"
+                f"--strength is {strength}; it must be up to 1, and leave one of {counted(args.steps, 'step')} to run"
             )
     pipe.start_cache(cache, steps, len(timesteps))
+
+
+def _model_name(pipe: Any, args: argparse.Namespace) -> str:
+    """What was loaded: a hub id, or a directory; random weights were not."""
+    given = None if getattr(args, "tiny", False) else getattr(args, "model", None)
+    loaded = pipe.config.get("_name_or_path") or given or RANDOM
+    return "shapes-sd, the shipped model" if str(loaded) == str(SHAPES_SD) else str(loaded)
 
 
 def compare_and_save(
@@ -72,12 +85,28 @@ def compare_and_save(
             pipe, device, channels_last=args.channels_last, compiled=args.compile, cpu_offload=args.cpu_offload
         )
     first = next(iter(stages.values()))
+    resolved = {**resolved, "model": _model_name(first, args)}
     dtype = str(first.unet.dtype).removeprefix("torch.")
-    what = f"{num_images} {'video' if fps else 'image'}{'s' if num_images > 1 else ''}"
+    what = counted(num_images, "video" if fps else "image")
     print(
-        f"{what}, {args.steps} steps of {type(first.scheduler).__name__}, {device.type}, {dtype}; "
+        f"{what}, {counted(args.steps, 'step')} of {type(first.scheduler).__name__}, {device.type}, {dtype}; "
         f"DeepCache {settings.cache_name}"
     )
+    if resolved["model"] == RANDOM:
+        print("Random weights: what comes out is noise. It shows that all runs, and nothing of quality.")
+    shown = (
+        "output.mp4, output.gif (left baseline, right DeepCache)"
+        if fps
+        else "output.png (above baseline, below DeepCache)"
+    )
+
+    def show_first(images: dict[str, list[Image.Image]], progress: RunProgress) -> None:
+        save_first(out.path, images, out.made_from, fps=fps)
+        more, left = progress.total - progress.done, progress.seconds_left()
+        print(f"Pictures         {out.path}: {shown}", flush=True)
+        if more and left is not None:
+            print(f"Timing           {more} more run{'s' * (more > 1)}, about {duration(left)}", flush=True)
+
     images, result = compare(
         stages,
         call,
@@ -87,6 +116,7 @@ def compare_and_save(
         warm_up=args.warm_up,
         device=device,
         quiet=args.quiet,
+        show_first=show_first,
     )
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     resolved = {k: v for k, v in resolved.items() if k not in ("image", "mask_image")}
@@ -100,9 +130,4 @@ def compare_and_save(
     }
     save_comparison(out.path, images, record, fps=fps)
     print(report(result))
-    shown = (
-        "output.mp4, output.gif (left baseline, right DeepCache)"
-        if fps
-        else "output.png (above baseline, below DeepCache)"
-    )
     print(f"Written          {out.path}: {shown}, every image, result.json")

@@ -23,6 +23,7 @@ from common.reading import read_json
 from unets.cache.config import CacheConfig
 
 RESULT = "result.json"
+UNTIMED = "made_from.json"  # stands in its place until all is measured
 OURS = re.compile(r"output\.(png|mp4|gif)|(baseline|deepcache)_\d{3,}\.png")  # the names that are written beside it
 FRAMES_SHOWN = 5
 NO_SETTINGS = ("out", "quiet", "repeats", "warm_up", "calibrated")  # change no picture, or are in the cache
@@ -48,10 +49,11 @@ def check_out(out: Path, settings: dict[str, Any]) -> None:
     check_can_be_made(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
-    others = [path.name for path in out.iterdir() if path.name != RESULT and not _is_ours(path)]
-    if others or not (out / RESULT).is_file():
+    others = [path.name for path in out.iterdir() if path.name not in (RESULT, UNTIMED) and not _is_ours(path)]
+    record = next((out / name for name in (RESULT, UNTIMED) if (out / name).is_file()), None)
+    if others or record is None:
         raise ValueError(f"--out {out} holds something other than an earlier result; name another folder")
-    earlier = read_json(out / RESULT, dict, remedy="remove the folder, or name another --out").get("made_from")
+    earlier = read_json(record, dict, remedy="remove the folder, or name another --out").get("made_from")
     if not isinstance(earlier, dict):
         raise ValueError(f"--out {out} holds a result that doesn't say what it was made from; name another folder")
     names = [name for name in sorted(earlier.keys() | settings.keys()) if earlier.get(name) != settings.get(name)]
@@ -69,19 +71,38 @@ def save_comparison(
     runs side by side. An earlier result of the same settings is replaced, `result.json` last.
     """
     with atomic_folder(out, last=RESULT) as tmp_dir:
-        rows = list(runs.values())
-        if fps is not None:
-            frames = [np.asarray(side_by_side([list(pair)])) for pair in zip(*rows, strict=True)]
-            _write_video(tmp_dir / "output.mp4", frames, fps)
-            first, *rest = map(Image.fromarray, frames)
-            first.save(tmp_dir / "output.gif", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
-            some = sorted({round(k) for k in np.linspace(0, len(frames) - 1, FRAMES_SHOWN)})
-            rows = [[row[k] for k in some] for row in rows]
-        side_by_side(rows).save(tmp_dir / "output.png")
-        for name, images in runs.items():
-            for k, image in enumerate(images):
-                image.save(tmp_dir / f"{name}_{k:03d}.png")
+        _write_pictures(tmp_dir, runs, fps)
         (tmp_dir / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / UNTIMED).unlink(missing_ok=True)
+
+
+def save_first(
+    out: Path, runs: dict[str, list[Image.Image]], settings: dict[str, Any], *, fps: int | None = None
+) -> None:
+    """Writes the same pictures before they are timed, with `made_from.json` instead of `result.json`.
+
+    An earlier result of the same settings stays as it is, until `save_comparison` has a whole one to replace it with.
+    """
+    if (out / RESULT).is_file():
+        return
+    with atomic_folder(out) as tmp_dir:
+        _write_pictures(tmp_dir, runs, fps)
+        (tmp_dir / UNTIMED).write_text(json.dumps({"made_from": settings}, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_pictures(folder: Path, runs: dict[str, list[Image.Image]], fps: int | None) -> None:
+    rows = list(runs.values())
+    if fps is not None:
+        frames = [np.asarray(side_by_side([list(pair)])) for pair in zip(*rows, strict=True)]
+        _write_video(folder / "output.mp4", frames, fps)
+        first, *rest = map(Image.fromarray, frames)
+        first.save(folder / "output.gif", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+        some = sorted({round(k) for k in np.linspace(0, len(frames) - 1, FRAMES_SHOWN)})
+        rows = [[row[k] for k in some] for row in rows]
+    side_by_side(rows).save(folder / "output.png")
+    for name, images in runs.items():
+        for k, image in enumerate(images):
+            image.save(folder / f"{name}_{k:03d}.png")
 
 
 def _write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:

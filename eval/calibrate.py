@@ -38,7 +38,7 @@ from pathlib import Path
 from types import ModuleType
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import check_can_be_written, write_json
@@ -71,6 +71,7 @@ SCHEDULE_OPTIONS = (
     "png",
 )  # fmt: skip
 REUSED = ("reuse_attention", "reuse_guidance")
+COMPARED = ("model", "scheduler", "steps", "guidance_scale", "negative_prompt", "height", "width", "device", "dtype")
 MOST_STEPS = 300  # with a forecast, whose table of errors is of the third power
 
 
@@ -102,7 +103,7 @@ def parser() -> Parser:
         "--num-images", type=numbers.images, default=8, help="to calibrate on; as many others are to try the result on"
     )
     p.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this JSON file")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
     return p
 
 
@@ -164,15 +165,25 @@ def check_skipping(options: argparse.Namespace) -> None:
         raise ValueError(f"--skip needs a sampler without noise of its own, and with one call a step, not {what}")
 
 
-def command_of(args: argparse.Namespace, passed: Sequence[str], chosen: Trial) -> str:
-    """The script's command that makes images with the chosen schedule."""
+def cache_options(args: argparse.Namespace, chosen: Trial) -> list[str]:
+    """The options that ask for the chosen schedule."""
     if args.out:
-        cache = ["--calibrated", str(args.out)]
-    else:
-        steps = ",".join(map(str, chosen.cache_steps))
-        cache = ["--cache-branch-id", str(chosen.branch), "--cache-steps", steps]
-        cache += ["--forecast", f"{chosen.cache.forecast:g}"] if chosen.cache.forecast else []
-    return shlex.join(["python", "-m", args.script, *passed, *cache])
+        return ["--calibrated", str(args.out)]
+    cache = ["--cache-branch-id", str(chosen.branch), "--cache-steps", ",".join(map(str, chosen.cache_steps))]
+    return cache + (["--forecast", f"{chosen.cache.forecast:g}"] if chosen.cache.forecast else [])
+
+
+def commands_of(
+    args: argparse.Namespace, passed: Sequence[str], options: argparse.Namespace, chosen: Trial
+) -> list[str]:
+    """What makes images with the chosen schedule: the script that was calibrated, and the one that compares, if any."""
+    cache = cache_options(args, chosen)
+    commands = [["python", "-m", args.script, *passed, *cache]]
+    if args.script == "eval.generate":
+        shared = {name: getattr(options, name) for name in COMPARED if getattr(options, name) is not None}
+        given = [word for name, value in shared.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        commands.append(["python", "stable_diffusion.py", *given, *cache])
+    return [shlex.join(command) for command in commands]
 
 
 def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
@@ -228,8 +239,13 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
         tried, chosen = cheapest_of_quality(measured, args.quality, try_one)
 
     # 4. Report.
-    command = command_of(args, passed, chosen)
-    print(f"{report.table(tried, len(baseline.calls))}\n{report.summary(chosen)}\n{command}")
+    command, *others = commands_of(args, passed, options, chosen)
+    print(f"{report.table(tried, len(baseline.calls))}\n{report.summary(chosen)}")
+    if (warning := report.warning(chosen)) is not None:
+        print(warning)
+    print(command)
+    for other in others:
+        print(f"side by side with the baseline: {other}")
     if args.out:
         found = report.to_json(
             script=args.script,

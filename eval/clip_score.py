@@ -16,10 +16,11 @@ import sys
 from pathlib import Path
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import atomic_write, check_can_be_written, write_json
+from common.words import counted
 
 from .metrics.clip_score import MODEL, PRETRAINED, compute, prompts_for
 from .metrics.intervals import Z95
@@ -41,7 +42,7 @@ def parser() -> Parser:
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--csv", type=Path, metavar="FILE", help="write prompt and score of each image to this file")
     p.add_argument("--out", type=Path, metavar="FILE", help="write the result to this JSON file")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
     return p
 
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     error = result["standard_error"]
     print(f"CLIP Score {result['mean']:.3f}" + ("" if error is None else f" ± {Z95 * error:.3f} (95 %)"))
-    print(f"{result['num_images']} images, {args.model}")
+    print(f"{counted(result['num_images'], 'image')}, {args.model}")
     if args.csv:
         with atomic_write(args.csv) as tmp_path, tmp_path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.command_line import Parser, RunError, run_cli
+from common.command_line import Parser, RunError, add_quiet_argument, run_cli
 
 from .paper.inputs import FOLDER, Input, Present, fetch, find, load_inputs, remedy, state
 
@@ -23,7 +23,7 @@ def parser() -> Parser:
     p = Parser(prog="python -m eval.fetch", description=__doc__)
     p.add_argument("names", nargs="*", metavar="NAME", help="of inputs, or all; without any, they are listed")
     p.add_argument("--inputs", type=Path, default=FOLDER, metavar="DIR", help="published weights, references")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
     return p
 
 

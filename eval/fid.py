@@ -22,10 +22,11 @@ from typing import Any
 import torch
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import resolve_device
 from common.environment import versions
 from common.files import atomic_write
+from common.words import counted
 from image_sets.reading import existing
 
 from .metrics.distributions import DISTANCES
@@ -62,7 +63,7 @@ def add_extractor_arguments(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument("--batch-size", type=numbers.batch, default=64)
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
 
 
 def extractor_of(args: argparse.Namespace) -> tuple[Extractor, torch.device]:
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         result = measure()
     for warning in result["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{result['num_samples']} images, variant {args.variant}")
+    print(f"{counted(result['num_samples'], 'image')}, variant {args.variant}")
     for name in METRICS:
         print(_line(name, result))
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.files import check_can_be_written, write_json
+from common.words import counted
 
 from .counting.branches import CONVENTIONS, measure, plot
 from .counting.layouts import open_model
@@ -33,7 +34,7 @@ def report(result: dict[str, Any]) -> str:
             f"{title}: full step {full / 1e9:.4f} G",
             f"{'m':>4}{'d_m + u_m':>12}{'retrieve':>12}{'÷ full':>9}"
             + "".join(f"{'N=' + n:>12}" for n in intervals)
-            + f"   averages over {result['steps']} steps",
+            + f"   averages over {counted(result['steps'], 'step')}",
         ]
         for row in result["branches"]:
             retrieve = row["retrieve"][convention]
@@ -64,7 +65,7 @@ def parser() -> Parser:
     p.add_argument("--frames", type=numbers.whole(1, 10_000), help="of a video (default: the model's)")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw Figure 4, MACs by skip branch")
     p.add_argument("--out", type=Path, metavar="FILE", help="write everything to this JSON file")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet_argument(p)
     return p
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from common import numbers
 from common.command_line import Parser, run_cli
 from common.files import check_can_be_written
+from common.words import counted
 
 from .fid import add_extractor_arguments, extractor_of
 from .metrics.fid import make_reference
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         args.source, args.out, extractor,
         size=args.size, batch_size=args.batch_size, limit=args.limit, quiet=args.quiet,
     )  # fmt: skip
-    print(f"{args.out}: statistics of {count} images, variant {args.variant}")
+    print(f"{args.out}: statistics of {counted(count, 'image')}, variant {args.variant}")
 
 
 def main(argv: list[str] | None = None) -> int:

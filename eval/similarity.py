@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from common import numbers
-from common.command_line import Parser, RunError, run_cli
+from common.command_line import Parser, RunError, add_quiet_argument, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.digests import settings_key
 from common.environment import versions
 from common.files import check_can_be_made, write_json
 from common.folders import atomic_folder
 from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
+from common.words import counted
 from pipelines import StableDiffusionPipeline
 from pipelines.loading import check_steps, load_pipeline
 
@@ -63,7 +64,7 @@ def parser() -> Parser:
     p.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     add_device_arguments(p)
     p.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet_argument(p)
     return p
 
 
@@ -97,8 +98,9 @@ def run(args: argparse.Namespace) -> None:
     save(out, matrix, about, f"{name}, feature of branch m = {args.branch}", device)
     share = share_above(matrix)
     print(
-        f"{name}, {args.num_images} images, {len(matrix)} calls of the U-Net, m = {args.branch}: on average "
-        f"{share.mean():.1%} of the other steps are above {THRESHOLD}; least similarity {matrix.min():.3f}"
+        f"{name}, {counted(args.num_images, 'image')}, {counted(len(matrix), 'call')} of the U-Net, "
+        f"m = {args.branch}: "
+        f"on average {share.mean():.1%} of the other steps are above {THRESHOLD}; least similarity {matrix.min():.3f}"
     )
     print(f"Written {out}: similarity.png, similarity.json, similarity.npz")
 

@@ -23,12 +23,13 @@ import torch
 from tqdm import tqdm
 
 from common import numbers
-from common.command_line import Parser, run_cli
+from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import add_device_arguments, resolve_device, resolve_dtype
 from common.environment import versions
 from common.files import atomic_write, check_can_be_written, write_json
 from common.shipped import GUIDANCE, PROMPTS, SHAPES_SD
 from common.timing import CallTimes, alternate, pairwise, spread, time_call
+from common.words import counted
 from pipelines import StableDiffusionPipeline
 from pipelines.competitors import INSTALL, is_installed, package_enabled, stock_pipeline, tokens_merged
 from pipelines.loading import SCHEDULERS, check_steps, load_pipeline, new_scheduler, place_pipeline
@@ -171,12 +172,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 def document(result: dict[str, Any]) -> str:
     """Table, setting and notes as a markdown file."""
     settings, machine = result["settings"], result["versions"]
+    steps, threads = counted(settings["steps"], "step"), counted(machine["threads"], "thread")
     setting = (
-        f"{settings['steps']} steps of {settings['scheduler']}, guidance scale {settings['guidance_scale']}, skip "
+        f"{steps} of {settings['scheduler']}, guidance scale {settings['guidance_scale']}, skip "
         f"branch m = {settings['branch']}, {settings['height']} × {settings['width']} pixels, {settings['dtype']}, "
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}. Medians of "
-        f"{settings['repeats']} rounds, all variants in turn in one process; a speed-up is the median of the ratios "
-        "within a round; the bound is the ratio of MACs, matrix products of attention counted."
+        f"{machine['device']}, {threads}, torch {machine['torch']}. Medians of "
+        f"{counted(settings['repeats'], 'round')}, all variants in turn in one process; a speed-up is the median of "
+        "the ratios within a round; the bound is the ratio of MACs, matrix products of attention counted."
     )
     parts = [f"# Speed of {settings['model']}", table(result["rows"]), setting, *result["notes"]]
     return "\n\n".join(parts) + "\n"
@@ -207,7 +209,7 @@ def parser() -> Parser:
     add_device_arguments(p)
     p.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
     p.add_argument("--out", type=Path, metavar="FILE", help="write this JSON file, and the table beside it as .md")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet_argument(p)
     return p
 
 

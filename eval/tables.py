@@ -18,25 +18,29 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
 
 from common import numbers
-from common.command_line import Parser, RunError, run_cli
+from common.command_line import Parser, RunError, add_quiet_argument, run_cli
 from common.device import DTYPES, is_fast, resolve_device
 from common.files import check_can_be_made, write_text
+from common.words import counted
 
-from . import report
+from .pages.rendering import page
+from .pages.sections import sections
 from .paper.claims import claims_markdown, load_claims
 from .paper.data import SCALES, TABLES, load_scale, load_table
 from .paper.estimate import GPUS, HERE, MEASURED_GPU, print_costs
 from .paper.figures import FIGURES, draw_figure, measure_figure2
-from .paper.images import make_all
+from .paper.images import is_made, make_all
 from .paper.inputs import fetch_missing, remedies
-from .paper.jobs import Options, Plan, plan
-from .paper.measure import measure_all
+from .paper.jobs import Job, Options, Plan, plan
+from .paper.measure import measure_all, timed_jobs
 from .paper.output import as_csv, markdown, readme
+from .paper.progress import TableBar
 from .paper.results import results_of
 
 MOST_ROWS = 1000  # of a table
@@ -78,7 +82,7 @@ def parser() -> Parser:
     p.add_argument(
         "--dtype", choices=DTYPES, help="of the networks (default: as the scale says; float32 on a CPU that is slow so)"
     )
-    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(p)
     return p
 
 
@@ -108,14 +112,16 @@ def run(args: argparse.Namespace) -> None:
                 fetch_missing(_missing(plans), options.inputs, options.quiet)
             plans = _plans(needed, args.rows, options)
         jobs = {job.name: job for planned in plans.values() for job in planned.asked}
-        made = make_all([job for job in jobs.values() if not job.missing], args.batch_size, options)
-        if not main.is_main_process:
-            return
-        # 3. Scores, distances to the baseline, speed.
-        measure_all(plans.values(), options)
+        available = [job for job in jobs.values() if not job.missing]
+        with _bar(available, plans, options, main.is_main_process) as bar:
+            made = make_all(available, args.batch_size, options, bar)
+            if not main.is_main_process:
+                return
+            # 3. Scores, distances to the baseline, speed.
+            measure_all(plans.values(), replace(options, quiet=True), bar)
         if "figure2" in names:
             measure_figure2(options)
-        print(f"{made} sets of images made")
+        print(f"{counted(made, 'set')} of images made")
 
     # 4. The pages, from what was measured, here or elsewhere.
     _write_pages(names, plans, options)
@@ -125,6 +131,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _plans(names: list[str], rows: list[int] | None, options: Options) -> dict[str, Plan]:
     return {name: plan(load_table(name), rows, options) for name in dict.fromkeys(names)}
+
+
+def _bar(available: list[Job], plans: dict[str, Plan], options: Options, is_main_process: bool) -> TableBar:
+    shown = is_main_process and not options.quiet
+    to_make = [job for job in available if not is_made(job)] if shown else []
+    return TableBar(to_make, available, timed_jobs(plans.values(), options), options, shown)
 
 
 def _slow_dtypes(plans: dict[str, Plan], options: Options) -> list[str]:
@@ -152,7 +164,7 @@ def _write_pages(names: list[str], plans: dict[str, Plan], options: Options) -> 
     found = {name: results_of(planned, options, count_macs=False) for name, planned in compared.items()}
     write_text(out / "claims.md", claims_markdown(compared, found))
     write_text(out / "README.md", readme(options))
-    write_text(out / "index.html", report.page(report.sections(out), f"DeepCache's tables, scale {options.scale.name}"))
+    write_text(out / "index.html", page(sections(out), f"DeepCache's tables, scale {options.scale.name}"))
     print(f"written {out}: {', '.join(names)}, claims, index.html")
 
 

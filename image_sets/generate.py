@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import numbers
-from common.command_line import RunError, is_out_of_memory
+from common.command_line import RunError, add_quiet_argument, is_out_of_memory
 from common.device import add_device_arguments
+from common.words import counted
 from unets.cache.config import CacheConfig
 
 from .batches import Batch, to_uint8
@@ -65,7 +66,7 @@ def add_set_arguments(parser: argparse.ArgumentParser, *, num_images: int | None
     group.add_argument("--png", action="store_true", help="write every image as a PNG too")
     add_device_arguments(group, dtype="float32")
     group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
-    group.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet_argument(group)
 
 
 def device_of_process(device: torch.device) -> torch.device:
@@ -74,15 +75,24 @@ def device_of_process(device: torch.device) -> torch.device:
     return state.device if device.type == "cuda" and state.num_processes > 1 else device
 
 
-def make_set(run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False) -> str:
+def make_set(
+    run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False,
+    on_made: Callable[[int], object] | None = None,
+) -> str:  # fmt: skip
     """Makes what is missing of the set; says how many were made, in what time. Raises as `generate`."""
     started = time.perf_counter()
-    made = generate(run, num_images, batch_size, png=png, quiet=quiet)
-    return f"{made} images made in {time.perf_counter() - started:.1f} s"
+    made = generate(run, num_images, batch_size, png=png, quiet=quiet, on_made=on_made)
+    return f"{counted(made, 'image')} made in {time.perf_counter() - started:.1f} s"
 
 
-def generate(run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False) -> int:
+def generate(
+    run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False,
+    on_made: Callable[[int], object] | None = None,
+) -> int:  # fmt: skip
     """Makes what is missing of a set, together with the other processes that `accelerate launch` or torchrun started.
+
+    Args:
+        on_made: given the number of images of each batch that this process has made.
 
     Returns:
         How many images this process made.
@@ -109,13 +119,16 @@ def generate(run: Run, num_images: int, batch_size: int, *, png: bool = False, q
     if wrong is not None:
         raise wrong
     try:
-        return _make_missing(run, missing, num_images, batch_size, png, quiet)
+        return _make_missing(run, missing, num_images, batch_size, png, quiet, on_made)
     finally:
         if lock is not None:
             lock.release()
 
 
-def _make_missing(run: Run, missing: list[range], num_images: int, batch_size: int, png: bool, quiet: bool) -> int:
+def _make_missing(
+    run: Run, missing: list[range], num_images: int, batch_size: int, png: bool, quiet: bool,
+    on_made: Callable[[int], object] | None,
+) -> int:  # fmt: skip
     state, image_set = PartialState(), run.image_set
     batches = [list(gap[k : k + batch_size]) for gap in missing for k in range(0, len(gap), batch_size)]
     mine = batches[state.process_index :: state.num_processes]
@@ -141,6 +154,8 @@ def _make_missing(run: Run, missing: list[range], num_images: int, batch_size: i
             image_set.write(indices, to_uint8(images, indices, run.rounding), labels)
             made += len(indices)
             bar.update(len(indices))
+            if on_made is not None:
+                on_made(len(indices))
     state.wait_for_everyone()
     if state.is_main_process:
         image_set.finish(num_images, png=png, quiet=quiet)

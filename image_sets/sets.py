@@ -25,6 +25,7 @@ from common.digests import file_digest
 from common.files import atomic_write, check_can_be_made, half_written, write_json
 from common.images import side_by_side
 from common.reading import read_json
+from common.words import counted
 
 from .reading import count_images, image_batches
 
@@ -59,9 +60,7 @@ class ImageSet:
             names = sorted(content.keys() | self.settings.keys())
             differing = [name for name in names if content.get(name) != self.settings.get(name)]
             if differing:
-                what = ", ".join(
-                    f"{name} is {content.get(name)!r} there and {self.settings.get(name)!r} now" for name in differing
-                )
+                what = ", ".join(_difference(name, content.get(name), self.settings.get(name)) for name in differing)
                 raise ValueError(f"{self.out} holds images of other settings: {what}; name another --out")
             samples_digest(self.out)
             if self.machine and self.machine not in made_on:
@@ -222,3 +221,13 @@ def samples_digest(out: Path) -> str | None:
     if not isinstance(recorded, list) or (digest := file_digest(samples)) not in recorded:
         raise ValueError(f"{samples} is not the file that was made there; remove it to have the images made again")
     return digest
+
+
+def _difference(name: str, there: Any, now: Any) -> str:
+    """What a setting is there and now; of timesteps how many, or if they are as many, where they first differ."""
+    if not (isinstance(there, list) and isinstance(now, list) and name == "timesteps"):
+        return f"{name} is {there!r} there and {now!r} now"
+    if len(there) != len(now):
+        return f"there are {counted(len(there), 'step')} there and {len(now)} now"
+    k = next(k for k, pair in enumerate(zip(there, now, strict=True)) if pair[0] != pair[1])
+    return f"the timestep of step {k} is {there[k]} there and {now[k]} now"

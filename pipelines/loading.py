@@ -12,6 +12,7 @@ from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub.utils import RepositoryNotFoundError
 
 from common.command_line import is_out_of_memory
+from common.words import counted
 from unets.compiled import compile_forward
 
 from .directory import check_pipeline, variant_of
@@ -176,4 +177,6 @@ def check_steps(pipe: Any, steps: int, name: str = "--steps") -> None:
     """Raises ValueError if the model's scheduler has fewer steps than that; `name` is where the number is from."""
     trained = pipe.scheduler.config.num_train_timesteps
     if steps >= trained:
-        raise ValueError(f"{name} is {steps}; it must be below the {trained} steps that the model was trained on")
+        raise ValueError(
+            f"{name} is {steps}; it must be below the {counted(trained, 'step')} that the model was trained on"
+        )

@@ -34,7 +34,7 @@ def pictures_like(model: str, size: int, *seed: int) -> Tensor:
 def draw(model: str, count: int, out: Path, quiet: bool = False) -> None:
     """Writes `count` pictures to an .npz, `arr_0` uint8 (B, H, W, 3)."""
     parts = []
-    for start in tqdm(range(0, count, 100), desc=out.name, disable=quiet, delay=5):
+    for start in tqdm(range(0, count, 100), desc=out.name, disable=quiet or None, delay=5):
         pictures = pictures_like(model, min(100, count - start), SEED, start)
         parts.append(((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     with atomic_write(out) as tmp_path:

@@ -84,13 +84,14 @@ def run(args: argparse.Namespace) -> None:
     scenes = [random_scene(rng, held_out=True, things=2) for _ in range(args.count)]
     classifier = CaptionClassifier(args.encoder)
     rendered = [
-        classifier.verdicts(Image.fromarray(render(scene, rng)[0]), scene) for scene in tqdm(scenes, desc="renders")
+        classifier.verdicts(Image.fromarray(render(scene, rng)[0]), scene)
+        for scene in tqdm(scenes, desc="renders", disable=None)
     ]
 
     pipe = load_pipeline(StableDiffusionPipeline, args.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
-    for start in tqdm(range(0, args.count, args.batch), desc="pictures"):
+    for start in tqdm(range(0, args.count, args.batch), desc="pictures", disable=None):
         part = scenes[start : start + args.batch]
         images += pipe(
             [scene.caption for scene in part],

@@ -105,7 +105,7 @@ def train_first_stage(work: Path, steps: int, batch: int) -> Any:
 def encode_pictures(first_stage: VQModel, count: int, held_out: bool) -> dict[str, torch.Tensor]:
     """Stage 2. Latents before quantisation (count, 3, 16, 16), and classes (count,)."""
     parts = []
-    for start in tqdm(range(0, count, 64), desc="latents", mininterval=5):
+    for start in tqdm(range(0, count, 64), desc="latents", mininterval=5, disable=None):
         pictures, _, scenes = batch_of_pictures(64, 12, start, held_out=held_out, things=1)
         parts.append((first_stage.encode(pictures).latents.half(), torch.tensor([class_of(s) for s in scenes])))
     latents, classes = zip(*parts, strict=True)

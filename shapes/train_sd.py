@@ -95,7 +95,7 @@ def encode_pictures(autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, count:
     And what is on each side of the picture (count, 4, 3), see `attributes`.
     """
     parts = []
-    for start in tqdm(range(0, count, 64), desc="latents", mininterval=5):
+    for start in tqdm(range(0, count, 64), desc="latents", mininterval=5, disable=None):
         pictures, covered, scenes = batch_of_pictures(64, 2, start, held_out=held_out)
         posterior = autoencoder.encode(pictures).latent_dist
         captions = [scene.caption for scene in scenes]

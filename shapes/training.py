@@ -92,7 +92,7 @@ def train(
 
     model.train()
     started, total, counted = time.monotonic(), 0.0, 0
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5)
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5, disable=None)
     for step in bar:
         scale = min(1, (step + 1) / WARM_UP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:

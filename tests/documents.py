@@ -15,7 +15,15 @@ from markdown_it.token import Token
 from tests.layout import ROOT, tracked_files
 
 # Why a command is not run by the tests, in an HTML comment before its block or in the comment at its end. It is parsed.
-MARKS = ("needs weights", "needs a GPU", "needs a network", "takes minutes", "takes hours", "changes the checkout", "serves a page")
+MARKS = (
+    "needs weights",
+    "needs a GPU",
+    "needs a network",
+    "takes minutes",
+    "takes hours",
+    "changes the checkout",
+    "serves a page",
+)
 SHELL = ("sh", "bash")
 COMMAND = re.compile(r"^([A-Z_]+=\S+ )?(\.venv/bin/python|python|make|accelerate launch|pip|bash) \S")
 RECORDS = ("CHANGELOG.md",)  # which say what was: their commands need not be there any more

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = "scripts"  # all modules at the top level
 LAYERS = [  # top to bottom: a folder imports from those below it alone
     SCRIPTS, "webui", "benchmarks", "benchmarks/gpu", "comparison", "eval", "eval/paper", "eval/calibration",
-    "eval/generation", "eval/metrics", "eval/counting", "shapes", "ldm", "ddpm", "image_sets", "pipelines", "unets",
-    "unets/cache", "common",
+    "eval/generation", "eval/metrics", "eval/counting", "eval/pages", "shapes", "ldm", "ddpm", "image_sets",
+    "pipelines", "unets", "unets/cache", "common",
 ]  # fmt: skip
 MOST_LINES = 400
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(work|root|tmp|home)/")

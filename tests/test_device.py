@@ -119,7 +119,7 @@ def test_benchmarks_take_float32_by_default_there(processor, monkeypatch, bfloat
 
 @pytest.mark.parametrize(("more", "expected"), [([], "float32"), (["--dtype", "float16"], "float16")])
 def test_tables_at_the_papers_scale_do_too(processor, monkeypatch, tmp_path, capsys, more, expected):
-    def seen(jobs: Any, batch_size: Any, options: Any) -> Any:
+    def seen(jobs: Any, batch_size: Any, options: Any, bar: Any) -> Any:
         raise Stop(options.dtype, str(options.out))
 
     processor(bfloat16=True)  # the scale's is float16

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from common import quick_help
 from tests.layout import COMMANDS, ROOT
 
-MOST_SECONDS = 1.5  # of the processor, for a command that needs no torch
+MOST_SECONDS = 1.5  # of the processor; importing torch alone takes longer
 
 
 def test_commands_are_found():
@@ -19,20 +20,31 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys, monkeypatch):
+    """What the command prints, at once and without torch, is what its parser says with all that it imports."""
     module = importlib.import_module(command)
     monkeypatch.setattr(sys, "argv", [module.__file__])
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:
         module.main(["--help"])
     assert ended.value.code == 0
+    said = capsys.readouterr().out
     called = f"python -m {command}" if "." in command else f"{command}.py"
-    assert capsys.readouterr().out.startswith(f"usage: {called} [-h]")
+    assert said.startswith(f"usage: {called} [-h]")
 
-
-def test_help_of_a_command_without_torch_is_quick():
+    call = ["-m", command] if "." in command else [f"{command}.py"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "eval.report", "--help"], cwd=ROOT, check=True, capture_output=True)
+    done = subprocess.run([sys.executable, *call, "--help"], cwd=ROOT, check=True, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (done.stdout, done.stderr) == (said, "")
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < MOST_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("argv", "asked"),
+    [(["--help"], True), (["--steps", "3", "-h"], True), (["--", "-h"], False), (["--prompt=-h"], False), ([], False)],
+)
+def test_help_is_told_from_other_calls(argv, asked):
+    assert quick_help.is_asked_for(argv) == asked
 
 
 def test_the_report_needs_no_torch():

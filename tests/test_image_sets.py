@@ -185,6 +185,15 @@ def test_other_settings_are_refused(tmp_path):
     assert (tmp_path / "samples.npz").read_bytes() == before
 
 
+def test_a_set_of_other_timesteps_is_refused_by_their_number(tmp_path):
+    first = list(range(0, 1000, 20))
+    ImageSet(tmp_path / "set", {"timesteps": first}).open()
+    with pytest.raises(ValueError, match=r"other settings: there are 50 steps there and 1 now; name another --out"):
+        ImageSet(tmp_path / "set", {"timesteps": [0]}).open()
+    with pytest.raises(ValueError, match=r"the timestep of step 1 is 20 there and 25 now"):
+        ImageSet(tmp_path / "set", {"timesteps": [0, 25, *first[2:]]}).open()
+
+
 def test_foreign_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="something other than a set of images; name another --out"):

@@ -12,7 +12,7 @@ from PIL import Image
 import main
 import stable_video_diffusion
 from common.images import fitted, read_image, to_mask, to_rgb
-from comparison.arguments import read_images
+from comparison.arguments import fit_to_model, read_images
 from image_sets.reading import image_batches
 from tests.broken_pictures import broken, chunk, png, saved
 
@@ -266,6 +266,25 @@ def test_image_and_mask_are_cropped_alike_and_it_is_said(tmp_path, capsys):
     args.width, args.height = 400, 160
     read_images(args, 1)
     assert capsys.readouterr().out == ""
+
+
+def test_a_picture_far_larger_than_the_models_own_is_resized_unless_a_size_is_given(tmp_path, capsys):
+    path = write(tmp_path / "x.png", rings(1024, 576))
+    pipe = Namespace(unet=Namespace(config=Namespace(sample_size=8)), vae_scale_factor=8)
+
+    def sizes(width=None, height=None, mask=None):
+        args = Namespace(image=str(path), mask=mask, strength=None, width=width, height=height)
+        found = fit_to_model(read_images(args, 2), args, pipe)
+        return {image.size for name in ("image", "mask_image") for image in found.get(name, [])}, found
+
+    assert sizes()[0] == {(80, 48)}
+    assert "--image is 1024 × 576 and the model's own pictures 64 × 64" in capsys.readouterr().out
+    masked, found = sizes(mask=str(path))
+    assert masked == {(80, 48)} and (found["width"], found["height"]) == (80, 48)
+    assert sizes(width=128, height=72)[0] == {(128, 72)} and sizes(height=64)[0] == {(1024, 64)}
+    write(path, rings(90, 70))
+    assert sizes()[0] == {(88, 64)}  # a little larger stays, in whole blocks of 8
+    assert fit_to_model({"height": None}, Namespace(width=None, height=None), pipe) == {"height": None}
 
 
 @pytest.mark.parametrize("kind", ["svd", "sd-img2img", "sd-inpaint"])

@@ -3,7 +3,6 @@
 import base64
 import html
 import json
-import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -14,7 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comparison.saving import save_comparison
-from eval.report import Heading, Table, Text, inline, main, markdown_blocks, page, sections
+from eval.pages.curve import Point, curve_of
+from eval.pages.markdown import to_html
+from eval.pages.rendering import page
+from eval.pages.sections import sections
+from eval.report import main
 
 HOSTILE = "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -39,8 +42,8 @@ class Elements(HTMLParser):
 def results(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()
-    wide = " | ".join(f"column number {k}" for k in range(12))
-    rule = "|---" * 12 + "|"
+    wide = " | ".join(f"column number {k}" for k in range(20))
+    rule = "|---" * 20 + "|"
     (folder / "table10.md").write_text(f"# Ten {HOSTILE}\n\nWords *of* `code`.\n\n| {wide} |\n{rule}\n| {wide} |\n")
     (folder / "table2.md").write_text("# Two\n\n| a | b |\n|---|--:|\n| x\\|y | 1.5 |\n\n- one\n- two\n")
     (folder / "table2.csv").write_text(f'a,b\n"{HOSTILE.replace(chr(34), chr(39))}",2\n')
@@ -60,46 +63,79 @@ def results(tmp_path):
     return folder
 
 
-def test_markdown_becomes_blocks():
-    text = "# Title #\nwords\nmore\n\n|a|b|\n|:--|--:|\n|1|x \\| y|\n| 2 | |\nafter\n- i\n* j\n"
+def body_of(folder, title):
+    (found,) = [section.body for section in sections(folder) if section.title == title]
+    return found
+
+
+def lines(markup):
+    return [line for line in str(markup).splitlines() if line]
+
+
+def test_markdown_becomes_html():
+    text = "# Title #\nwords\nmore\n\n|a|b|\n|:--|--:|\n|1|x \\| y|\n| 2 | |\n\nafter\n- i\n- j\n"
     text += "```\n| no | table |\n```\n## Sub"
-    assert markdown_blocks(text) == [
-        Heading("Title", 1),
-        Text("p", ["words more"]),
-        Table(["a", "b"], [["1", "x | y"], ["2", ""]]),
-        Text("p", ["after"]),
-        Text("li", ["i", "j"]),
-        Text("pre", ["| no | table |"]),
-        Heading("Sub", 2),
+    title, found = to_html(text)
+    assert title == "Title"
+    assert lines(found) == [
+        "<h2>Title</h2>",
+        *("<p>words", "more</p>"),
+        '<div class="wide" role="region" aria-label="Table" tabindex="0"><table><thead>',
+        *("<tr>", "<th>a</th>", '<th class="number">b</th>', "</tr>", "</thead>", "<tbody>"),
+        *("<tr>", "<td>1</td>", '<td class="number">x | y</td>', "</tr>"),
+        *("<tr>", "<td>2</td>", '<td class="number"></td>', "</tr>"),
+        *("</tbody>", "</table></div><p>after</p>"),
+        *("<ul>", "<li>i</li>", "<li>j</li>", "</ul>"),
+        *("<pre><code>| no | table |", "</code></pre>"),
+        "<h3>Sub</h3>",
     ]
 
 
 def test_inline_marks():
-    assert inline("**b** *i* `a*b*c` 2*3*4 a_b_c") == ("<strong>b</strong> <em>i</em> <code>a*b*c</code> 2*3*4 a_b_c")
-    assert inline("[x](https://a.org/?q=1&r=2)") == '<a href="https://a.org/?q=1&amp;r=2">x</a>'
-    assert "href" not in inline("[x](javascript:alert(1))")
+    assert lines(to_html("**b** *i* `a*b*c` 2 * 3 * 4 a_b_c")[1]) == [
+        "<p><strong>b</strong> <em>i</em> <code>a*b*c</code> 2 * 3 * 4 a_b_c</p>"
+    ]
+    assert lines(to_html("[x](https://a.org/?q=1&r=2)")[1]) == ['<p><a href="https://a.org/?q=1&amp;r=2">x</a></p>']
+    for address in (
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "file:///etc",
+        "//a.org",
+        "<javascript:alert(1)>",
+        "x.md",
+    ):
+        assert "href" not in to_html(f"[x]({address}) <{address.strip('<>')}>")[1]
 
 
-@given(st.text(alphabet="<>&\"'`*[]()|#-: \nahttps/=", max_size=60))
+def test_links_to_what_is_on_the_page_lead_there(results):
+    (results / "table2.md").write_text("# Two\n\n[ten](table10.md) [figure](deep/figure<4>.png) [none](measured)\n")
+    addresses = [a["href"] for a in Elements(body_of(results, "Two")).of("a")]
+    order = [section.title for section in sections(results)]
+    assert addresses[0] == f"#s{order.index(f'Ten {HOSTILE}')}" and "#s" not in "".join(addresses[1:])
+
+
+@given(st.text(alphabet="<>&\"'`*[]()|#-:! \nahttps/=", max_size=60))
 def test_no_text_becomes_an_element_that_can_run(text):
-    allowed = {"strong", "em", "code", "a"}
-    for tag, attributes in Elements(inline(text)).tags:
+    allowed = {
+        "h2", "h3", "h4", "h5", "h6", "p", "ul", "ol", "li", "strong", "em", "code", "pre", "a", "span", "blockquote",
+        "hr", "br", "div", "table", "thead", "tbody", "tr", "th", "td",
+    }  # fmt: skip
+    for tag, attributes in Elements(str(to_html(text)[1])).tags:
         assert tag in allowed
-        assert set(attributes) <= {"href"}
+        assert set(attributes) <= {"href", "class", "role", "aria-label", "tabindex", "start", "title"}
         assert attributes.get("href", "http").startswith("http")
-    markdown_blocks(text)  # and nothing makes it fail
 
 
-@given(st.text(max_size=40))
+@given(st.text(alphabet="<>\"'abz é漢1 ", max_size=40))
 def test_words_without_marks_come_through_unchanged(text):
-    plain = re.sub(r"[*`\[]", "", text)
-    assert html.unescape(inline(plain)) == plain
+    content = str(to_html(f"x{text}")[1]).strip().removeprefix("<p>").removesuffix("</p>")
+    assert html.unescape(content).split() == f"x{text}".split()
 
 
 def test_the_page_has_everything_in_itself_and_in_order(results):
     found = sections(results)
-    names = [name for name, _ in found]
-    assert names == ["alone", "deep/figure<4>", "run", "Two", f"Ten {HOSTILE}"]
+    names = [section.title for section in found]
+    assert names == ["alone", "Two", f"Ten {HOSTILE}", "run", "deep/figure<4>"]  # tables before figures
     text = page(found, HOSTILE)
     elements = Elements(text)
     for image in elements.of("img"):
@@ -118,7 +154,7 @@ def test_the_page_has_everything_in_itself_and_in_order(results):
 
 
 def test_a_run_is_shown_with_its_figures_and_both_pictures_of_each_pair(results):
-    content = dict(sections(results))["run"]
+    content = str(body_of(results, "run"))
     elements = Elements(content)
     alts = [image["alt"] for image in elements.of("img")]
     prompts = [HOSTILE] * 2 + ["a ring"] * 2 + ["a cross"] * 2  # two pictures of each prompt
@@ -139,14 +175,59 @@ def test_a_run_with_a_schedule_of_its_own_names_its_full_steps(results):
     result = json.loads(file.read_text())
     result["cache"] |= {"cache_steps": [0, 7, 20]}
     file.write_text(json.dumps(result))
-    content = dict(sections(results))["run"]
+    content = str(body_of(results, "run"))
     assert ">0, 7, 20</td>" in content
     assert "cache interval N" not in content
 
 
+def test_a_run_is_shown_with_its_whole_cache_and_its_model(results):
+    file = results / "run" / "result.json"
+    assert ">the shipped model</td>" in str(body_of(results, "run"))
+    result = json.loads(file.read_text())
+    result["cache"] |= {"forecast": 1.0, "refresh_steps": [4, 9], "reuse_attention": True, "yet_unknown": "x"}
+    result["cache"] |= {"uniform": True, "pow": None, "center": None, "cache_steps": None}
+    result["resolved"]["model"] = "someone/a-model"
+    file.write_text(json.dumps(result))
+    content = str(body_of(results, "run"))
+    for cell in ("someone/a-model", "5", "1.0", "4, 9", "yes", "x"):
+        assert f">{cell}</td>" in content
+    assert "gathered" not in content
+
+
+def test_several_runs_are_a_curve_of_speed_against_distance(results):
+    assert "Speed against distance" not in [section.title for section in sections(results)]
+    for k, speed_up in enumerate((1.5, 4.0)):
+        pictures = [Image.new("RGB", (8, 8))]
+        result = {
+            "speed_up": {"median": speed_up},
+            "distance": {"median_psnr": 40.0 - k},
+            "arguments": {"model": "<m>"},
+        }
+        save_comparison(results / f"n{k}", {"baseline": pictures, "deepcache": pictures}, result)
+    found = sections(results)
+    order = [section.title for section in found]
+    assert order[3:7] == ["Speed against distance", "n0", "n1", "run"]
+    body = str(found[3].body)
+    assert body.count("<circle") == 2 and body.count("<polyline") == 1 and "<m>" not in body
+    links = [a["href"] for a in Elements(body).of("a")]
+    assert links == ["#s4", "#s5"] and "1.50×" in body and "39.0" in body
+
+
+def test_a_curve_has_a_line_for_each_model_within_its_ticks():
+    points = [Point("b", "m", 3.0, 30.0, "#b"), Point("a", "m", 1.5, 45.0, "#a"), Point("c", "other", 2.0, 30.0, "#c")]
+    curve = curve_of(points)
+    assert [point.name for point in curve.points] == ["a", "b", "c"]
+    assert [[mark.text for mark in line.marks] for line in curve.lines] == [["1", "2"], ["3"]]
+    assert (curve.across[0].text, curve.across[-1].text) == ("1.5×", "3×")
+    marks = [mark for line in curve.lines for mark in line.marks]
+    assert marks[0].x == curve.across[0].x and marks[1].x == curve.across[-1].x  # at the ends of the axis
+    assert marks[0].y < marks[1].y == marks[2].y  # nearer is further up
+    assert curve_of(points[:1]).points == points[:1]
+
+
 def test_a_result_that_says_nothing_is_shown_all_the_same(results):
     (results / "run" / "result.json").write_text('{"speed_up": 3, "resolved": [], "arguments": {"prompt": "a ring"}}')
-    content = dict(sections(results))["run"]
+    content = str(body_of(results, "run"))
     assert len(Elements(content).of("img")) == 12
 
 
@@ -217,8 +298,10 @@ def test_in_a_browser_the_sliders_work_and_nothing_hostile_runs(results):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("width", [360, 390, 1440])
 def test_in_a_browser_the_page_fits_a_phone_and_only_tables_scroll(results, tmp_path, width):
+    for k in range(60):  # more than a screen of contents would hold
+        (results / f"table{100 + k}.md").write_text(f"# Table {100 + k} of many, with a title that is long: and more\n")
     assert main([str(results)]) == 0
     content = html.escape((results / "index.html").read_text())
     frame = tmp_path / "frame.html"  # a window has a least width that is above a phone's
@@ -226,12 +309,18 @@ def test_in_a_browser_the_page_fits_a_phone_and_only_tables_scroll(results, tmp_
         f'<iframe style="border:0;width:{width}px;height:800px" srcdoc="{content}"></iframe><script>'
         "const frame = document.querySelector('iframe'); frame.onload = () => {"
         "const page = frame.contentDocument, wide = [...page.querySelectorAll('.wide')];"
-        "document.body.dataset.seen = [frame.contentWindow.innerWidth, page.documentElement.scrollWidth,"
-        "Math.max(...wide.map(w => w.scrollWidth - w.clientWidth))].join() };</script>"
+        "const hidden = Math.max(...wide.map(w => w.scrollWidth - w.clientWidth));"
+        "const left = e => e.getBoundingClientRect().left;"
+        "const moved = wide.filter(w => !w.matches('.facts')).map(w => { w.scrollLeft = 300;"
+        "return Math.max(...[...w.querySelectorAll('th:first-child, td:first-child')].map(c => left(c) - left(w))) });"
+        "document.body.dataset.seen = [frame.contentWindow.innerWidth, page.documentElement.scrollWidth, hidden,"
+        "Math.round(Math.max(...moved)), Math.round(page.querySelector('nav').clientHeight)].join() };</script>"
     )
-    dom, console = browse(frame.as_uri(), "--window-size=1400,900")
+    dom, console = browse(frame.as_uri(), "--window-size=1600,900")
     assert console == []
-    inner, content_width, hidden = map(int, Elements(dom).of("body")[0]["data-seen"].split(","))
+    inner, content_width, hidden, moved, contents = map(int, Elements(dom).of("body")[0]["data-seen"].split(","))
     assert inner == width
     assert content_width <= width
-    assert hidden > 0  # the table of twelve columns scrolls within its own frame
+    assert hidden > 0  # the table of twenty columns scrolls within its own frame
+    assert moved == 0  # and its first column stays
+    assert contents < 800  # no longer than a screen

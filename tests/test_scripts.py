@@ -83,9 +83,11 @@ def test_sdxl_makes_all_kinds_of_pictures(tmp_path, kind, picture, mask):
 
 
 @pytest.mark.parametrize("script", [SVD, T2V], ids=["svd", "t2v"])
-def test_videos_are_written_side_by_side(tmp_path, script):
+def test_videos_are_written_side_by_side(tmp_path, script, capsys):
     status, out, result = run(script, tmp_path, "--fps", "5")
     assert status == 0
+    assert ("noise" in capsys.readouterr().out) == (script is SVD)  # whose weights are random
+    assert result["resolved"]["model"] == ("random weights" if script is SVD else "shapes-sd, the shipped model")
     frames = 4 if script is SVD else 3
     assert len(list(out.glob("baseline_*.png"))) == frames
     sides: tuple[int, int] = (2 * 192 + 12, 192 + 8)  # small frames are shown larger, with gaps around them

@@ -1,5 +1,7 @@
 """What tables take and miss, told before anything is run; and the released script's noise."""
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from eval.generation import text
 from eval.paper.data import RowRun, load_scale
 from eval.paper.estimate import cost_of, printed_throughput
 from eval.paper.jobs import Options, job_of
+from eval.paper.progress import TableBar
 from unets.cache.config import CacheConfig
 
 
@@ -58,3 +61,25 @@ def test_the_released_scripts_noise_is_an_option(tmp_path):
     assert (theirs.settings.seed, theirs.settings.noise_period) == (42, 16)
     assert (ours.settings.seed, ours.settings.noise_period) == (0, None)
     assert ours.out != theirs.out
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_one_bar_is_over_all_that_tables_make_and_measure(tmp_path, monkeypatch, capsys, shown):
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    some = options("shapes", tmp_path)
+    job, baseline = (job_of(RowRun("ddpm-cifar10", 100, cache), some) for cache in (CacheConfig(5, 2), CacheConfig()))
+    assert job is not None and baseline is not None
+    with TableBar([job, baseline], [job, baseline], [job], some, shown) as bar:
+        for one in (job, baseline):
+            bar.begins("images", one)
+            bar.advance("images", one, 0.5)
+            bar.advance("images", one, 0.5)
+            bar.advance("scores", one)
+        bar.say("a line")
+        bar.advance("speed", job)
+        bar.advance("speed", baseline)  # which is not to be timed
+        assert not shown or bar.bar.n == pytest.approx(bar.bar.total)
+    assert capsys.readouterr().out == "a line\n"
+    assert ("tables: 100%" in stderr.getvalue()) == shown
+    assert (f"left, {baseline.name}, images" in stderr.getvalue()) == shown

@@ -9,6 +9,8 @@ from unets.cache.config import PAPER
 
 from .candidates import Trial
 
+NEAR = 30  # dB, from which pictures are about alike
+
 
 def table(tried: Sequence[Trial], num_calls: int) -> str:
     """A line for each schedule that was tried, in runs of `num_calls` calls."""
@@ -27,6 +29,16 @@ def summary(chosen: Trial) -> str:
     what = f"{chosen.kind}, m = {chosen.branch}"
     what += f", forecast {'fitted' if isinstance(g, tuple) else f'{g:g}'}" if g else ""
     return f"{what}: {chosen.speed_up:.2f} × fewer MACs, {chosen.psnr:.2f} dB"
+
+
+def warning(chosen: Trial) -> str | None:
+    """What must be said of a schedule whose pictures are far from those without a cache."""
+    if chosen.psnr >= NEAR:
+        return None
+    return (
+        f"{chosen.psnr:.1f} dB is far from the pictures without a cache: below {NEAR} dB everyone sees the difference. "
+        f"Ask for less, such as --budget {max(1.1, (1 + chosen.speed_up) / 2):.1f}x, or for --quality {NEAR}."
+    )
 
 
 def to_json(

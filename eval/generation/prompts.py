@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.reading import read_json, read_text
+from common.words import counted
 from image_sets.reading import PROMPTS, checked_prompts, read_prompts
 from shapes.scenes import held_out_scene
 
@@ -35,7 +36,9 @@ class PromptSet:
     def first(self, number: int) -> list[str]:
         """The first prompts. Raises ValueError if there are not as many."""
         if self.count is not None and number > self.count:
-            raise ValueError(f"--num-images is {number}, and {self.name} has {self.count} prompts; ask for no more")
+            raise ValueError(
+                f"--num-images is {number}, and {self.name} has {counted(self.count, 'prompt')}; ask for no more"
+            )
         return [self.text(k) for k in range(number)]
 
 

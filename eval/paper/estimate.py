@@ -25,7 +25,7 @@ from .data import FOLDER, TABLES, Row, RowRun, load_table
 from .images import is_made
 from .inputs import remedies
 from .jobs import Job, Options, Plan
-from .macs import macs_of
+from .macs import macs_of, tmacs_of
 
 GPUS = json.loads((FOLDER / "gpus.json").read_text(encoding="utf-8"))  # TFLOPS at peak
 MEASURED_GPU = "rtx2080"  # the paper's
@@ -45,14 +45,6 @@ class Cost:
         return Cost(
             self.images + other.images, self.tmacs + other.tmacs, self.bytes + other.bytes, self.seconds + other.seconds
         )
-
-
-def tmacs_of(job: Job) -> float:
-    """T MACs of all U-Net calls of a job, attention counted."""
-    if job.model.unet is None:
-        return 0.0
-    each = macs_of(job.run, job.model.unet, convention="with_attention")
-    return job.num_images * each * (2 if job.model.guided else 1) / 1e3
 
 
 def cost_of(job: Job, gpu: str, options: Options) -> Cost:
@@ -166,7 +158,8 @@ def _print_table(plan: Plan, gpu: str, options: Options, seen: set[str]) -> Cost
 
 
 def _line(cost: Cost) -> str:
-    return f"{cost.images:,} images, {cost.tmacs:,.1f} TMACs, {_size(cost.bytes)}, {_duration(cost.seconds)}"
+    images = f"{cost.images:,} image{'s' * (cost.images != 1)}"
+    return f"{images}, {cost.tmacs:,.1f} TMACs, {_size(cost.bytes)}, {_duration(cost.seconds)}"
 
 
 def _named(gpu: str, options: Options) -> str:

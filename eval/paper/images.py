@@ -23,6 +23,7 @@ from ..generation import text
 from ..generation.prompts import open_prompts
 from .data import Settings
 from .jobs import Job, Options
+from .progress import TableBar
 
 BUSY_WAIT = 10.0  # seconds between two looks at a set that another process makes
 
@@ -44,7 +45,7 @@ def is_made(job: Job) -> bool:
     return prompts_of(job.settings) is None or (job.out / "prompts.txt").is_file()
 
 
-def make_all(jobs: Sequence[Job], batch_size: int | None, options: Options) -> int:
+def make_all(jobs: Sequence[Job], batch_size: int | None, options: Options, bar: TableBar) -> int:
     """Makes the sets that are not there, together with the other processes that were started with this one.
 
     A set that a process of another start is making, on this or another machine, is left to it; if that one ends
@@ -63,22 +64,22 @@ def make_all(jobs: Sequence[Job], batch_size: int | None, options: Options) -> i
         busy: list[int] = []
         for k in pending:
             if state.is_main_process and not waiting:
-                print(f"{made + 1} of {total}: {jobs[k].out.name}", flush=True)
+                bar.say(f"{made + 1} of {total}: {jobs[k].out.name}")
             try:
-                print(make_images(jobs[k], batch_size or jobs[k].model.batch_size, options.device, options.quiet))
+                bar.say(make_images(jobs[k], batch_size or jobs[k].model.batch_size, options, bar))
                 made += 1
             except Busy:
                 busy.append(k)
         if busy and state.is_main_process:
             if not waiting:
-                print(f"waiting for another process, which is making {', '.join(jobs[k].out.name for k in busy)}")
+                bar.say(f"waiting for another process, which is making {', '.join(jobs[k].out.name for k in busy)}")
             time.sleep(BUSY_WAIT)
             busy = [k for k in busy if not is_made(jobs[k])]
         pending, waiting = _agreed(busy), True
     return made
 
 
-def make_images(job: Job, batch_size: int, device: torch.device, quiet: bool) -> str:
+def make_images(job: Job, batch_size: int, options: Options, bar: TableBar) -> str:
     """Makes the set; says what was made.
 
     Raises:
@@ -88,10 +89,15 @@ def make_images(job: Job, batch_size: int, device: torch.device, quiet: bool) ->
     """
     settings, num_images, prompts = job.settings, job.num_images, None
     if (source := prompts_of(settings)) is not None:
-        prompts = open_prompts(source, quiet=quiet)
+        prompts = open_prompts(source, quiet=options.quiet)
         prompts.first(num_images)  # there must be as many
-    run = prepare(settings, device=device, out=job.out, quiet=quiet)
-    made = make_set(run, num_images, batch_size, quiet=quiet)
+    bar.begins("images", job)
+    run = prepare(settings, device=options.device, out=job.out, quiet=True)
+    processes = PartialState().num_processes  # of which each makes as many
+    made = make_set(
+        run, num_images, batch_size, quiet=True,
+        on_made=lambda number: bar.advance("images", job, number * processes / num_images),
+    )  # fmt: skip
     if prompts is not None and PartialState().is_main_process:
         text.write_prompts(job.out, prompts.first(count_images(run.image_set.samples)))  # a larger set may be there
     return f"{made} in {job.out}"

@@ -16,6 +16,7 @@ import torch
 import ddpm.sample
 import ldm.sample
 import shapes.renders
+from common.words import counted
 from unets.cache.config import CacheConfig
 
 from ..generation import text
@@ -95,7 +96,7 @@ def plan(table: Table, rows: Sequence[int] | None, options: Options) -> Plan:
     table = table.at(options.scale)
     chosen = frozenset(rows or range(1, len(table.rows) + 1))
     if max(chosen) > len(table.rows):
-        raise ValueError(f"--rows has {max(chosen)}, and {table.name} has {len(table.rows)} rows")
+        raise ValueError(f"--rows has {max(chosen)}, and {table.name} has {counted(len(table.rows), 'row')}")
     return Plan(table, chosen, tuple(None if row.run is None else job_of(row.run, options) for row in table.rows))
 
 

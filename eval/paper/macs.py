@@ -8,6 +8,7 @@ from typing import Literal
 from ..counting.layouts import open_model
 from ..counting.macs import Macs, branches_of, count_modules, unet_inputs
 from .data import RowRun
+from .jobs import Job
 
 
 @functools.cache
@@ -36,3 +37,11 @@ def macs_of(
     """G MACs of a run for one image without guidance: all of it, or divided by `over` steps, as tables do."""
     full, retrieve = (getattr(step, convention) / 1e9 for step in steps_of(unet, run.cache.cache_branch_id))
     return (run.num_full * full + (run.steps - run.num_full) * retrieve) / (over or 1)
+
+
+def tmacs_of(job: Job) -> float:
+    """T MACs of all U-Net calls of a job, attention counted."""
+    if job.model.unet is None:
+        return 0.0
+    each = macs_of(job.run, job.model.unet, convention="with_attention")
+    return job.num_images * each * (2 if job.model.guided else 1) / 1e3

@@ -5,17 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from tqdm import tqdm
-
 from common.command_line import RunError
 
 from .images import is_made
-from .jobs import Options, Plan, baseline_of
+from .jobs import Job, Options, Plan, baseline_of
+from .progress import TableBar
 from .scores import measure_pairs, measure_scores
 from .speed import measure_speed, timed_job
 
 
-def measure_all(plans: Iterable[Plan], options: Options) -> None:
+def timed_jobs(plans: Iterable[Plan], options: Options) -> list[Job]:
+    """The jobs to be timed for the rows that were asked for, each once."""
+    timed = {
+        own.name: own
+        for plan in plans
+        if options.timed and plan.table.is_timed
+        for job in plan.asked
+        if not (own := timed_job(job, options)).missing
+    }
+    return list(timed.values())
+
+
+def measure_all(plans: Iterable[Plan], options: Options, bar: TableBar) -> None:
     """Measures the rows that were asked for, as far as it is not on file.
 
     Distances to a baseline need both sets. Whoever of several processes has a row's images or a baseline's last finds
@@ -27,28 +38,22 @@ def measure_all(plans: Iterable[Plan], options: Options) -> None:
     plans = list(plans)
     asked = {job.name: job for plan in plans for job in plan.asked}
     near = {job.name: job for plan in plans for job in plan.jobs if job is not None}
-    timed = {
-        own.name: own
-        for plan in plans
-        if options.timed and plan.table.is_timed
-        for job in plan.asked
-        if not (own := timed_job(job, options)).missing
-    }
     unscored: dict[str, list[str]] = {}
-    with tqdm(total=len(asked) + len(timed), desc="rows", disable=options.quiet) as bar:
-        for job in asked.values():
-            if is_made(job) and not job.missing_for_scores:
-                try:
-                    measure_scores(job, options)
-                except RunError as error:  # a scorer that can't be had costs its own columns
-                    unscored.setdefault(str(error), []).append(job.name)
-            bar.update()
-        for job in near.values():
-            baseline = baseline_of(job, options)
-            if baseline is not None and baseline.name != job.name and is_made(job) and is_made(baseline):
-                measure_pairs(job, baseline, options)
-        for job in timed.values():
-            measure_speed(job, options)
-            bar.update()
+    for job in asked.values():
+        if is_made(job) and not job.missing_for_scores:
+            bar.begins("scores", job)
+            try:
+                measure_scores(job, options)
+            except RunError as error:  # a scorer that can't be had costs its own columns
+                unscored.setdefault(str(error), []).append(job.name)
+        bar.advance("scores", job)
+    for job in near.values():
+        baseline = baseline_of(job, options)
+        if baseline is not None and baseline.name != job.name and is_made(job) and is_made(baseline):
+            measure_pairs(job, baseline, options)
+    for job in timed_jobs(plans, options):
+        bar.begins("speed", job)
+        measure_speed(job, options)
+        bar.advance("speed", job)
     for reason, names in unscored.items():
         print(f"warning: {', '.join(names)}: no scores: {reason}", file=sys.stderr)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from common.words import counted
+
 from .data import FLOOR, Model
 from .jobs import Options, Plan
 from .measured import Measured
@@ -53,7 +55,7 @@ def _made(results: list[Result]) -> list[str]:
     groups: dict[str, list[int]] = {}
     for k, result in enumerate(results, 1):
         if (made := result.scores) is not None:
-            groups.setdefault(f"{made.made_from['num_images']} images, {_where(made)}", []).append(k)
+            groups.setdefault(f"{counted(made.made_from['num_images'], 'image')}, {_where(made)}", []).append(k)
     timed: dict[str, list[int]] = {}
     for k, result in enumerate(results, 1):
         if (made := result.speed) is not None:
@@ -66,7 +68,7 @@ def _made(results: list[Result]) -> list[str]:
 
 def _where(made: Measured) -> str:
     machine, threads = made.machine, made.machine["threads"]
-    processor = f"{machine['device']} ({machine['instructions']}), {threads} thread{'' if threads == 1 else 's'}"
+    processor = f"{machine['device']} ({machine['instructions']}), {counted(threads, 'thread')}"
     return f"{made.date[:10]}, {processor}, torch {machine['torch']}"
 
 

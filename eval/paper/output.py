@@ -1,4 +1,4 @@
-"""Tables as Markdown and CSV: the paper's number and ours beside each other in every cell, ours with its interval."""
+"""Tables as Markdown and CSV: the paper's numbers, and ours with their intervals in columns of their own."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ COLUMNS = {
 OF_BASELINE = {"speedup", "psnr", "distance"}  # columns that compare with it, and say nothing of itself
 SHOWN_STEPS = 12  # of a schedule in Markdown; the CSV has all
 NOTHING = "–"
+PARAMETERS = ("center", "pow")
+MEASURED = {"shapes": "shipped model", "paper": "measured"}  # what ours are called, by scale
 
 
 def agrees(printed: str, value: float) -> bool:
@@ -81,28 +83,49 @@ def here(name: str, printed: str | None, cell: Value | str | None) -> str:
     return text
 
 
+class Shown(NamedTuple):
+    """A column of the table in Markdown."""
+
+    name: str
+    title: str
+    is_papers: bool
+
+
+def _shown_columns(table: Table, results: list[Result], options: Options) -> list[Shown]:
+    """Parameters; what is counted, which must be the paper's, beside it; what else is printed; what was measured.
+
+    The last are of other models than the paper's where the scale has others, so they stand apart and are named.
+    """
+    published = {name for name in table.columns if any(name in row.paper for row in table.rows)}
+    ours = [name for name in table.columns if name in published or any(result[name] for result in results)]
+    given = [name for name in ours if name in PARAMETERS]
+    ours = [name for name in ours if name not in PARAMETERS]
+    counted = [name for name in ours if table.kind == "schedules" or name == "macs_g"]
+    measured = [name for name in ours if name not in counted]
+
+    def column(name: str, side: str, is_papers: bool = False) -> Shown:
+        alone = name not in published and name in counted
+        return Shown(name, COLUMNS[name].title + ("" if alone else f", {side}"), is_papers)
+
+    shown = [Shown(name, COLUMNS[name].title, True) for name in given]
+    for name in counted:
+        shown += [column(name, "paper", True)] if name in published else []
+        shown.append(column(name, "counted"))
+    shown += [column(name, "paper", True) for name in measured if name in published]
+    return shown + [column(name, MEASURED[options.scale.name]) for name in measured]
+
+
 def markdown(plan: Plan, results: list[Result], options: Options) -> str:
     """The whole file: title, setting, table, and notes as a list."""
     table = plan.table
-    published = {name for name in table.columns if any(name in row.paper for row in table.rows)}
-    given = {"center", "pow"}  # parameters, not results
-    columns = [name for name in table.columns if name in published or any(result[name] for result in results)]
-    head = ["#", ""]
-    for name in columns:
-        title = COLUMNS[name].title
-        head += [title] if name in given or name not in published else [f"{title}, paper", "here"]
-    lines = ["| " + " | ".join(head) + " |", "|--:|:--|" + "--:|" * (len(head) - 2)]
+    shown = _shown_columns(table, results, options)
+    lines = ["| row | " + " | ".join(column.title for column in shown) + " |", "|:--|" + "--:|" * len(shown)]
     for k, (row, result) in enumerate(zip(table.rows, results, strict=True), 1):
-        cells = [str(k), row.name]
-        for name in columns:
-            printed, value = row.paper.get(name), result[name]
-            if name in given:
-                cells.append(printed or NOTHING)
-            elif name in published:
-                cells += [printed or NOTHING, here(name, printed, value)]
-            else:
-                cells.append(show(name, value))
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = []
+        for name, _, is_papers in shown:
+            printed = row.paper.get(name)
+            cells.append(printed or NOTHING if is_papers else here(name, printed, result[name]))
+        lines.append("| " + " | ".join([f"{k}. {row.name}", *cells]) + " |")
     notes = "\n".join(f"- {note}" for note in notes_of(plan, results, options))
     parts = [f"# {table.heading}", table.setting, "\n".join(lines), notes]
     return "\n\n".join(part for part in parts if part) + "\n"
