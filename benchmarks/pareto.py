@@ -6,7 +6,7 @@ python -m benchmarks.pareto --models text --count 64 --points "plain N=5, m=1" "
 Quality is the distance of each picture to the baseline's from the same noise (mean squared error, PSNR, SSIM, cosine
 distance of the CLIP scorer's features), agreement with the prompt (its CLIP Score) and FID to fresh renders. The
 baseline is not exact itself: a second distance, over --fine-count pictures, is to a fine solution of the same equation
-from the same noise. Time is the U-Net's and the whole call's, all points in turn in one process. Pictures are kept in
+from the same noise. Time is the U-Net's and end-to-end, all points in turn in one process. Pictures are kept in
 --work, and a larger --count adds to them; results are a table, a CSV file and a plot for each model in --out.
 """
 
@@ -156,7 +156,7 @@ def quality(
 
 
 def times(model: str, points: list[Point], batch_size: int, repeats: int, quiet: bool) -> list[dict[str, float]]:
-    """Speed-ups over the first point, of the U-Net and of whole calls: medians of the ratios within a round."""
+    """Speed-ups over the first point, of the U-Net and end-to-end: medians of the ratios within a round."""
     bar = tqdm(total=(repeats + 1) * len(points), desc=f"{model}, time", disable=quiet)
 
     def seconds(point: Point) -> tuple[float, float]:

@@ -17,9 +17,9 @@ from common.words import counted
 
 COLUMNS = {  # heading and decimals
     "unet_speed_up": ("U-Net", 2),
-    "speed_up": ("whole call", 2),
-    "operations": ("operations", 2),
-    "sd15_operations": ("SD 1.5 operations", 2),
+    "speed_up": ("end-to-end", 2),
+    "operations": ("fewer MACs", 2),
+    "sd15_operations": ("fewer MACs, SD 1.5", 2),
     "mse": ("MSE × 10⁴", 2),
     "psnr": ("PSNR (dB)", 1),
     "ssim": ("SSIM", 4),
@@ -52,7 +52,7 @@ def document(title: str, rows: Sequence[dict[str, Any]], fine: str, args: argpar
         "with the median's 95 % interval by resampling pictures. "
         f"The fine solution is {fine}, of the same equation from the same noise, for the first "
         f"{counted(args.fine_count, 'picture')}. "
-        "Operations are by how much the run has fewer MACs in the U-Net than the first row's, attention's products "
+        "Fewer MACs: how many times fewer the run has in the U-Net than the first row's, attention's products "
         "counted, where the loop is ours: of this model, and of Stable Diffusion 1.5's layout at 512 × 512 with the "
         "same settings."
     )
@@ -81,14 +81,14 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """PSNR to the baseline, and to the fine solution, against the speed-up of the whole call."""
+    """PSNR to the baseline, and to the fine solution, against the end-to-end speed-up."""
     figure, panels = pyplot().subplots(1, 2, figsize=(15, 5), sharex=True, layout="constrained")
     for axes, column, label in zip(panels, INTERVALS, ("the baseline", "the fine solution"), strict=True):
         for kind, colour in KINDS.items():
             points = sorted((r["speed_up"], r[column]) for r in rows if r["kind"] == kind and column in r)
             # without a point too, so that both panels have the same legend
             axes.plot([x for x, _ in points], [y for _, y in points], "o", color=colour, label=kind, ms=4)
-        axes.set(xlabel="speed-up of the whole call", ylabel=f"PSNR to {label} (dB)")
+        axes.set(xlabel="speed-up, end-to-end", ylabel=f"PSNR to {label} (dB)")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     panels[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
