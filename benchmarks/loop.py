@@ -30,7 +30,7 @@ from pipelines import StableDiffusionPipeline
 from pipelines.competitors import package_enabled, stock_pipeline
 from unets import fork_of
 
-from .points import EARLY_DENSE
+from .points import LISTED
 
 DTYPE = "bfloat16"
 
@@ -103,9 +103,11 @@ def run(args: argparse.Namespace) -> None:
         "guidance reused, m = 0": (pipe, partial(ours, **guided)),
         "attention, guidance reused, m = 0": (pipe, partial(ours, **attention)),
     }
+    depths = {"cache_interval": 10, "refresh_interval": 5, "refresh_branch_id": 3}
+    runs["the same, N = 10, every 5th m = 3"] = (pipe, partial(ours, **attention, **depths))
     for name, settings in RECOMMENDED.items():
         runs[f"{name}, m = 0"] = (pipe, partial(ours, **settings))
-    for name, settings in EARLY_DENSE.items():
+    for name, settings in LISTED.items():
         if args.steps > max(settings["refresh_steps"]):
             runs[f"{name}, m = 0"] = (pipe, partial(ours, **settings))
     if args.baseline:

@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks import pareto
 from benchmarks.operations import Layout
 from benchmarks.pareto_output import INTERVALS, KINDS
-from benchmarks.points import EARLY_DENSE, MODELS, Model, Point, Run, ldm_points, skip
+from benchmarks.points import LISTED, MODELS, Model, Point, Run, ldm_points, skip
 from eval.counting.layouts import MODELS as LAYOUTS
 from eval.counting.macs import count_steps, unet_inputs
 from eval.metrics.features import ShapesFeatures
@@ -77,7 +77,7 @@ def test_operations_are_those_of_the_steps_of_each_kind():
     assert layout.macs(CacheConfig(**skip(4, 0, 1)), 51, 50) == 14 * full.with_attention
     assert (
         4.6
-        < 51 * full.with_attention / layout.macs(CacheConfig(**EARLY_DENSE["dense at the beginning, branch 5"]), 51, 50)
+        < 51 * full.with_attention / layout.macs(CacheConfig(**LISTED["dense at the beginning, branch 5"]), 51, 50)
         < 4.7
     )
 
