@@ -61,8 +61,8 @@ SMALLER = {  # appended to the commands that are run
 }
 STEPS = {  # appended where the command's own options don't depend on the number of steps
     "stable_diffusion": ["--steps", "20"],
-    "ddpm.sample": ["--steps", "10"],
-    "ldm.sample": ["--steps", "10"],
+    "ddpm.sample": ["--steps", "20"],
+    "ldm.sample": ["--steps", "20"],
 }
 OF_STEPS = {"--steps", "--calibrated", "--cache-steps"}
 VARIABLES = {"$SLURM_ARRAY_TASK_ID": "4"}
