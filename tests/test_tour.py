@@ -36,7 +36,9 @@ def printed(cell) -> str:
 @pytest.mark.slow
 def test_it_runs(kernels):
     notebook = nbformat.read(TOUR, as_version=4)
-    NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(TOUR.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=SECONDS, startup_timeout=SECONDS, resources={"metadata": {"path": str(TOUR.parent)}}
+    ).execute()
     text = "\n".join(printed(cell) for cell in notebook.cells)
     assert "the plug-in's pictures are the fork's: True" in text
     plain, balanced = (float(number) for number in re.findall(r"as fast, ([\d.]+) dB", text))
