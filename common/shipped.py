@@ -23,7 +23,7 @@ PROMPTS = {  # by whether the model is the shipped one
 }
 GUIDANCE = {True: 2.5, False: 7.5}  # on so small a model 7.5 is too much: PLMS with few steps falls apart
 
-RECOMMENDED: dict[str, dict[str, Any]] = {  # caches of the text-to-image model, as the README has them
+RECOMMENDED: dict[str, dict[str, Any]] = {  # caches of the text-to-image model; docs/extensions.md has what they give
     name: {
         "cache_interval": interval,
         "cache_branch_id": 0,

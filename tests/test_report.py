@@ -3,7 +3,6 @@
 import base64
 import html
 import json
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -18,9 +17,9 @@ from eval.pages.markdown import to_html
 from eval.pages.rendering import page
 from eval.pages.sections import sections
 from eval.report import main
+from tests.browser import CHROMIUM
 
 HOSTILE = "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Elements(HTMLParser):

@@ -147,10 +147,8 @@ def cheapest_kinds_of_quality(
     """
     tried: list[Trial] = []
     for pair in pairs:
-        least, most = (
-            1.05,
-            0.999 * pair.losses.speed_up(["full", *[pair.losses.cheapest] * (pair.losses.num_calls - 1)]),
-        )
+        fastest = ["full", *[pair.losses.cheapest] * (pair.losses.num_calls - 1)]
+        least, most = 1.05, 0.999 * pair.losses.speed_up(fastest)
         for _ in range(6):
             budget = (least * most) ** 0.5
             tried.append(try_out(pair.candidate("calibrated", best_schedule(pair.losses, budget))))
