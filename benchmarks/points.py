@@ -41,6 +41,7 @@ LISTED: dict[str, dict[str, Any]] = {  # for runs of 50 steps, found by trying
         ("dense at the beginning", 5, 2.0, [0, 2, 7, 18, 32], [4, 10, 14, 22, 27, 37, 42, 47]),
         ("dense at the beginning", 3, 1.7, [0, 3, 9, 19, 33], [6, 12, 15, 23, 27, 38, 43, 48]),
         ("three full steps", 4, 1.7, [0, 16, 33], [3, 6, 11, 21, 27, 39, 46, 49]),
+        ("three full and seven refresh steps", 4, 1.7, [0, 16, 33], [4, 10, 22, 27, 40, 45, 49]),
     )
 }  # fmt: skip
 
