@@ -206,7 +206,7 @@ def test_the_best_that_was_tried_is_chosen_and_one_full_step_more_would_miss_the
 
 
 def test_a_budget_out_of_reach_is_one_line_and_2(model, monkeypatch, capsys):
-    monkeypatch.setattr(cost, "count_steps", lambda *_: (Macs(0, 40), Macs(0, 10)))
+    monkeypatch.setattr(cost, "count_steps", lambda *_, **__: (Macs(0, 40), Macs(0, 10)))
     assert calibrate.main([*FEW, *model, "--num-images", "1", "--budget", "3x"]) == 2
     printed = capsys.readouterr()  # 6 calls of 40, and 40 + 5 * 10
     assert printed.err.startswith("error: --budget 3x is out of reach") and "2.67x" in printed.err
