@@ -1,4 +1,4 @@
-"""Commands that are killed: each runs in a process that a server with everything imported forks."""
+"""Commands in processes of their own, to be killed: a server with everything imported forks them."""
 
 import importlib
 import multiprocessing
@@ -8,6 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tests.layout import ROOT
+
 CONTEXT: Any = multiprocessing.get_context("forkserver")
 
 
@@ -16,11 +20,17 @@ def serve(*modules: str) -> None:
     CONTEXT.set_forkserver_preload([*modules, __name__])
 
 
+def start(module: str, arguments: list[str], cwd: Path = ROOT) -> Any:
+    """The process, which has begun. One thread: more may add numbers up in another order."""
+    process = CONTEXT.Process(target=_main, args=(module, arguments, cwd))
+    process.start()
+    return process
+
+
 def run(module: str, arguments: list[str], cwd: Path, *, kill_after: float | None = None) -> tuple[int, float]:
     """Exit status, and seconds. After `kill_after` seconds it is killed, if it has not ended by then."""
-    process = CONTEXT.Process(target=_main, args=(module, arguments, cwd))
     started = time.monotonic()
-    process.start()
+    process = start(module, arguments, cwd)
     process.join(kill_after)
     if process.exitcode is None:
         os.kill(process.pid, signal.SIGKILL)
@@ -35,4 +45,5 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _main(module: str, arguments: list[str], cwd: Path) -> None:
     os.chdir(cwd)
+    torch.set_num_threads(1)
     raise SystemExit(importlib.import_module(module).main(arguments))

@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from pipelines.loading import place_pipeline
-from tests.families import FAMILIES
+from tests.two_levels import small
 from unets import DeepCacheSDHelper
 from unets.compiled import compile_forward
 
@@ -38,7 +38,7 @@ def compile_unet(pipe):
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_forks_two_kinds_of_step_are_two_graphs_for_all_runs(name, graphs):
-    family = FAMILIES[name]
+    family = small(name)
     _, fork = family.pair("euler" if name == "svd" else "ddim")
     expected = family.run(fork, 7, **CACHE)
     compile_unet(fork)
@@ -48,17 +48,18 @@ def test_a_forks_two_kinds_of_step_are_two_graphs_for_all_runs(name, graphs):
 
 
 def test_with_the_samplers_step_a_graph_more_is_compiled_for_all_runs(graphs):
-    _, fork = FAMILIES["sd"].pair("dpm++")
-    expected = FAMILIES["sd"].run(fork, 7, **CACHE)
+    family = small("sd")
+    _, fork = family.pair("dpm++")
+    expected = family.run(fork, 7, **CACHE)
     place_pipeline(fork, torch.device("cpu"), channels_last=False, compiled=True, cpu_offload=False)
     for _ in range(2):
         # The sampler's sum is added in another order, in float32.
-        assert np.abs(FAMILIES["sd"].run(fork, 7, **CACHE) - expected).max() < 2e-5
+        assert np.abs(family.run(fork, 7, **CACHE) - expected).max() < 2e-5
         assert graphs() == 3
 
 
 def test_the_plug_ins_two_kinds_of_step_are_two_graphs_for_all_runs(graphs):
-    family = FAMILIES["xl"]
+    family = small("xl")
     stock, fork = family.pair()
     expected = family.run(fork, 7, **CACHE)
     helper = DeepCacheSDHelper(stock)
@@ -74,7 +75,7 @@ def test_the_plug_ins_two_kinds_of_step_are_two_graphs_for_all_runs(graphs):
 
 
 def test_two_depths_and_attention_are_three_graphs_for_all_runs(graphs):
-    family = FAMILIES["sd"]
+    family = small("sd")
     _, fork = family.pair()
     cache = {"cache_interval": 6, "cache_branch_id": 1, "refresh_interval": 3, "refresh_branch_id": 3}
     expected = family.run(fork, 13, **cache, reuse_attention=True, forecast=1.0)
@@ -100,7 +101,7 @@ def overwriting(graph: Any, _: Any) -> Any:
 
 
 def test_what_a_graph_overwrites_was_copied_out(graphs):
-    family = FAMILIES["sd"]
+    family = small("sd")
     _, fork = family.pair("plms")
     run: dict[str, Any] = {
         "guidance_scale": 1.0, "cache_interval": 6, "cache_branch_id": 1, "refresh_interval": 3,

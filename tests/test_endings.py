@@ -61,7 +61,10 @@ def test_an_interrupted_command_says_that_it_goes_on_only_where_it_does(capsys):
 
 def start(code, **settings):
     """A process that runs these lines as a command does."""
-    lines = f"import sys\nfrom common.command_line import run_cli\ndef run():\n{code}\nsys.exit(run_cli(run))\n"
+    lines = (
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
+        f"from common.command_line import run_cli\ndef run():\n{code}\nsys.exit(run_cli(run))\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", lines], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings
     )

@@ -26,6 +26,7 @@ from common.command_line import RunError
 from image_sets.generate import generate
 from image_sets.sets import ImageSet
 from tests.fake_sets import DISK_FULL, SETTINGS, Interrupted, arrays, assert_same_set, forked, make, run, run_of
+from tests.killed import serve, start
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"ddpm": ddpm.sample.main, "ldm": ldm.sample.main}
@@ -71,12 +72,13 @@ def test_two_processes_make_the_set_of_one(tmp_path):
 def test_a_killed_script_is_continued(tmp_path):
     call = [*FEW, "--num-images", "64", "--batch-size", "2", "--sampler", "ddpm"]
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "ddpm.sample", *call, "--out", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
-    while process.poll() is None and len(list(out.glob("parts/0*.npz"))) < 3:
+    serve("ddpm.sample")
+    process = start("ddpm.sample", [*call, "--out", str(out)])
+    while process.is_alive() and len(list(out.glob("parts/0*.npz"))) < 3:
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     there = {path: path.stat().st_mtime_ns for path in out.glob("parts/0*.npz")}
     assert 3 <= len(there) < 32
     assert ddpm.sample.main([*call, "--out", str(out)]) == 0

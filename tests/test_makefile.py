@@ -32,7 +32,8 @@ def folder(tmp_path):
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    settings = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "VENV", "TORCH_INDEX")}
+    # Nothing of a `make` that these tests run under, whose options and settings are in the environment.
+    settings = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(
         ["make", "PYTHON=./python", *arguments], cwd=folder, env=settings, capture_output=True, text=True
     )

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +29,7 @@ from eval.paper.scores import measure_pairs
 from image_sets.sets import ImageSet
 from ldm.checkpoint import new_scheduler
 from pipelines import LDMClassPipeline
+from tests.killed import serve, start
 from unets.cache.config import CacheConfig
 from unets.cache.zeroed import zero_cached_features
 
@@ -341,14 +339,13 @@ def test_a_killed_table_is_continued_and_ends_as_an_unbroken_one(tmp_path):
     def command(folder: str) -> list[str]:
         return [*call, "--work", str(tmp_path / folder), "--out", str(tmp_path / f"{folder}-out")]
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "eval.tables", *command("killed")], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-    )
-    while process.poll() is None and len(list((tmp_path / "killed").glob("shapes/*/parts/0*.npz"))) < 2:
+    serve("eval.tables")
+    process = start("eval.tables", command("killed"))
+    while process.is_alive() and len(list((tmp_path / "killed").glob("shapes/*/parts/0*.npz"))) < 2:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert tables.main(command("killed")) == 0
     assert tables.main(command("whole")) == 0
     for name in ("table5.md", "table5.csv"):

@@ -15,6 +15,11 @@ from tests.layout import MACHINE_PATHS, ROOT
 TOUR = ROOT / "docs" / "tour.ipynb"
 MOST_BYTES = 300_000
 SECONDS = 600  # of one cell, on a machine with other things to do
+FEWER = {  # one picture where the notebook makes several
+    "count=4": "count=1",
+    "draw(pipe, 2, cache_interval": "draw(pipe, 1, cache_interval",
+    "baseline[:2]": "baseline[:1]",
+}
 
 
 @pytest.fixture
@@ -36,6 +41,11 @@ def printed(cell) -> str:
 @pytest.mark.slow
 def test_it_runs(kernels):
     notebook = nbformat.read(TOUR, as_version=4)
+    writes = os.environ.get("TOUR") == "write"
+    for several, one in {}.items() if writes else FEWER.items():
+        assert any(several in cell.source for cell in notebook.cells), several
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(several, one)
     NotebookClient(
         notebook, timeout=SECONDS, startup_timeout=SECONDS, resources={"metadata": {"path": str(TOUR.parent)}}
     ).execute()
@@ -46,7 +56,7 @@ def test_it_runs(kernels):
     neighbours = re.search(r"neighbouring steps: at least ([\d.]+)", text)
     assert neighbours is not None and float(neighbours[1]) > 0.9
     assert "# cache (3)" in text
-    if os.environ.get("TOUR") == "write":
+    if writes:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # when it ran
             if cell.cell_type == "code":  # without progress bars

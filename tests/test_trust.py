@@ -28,6 +28,7 @@ from eval.paper.measured import Found
 from eval.paper.results import results_of
 from eval.paper.scores import measure_scores
 from image_sets.sets import ImageSet
+from tests.killed import serve, start
 from tests.local_hub import LocalHub
 from unets.cache.config import CacheConfig
 
@@ -197,20 +198,17 @@ def _one_thread():
 
 @pytest.mark.slow
 def test_two_jobs_at_once_on_different_rows_end_in_one_table(tmp_path, _one_thread):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
     def call(folder: str, *rows: str) -> list[str]:
         places = ["--work", str(tmp_path / folder / "work"), "--out", str(tmp_path / folder / "out")]
         return ["table5", *rows, "--num-images", "4", "--device", "cpu", "--quiet", "--no-speed", *places]
 
-    def start(*rows: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "eval.tables", *call("two", *rows)]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-
     # Row 3 is wanted by both: one makes it, the other waits.
-    both = [start("--rows", "1,3"), start("--rows", "3,4")]
+    serve("eval.tables")
+    both = [start("eval.tables", call("two", "--rows", rows)) for rows in ("1,3", "3,4")]
     assert tables.main(call("one", "--rows", "1,3-4")) == 0
-    assert [process.wait() for process in both] == [0, 0]
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
     assert tables.main(call("two", "--rows", "1,3-4", "--render")) == 0
 
     def found(folder: str) -> dict[str, Any]:
