@@ -29,7 +29,7 @@ from eval.paper.scores import measure_pairs
 from image_sets.sets import ImageSet
 from ldm.checkpoint import new_scheduler
 from pipelines import LDMClassPipeline
-from tests.killed import serve, start
+from tests.killed import serve, start, with_few_references
 from unets.cache.config import CacheConfig
 from unets.cache.zeroed import zero_cached_features
 
@@ -321,7 +321,8 @@ def test_psnr_of_each_image_by_its_definition():
 
 
 @pytest.mark.slow
-def test_a_killed_table_is_continued_and_ends_as_an_unbroken_one(tmp_path):
+def test_a_killed_table_is_continued_and_ends_as_an_unbroken_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "load_scale", with_few_references)
     call = [
         "table5",
         "--rows",

@@ -28,7 +28,7 @@ from eval.paper.measured import Found
 from eval.paper.results import results_of
 from eval.paper.scores import measure_scores
 from image_sets.sets import ImageSet
-from tests.killed import serve, start
+from tests.killed import serve, start, with_few_references
 from tests.local_hub import LocalHub
 from unets.cache.config import CacheConfig
 
@@ -68,7 +68,7 @@ def short(monkeypatch):
         )
 
     monkeypatch.setattr(RowRun, "at", at)
-    monkeypatch.setattr(tables, "load_scale", lambda name: replace(load_scale(name), reference_images=40))
+    monkeypatch.setattr(tables, "load_scale", with_few_references)
 
 
 def rows_of(tmp_path: Path, name: str) -> list[dict[str, str]]:
@@ -197,7 +197,9 @@ def _one_thread():
 
 
 @pytest.mark.slow
-def test_two_jobs_at_once_on_different_rows_end_in_one_table(tmp_path, _one_thread):
+def test_two_jobs_at_once_on_different_rows_end_in_one_table(tmp_path, _one_thread, monkeypatch):
+    monkeypatch.setattr(tables, "load_scale", with_few_references)
+
     def call(folder: str, *rows: str) -> list[str]:
         places = ["--work", str(tmp_path / folder / "work"), "--out", str(tmp_path / folder / "out")]
         return ["table5", *rows, "--num-images", "4", "--device", "cpu", "--quiet", "--no-speed", *places]
