@@ -102,7 +102,7 @@ def test_ddpm_forecasts(tmp_path):
 
 @pytest.mark.slow
 def test_the_bound_counts_the_half_batches(tmp_path):
-    call = ["--steps", "10", "--repeats", "1", "--warm-up", "0", "--device", "cpu", "--quiet"]
+    call = ["--prompt", "a ring", "--steps", "10", "--repeats", "1", "--warm-up", "0", "--device", "cpu", "--quiet"]
     bounds = []
     for name, more in (("plain", []), ("reused", ["--reuse-guidance"]), ("stopped", ["--guidance-stop", "0"])):
         assert stable_diffusion.main([*call, *more, "--out", str(tmp_path / name)]) == 0
@@ -118,7 +118,21 @@ def test_the_bound_counts_the_half_batches(tmp_path):
 
 @pytest.mark.slow
 def test_the_bound_counts_refresh_steps_and_attention_that_is_not_run(tmp_path):
-    call = ["--steps", "10", "--repeats", "1", "--warm-up", "0", "--device", "cpu", "--quiet", "--cache-branch-id", "0"]
+    call = [
+        "--prompt",
+        "a ring",
+        "--steps",
+        "10",
+        "--repeats",
+        "1",
+        "--warm-up",
+        "0",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--cache-branch-id",
+        "0",
+    ]
     macs = {}
     runs: dict[str, list[str]] = {"plain": [], "deep": ["--cache-branch-id", "5"], "attention": ["--reuse-attention"]}
     runs["both"] = ["--reuse-attention", "--refresh-interval", "2", "--refresh-branch-id", "5"]

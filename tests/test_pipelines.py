@@ -57,9 +57,9 @@ def test_interval_1_is_the_stock_pipeline_bit_for_bit(kind, scheduler, guidance_
     assert np.array_equal(run(fork, arguments, prompts, steps=5, guidance_scale=guidance_scale), expected)
 
 
-@pytest.mark.parametrize("scheduler", ["plms", "ddim", "dpm++", "euler-a"])
-@pytest.mark.parametrize("kind", ["text", "img2img", "inpaint-4"])
+@pytest.mark.parametrize(("kind", "scheduler"), [("text", "plms"), ("img2img", "euler-a"), ("inpaint-4", "dpm++")])
 def test_interval_1_is_the_stock_pipeline_on_the_shipped_model(kind, scheduler):
+    """Every kind; every kind with every sampler is above, on small models."""
     name, _, arguments = KINDS[kind]
     results = []
     for module in (diffusers, pipelines):
@@ -85,7 +85,7 @@ def test_with_ddim_it_is_the_package_deepcache_bit_for_bit(kind, branch):
     assert not np.array_equal(ours, run(stock, arguments))  # the cache did something
 
 
-@pytest.mark.parametrize("branch", [0, 1, 5, 11])
+@pytest.mark.parametrize("branch", [1, 5])
 def test_with_ddim_it_is_the_package_deepcache_on_the_shipped_model(branch):
     fork = pipelines.StableDiffusionPipeline.from_pretrained(SHAPES_SD)
     stock = diffusers.StableDiffusionPipeline.from_pretrained(SHAPES_SD)
