@@ -9,6 +9,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 SHAPES_SD = ASSETS / "shapes-sd"  # text to image
 SHAPES_LDM = ASSETS / "shapes-ldm"  # class to image
 SHAPES_DDPM = ASSETS / "shapes-ddpm"  # unconditional
+SHAPES_DIT = ASSETS / "shapes-dit"  # class to image, with a transformer
 SHAPES_CLIP = ASSETS / "shapes-clip"  # the image-text encoder that scores their pictures
 EXAMPLE_IMAGE = ASSETS / "example.png"  # what the video scripts start from if no image is given
 
