@@ -24,7 +24,9 @@ from unets.cache.config import CacheConfig
 
 RESULT = "result.json"
 UNTIMED = "made_from.json"  # stands in its place until all is measured
-OURS = re.compile(r"output\.(png|mp4|gif)|(baseline|deepcache)_\d{3,}\.png")  # the names that are written beside it
+OURS = re.compile(
+    r"output\.(png|mp4|gif)|(baseline|deepcache|cached)_\d{3,}\.png"
+)  # the names that are written beside it
 FRAMES_SHOWN = 5
 NO_SETTINGS = ("out", "quiet", "repeats", "warm_up", "calibrated")  # change no picture, or are in the cache
 FILES = ("image", "mask")

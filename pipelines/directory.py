@@ -23,7 +23,8 @@ CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
 CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unet": ("diffusers", ("UNet2DConditionModel", "UNet2DModel", "UNetSpatioTemporalConditionModel")),
-    "vae": ("diffusers", ("AutoencoderKL", "AutoencoderKLTemporalDecoder", "AutoencoderTiny")),
+    "transformer": ("diffusers", ("Transformer2DModel",)),
+    "vae": ("diffusers", ("AutoencoderKL", "AutoencoderKLTemporalDecoder", "AutoencoderTiny", "VQModel")),
     "vqvae": ("diffusers", ("VQModel",)),
     "controlnet": ("diffusers", ("ControlNetModel",)),
     "text_encoder": ("transformers", CLIP_TEXT),
@@ -44,6 +45,7 @@ FAMILIES = {
     "StableDiffusion": "stable_diffusion.py, or main.py --model_type sd1.5",
     "LDMClass": "python -m ldm.sample",
     "DDPM": "python -m ddpm.sample",
+    "DiT": "python -m dit.sample",
 }
 SAME_FAMILY = {  # of other names
     "LatentConsistencyModelPipeline": "StableDiffusion",
@@ -52,12 +54,12 @@ SAME_FAMILY = {  # of other names
 }
 
 # The sizes in a configuration, and the most there can be: what is built takes time and memory in proportion.
-LAYERS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers")
+LAYERS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "num_layers")
 SIZES = (
     "in_channels", "out_channels", "block_out_channels", "latent_channels", "sample_size", "norm_num_groups",
     "attention_head_dim", "num_attention_heads", "cross_attention_dim", "addition_time_embed_dim",
     "projection_class_embeddings_input_dim", "time_cond_proj_dim", "encoder_hid_dim", "num_frames",
-    "num_train_timesteps", "num_vq_embeddings", "vq_embed_dim", "num_classes", "embedding_dim", "hidden_size",
+    "num_train_timesteps", "num_embeds_ada_norm", "num_vq_embeddings", "vq_embed_dim", "num_classes", "embedding_dim", "hidden_size",
     "intermediate_size",
     "projection_dim", "patch_size", "image_size", "vocab_size", "max_position_embeddings",
 )  # fmt: skip
