@@ -59,8 +59,8 @@ SIZES = (
     "in_channels", "out_channels", "block_out_channels", "latent_channels", "sample_size", "norm_num_groups",
     "attention_head_dim", "num_attention_heads", "cross_attention_dim", "addition_time_embed_dim",
     "projection_class_embeddings_input_dim", "time_cond_proj_dim", "encoder_hid_dim", "num_frames",
-    "num_train_timesteps", "num_embeds_ada_norm", "num_vq_embeddings", "vq_embed_dim", "num_classes", "embedding_dim", "hidden_size",
-    "intermediate_size",
+    "num_train_timesteps", "num_embeds_ada_norm", "num_vq_embeddings", "vq_embed_dim", "num_classes", "embedding_dim",
+    "hidden_size", "intermediate_size",
     "projection_dim", "patch_size", "image_size", "vocab_size", "max_position_embeddings",
 )  # fmt: skip
 MOST = dict.fromkeys(LAYERS, 1000) | dict.fromkeys(SIZES, 10**6)
