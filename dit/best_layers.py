@@ -5,8 +5,9 @@ layers have nothing to do with each other but the budget, and the best schedule 
 
 1. For each layer, and each number of steps that compute it, the best ones, by dynamic programming over the steps
    (`eval.calibration.search`).
-2. How many steps each layer gets. All attentions cost alike, and so do all MLPs. So what k computed layers of a kind are
-   best spent on is a min-plus convolution of the layers' curves, and only the split between the two kinds is left to try.
+2. How many steps each layer gets. All attentions cost alike, and so do all MLPs. So what k computed layers of a kind
+   are best spent on is a min-plus convolution of the layers' curves, and only the split between the two kinds is left
+   to try.
 
 What the sum leaves out is that errors of several layers and steps add up in one run, or cancel: what is found is to be
 tried (`dit.search` does).

@@ -8,6 +8,7 @@ extrapolated outputs. The noise is weighted by how far the result moves with it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,34 +61,15 @@ def measure(maker: Maker, indices: range, *, quiet: bool = False) -> Measurement
     Raises:
         RunError: the transformer's output holds values that are not finite.
     """
-    transformer, num_steps = maker.pipe.transformer, maker.num_calls
-    channels, layers = transformer.config.in_channels, 2 * maker.depth
+    num_steps, layers = maker.num_calls, 2 * maker.depth
     moved = np.zeros((num_steps, layers))
     distances = np.zeros((layers, num_steps, num_steps))
     for batch in maker.batches(indices):
-        steps: list[tuple[Tensor, ...]] = []
-        bar = tqdm(total=num_steps, desc="errors", disable=quiet, leave=False)
-
-        def noise_of(output: CachedTransformerOutput) -> Tensor:
-            return guided_noise(output.sample, channels, maker.guidance_scale)
-
-        def see(inputs: dict[str, Any], output: CachedTransformerOutput) -> None:
-            assert output.outputs is not None
-            if steps:
-                full = noise_of(output)
-                for layer, old in enumerate(steps[-1]):
-                    # Layers before it give what they gave; those behind it are computed anew.
-                    reused = [*output.outputs[:layer], old, *[None] * (layers - layer - 1)]
-                    other = noise_of(transformer.forward(**inputs | {"reused": reused}))
-                    moved[len(steps), layer] += len(batch) * float((other - full).square().mean())  # noqa: B023
-            steps.append(output.outputs)
-            bar.update()  # noqa: B023
-
-        with observed_steps(transformer, see):
-            maker.make_batch(batch)
-        bar.close()
+        of_batch, steps = _measure_batch(maker, batch, quiet)
+        moved += len(batch) * of_batch
         for layer in range(layers):
             distances[layer] += len(batch) * squared_distances([outputs[layer] for outputs in steps])
+        del steps
     if not (np.isfinite(moved).all() and np.isfinite(distances).all()):
         raise RunError("the transformer's predictions hold values that are not finite; try --dtype float32")
     moved, distances = moved / len(indices), distances / len(indices)
@@ -100,3 +82,29 @@ def measure(maker: Maker, indices: range, *, quiet: bool = False) -> Measurement
         influence=influence(scheduler.timesteps.tolist(), scheduler.alphas_cumprod, scheduler.config.prediction_type),
         num_images=len(indices),
     )
+
+
+def _measure_batch(maker: Maker, batch: Sequence[int], quiet: bool) -> tuple[np.ndarray, list[tuple[Tensor, ...]]]:
+    """How far the noise moves, mean squares (T, 2 L); and the outputs of all layers at all steps."""
+    transformer, layers = maker.pipe.transformer, 2 * maker.depth
+    channels = transformer.config.in_channels
+    moved = np.zeros((maker.num_calls, layers))
+    steps: list[tuple[Tensor, ...]] = []
+    bar = tqdm(total=len(moved), desc="errors", disable=quiet, leave=False)
+
+    def see(inputs: dict[str, Any], output: CachedTransformerOutput) -> None:
+        assert output.outputs is not None
+        full = guided_noise(output.sample, channels, maker.guidance_scale)
+        for layer, old in enumerate(steps[-1] if steps else ()):
+            # Layers before it give what they gave; those behind it are computed anew.
+            reused = [*output.outputs[:layer], old, *[None] * (layers - layer - 1)]
+            sample = transformer.forward(**inputs | {"reused": reused, "return_dict": False})[0]
+            other = guided_noise(sample, channels, maker.guidance_scale)
+            moved[len(steps), layer] = float((other - full).square().mean())
+        steps.append(output.outputs)
+        bar.update()
+
+    with observed_steps(transformer, see):
+        maker.make_batch(batch)
+    bar.close()
+    return moved, steps
