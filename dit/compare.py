@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.pareto import median_interval
 from common import numbers
 from common.command_line import Parser, run_cli
 from common.environment import versions
@@ -58,13 +59,6 @@ def ways(args: argparse.Namespace) -> dict[str, LayerCacheConfig]:
     return found
 
 
-def median_interval(values: np.ndarray, resamples: int = 1000) -> tuple[float, float]:
-    """The 95 % interval of the median of these values (N,), by the medians of as many resamples."""
-    drawn = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(np.median(values[drawn], axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def run(args: argparse.Namespace) -> None:
     caches = ways(args)
     check_can_be_written(args.out)
@@ -80,8 +74,15 @@ def run(args: argparse.Namespace) -> None:
         first = each if first is None else first
         low, high = median_interval(each)
         attention, mlp = shares(tables[name])
-        row = {"name": name, "cache": cache.to_json(), "speed_up_in_macs": macs.speed_up(tables[name]),
-               "attention": attention, "mlp": mlp, "psnr": float(np.median(each)), "psnr_interval": [low, high]}  # fmt: skip
+        row = {
+            "name": name,
+            "cache": cache.to_json(),
+            "speed_up_in_macs": macs.speed_up(tables[name]),
+            "attention": attention,
+            "mlp": mlp,
+            "psnr": float(np.median(each)),
+            "psnr_interval": [low, high],
+        }
         text = f"{name:32} {row['speed_up_in_macs']:6.2f}x {attention:10.0%} {mlp:6.0%}"
         text += f"   {row['psnr']:6.2f} dB ({low:.2f} to {high:.2f})"
         if first is not each and len(each) > 1:
