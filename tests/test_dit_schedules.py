@@ -35,7 +35,7 @@ def test_the_schedule_found_is_the_best_of_all(seed, forecast):
         assert macs.speed_up(found) >= budget
         assert error == pytest.approx(total_error(errors, found), rel=1e-12)  # sums in another order
         assert error == pytest.approx(min(total_error(errors, one) for one in within), rel=1e-12)
-    with pytest.raises(ValueError, match="a budget of 4x is out of reach: one full step alone comes to 3.29x"):
+    with pytest.raises(ValueError, match=r"a budget of 4x is out of reach: one full step alone comes to 3\.29x"):
         best_table([curve(one) for one in errors], macs, 4)
 
 
@@ -104,7 +104,7 @@ def test_thresholds():
     assert LayerCacheConfig.of_table(table_of(scores, 3, 0.3)).layers == ("xxxx", ".x.x", "xxxx")
     assert threshold_within(scores, 2, macs, 8 / 6) == 0.2
     assert threshold_within(scores, 2, macs, 2) == 0.9
-    with pytest.raises(ValueError, match="every second step is full, which allows 2.00x"):
+    with pytest.raises(ValueError, match=r"every second step is full, which allows 2\.00x"):
         threshold_within(scores, 2, macs, 2.1)
 
 
