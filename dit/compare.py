@@ -36,7 +36,7 @@ def parser() -> Parser:
     add_model_arguments(p, steps=20, num_images=64)
     p.add_argument("--intervals", type=numbers.intervals, metavar="N,…", help="uniform schedules too")
     p.add_argument("--outer-blocks", type=numbers.branches, default=[1], metavar="m,…", help="of these")
-    p.add_argument("--forecasts", type=reals, default=[0.0], metavar="g,…", help="of these")
+    p.add_argument("--forecast", type=reals, default=[0.0], metavar="g,…", help="of these")
     p.add_argument("--out", type=Path, metavar="FILE", help="write what was measured to this JSON file")
     return p
 
@@ -51,7 +51,7 @@ def ways(args: argparse.Namespace) -> dict[str, LayerCacheConfig]:
     found = {str(path): read_schedule(path) for path in args.files}
     for n in args.intervals or ():
         for m in args.outer_blocks:
-            for g in args.forecasts:
+            for g in args.forecast:
                 cache = LayerCacheConfig(cache_interval=n, outer_blocks=m, forecast=g)
                 found[cache.name()] = cache
     if not found:

@@ -26,12 +26,16 @@ def load_table() -> dict[str, Any]:
 
 
 def commands(row: dict[str, Any]) -> list[str]:
-    """What makes the pictures of a row, the training of its router first."""
-    sampled = f"python -m dit.sample --model {MODEL} --steps {row['steps']} --guidance-scale 1.5"
-    if row["router"] is None:
-        return []  # the baseline of the row below
-    trained = sampled.replace("dit.sample", "dit.train_router")
-    return [f"{trained} --out {row['router']}", f"{sampled} --schedule {row['router']}"]
+    """What makes and scores the pictures of a row, the training of its router first."""
+    of = f"--model {MODEL} --steps {row['steps']} --guidance-scale 1.5"
+    out = f"sets/dit-{row['steps']}{'-router' if row['router'] else ''}"
+    cache = f"--schedule {row['router']}" if row["router"] else "--cache-interval 1"
+    trained = [f"python -m dit.train_router {of} --out {row['router']}"] if row["router"] else []
+    return [
+        *trained,
+        f"python -m dit.generate {of} {cache} --num-images 50000 --out {out}",
+        f"python -m eval.fid {out}/samples.npz VIRTUAL_imagenet256_labeled.npz",
+    ]
 
 
 def lines(table: dict[str, Any], macs: LayerMacs) -> list[str]:

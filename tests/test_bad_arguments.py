@@ -19,6 +19,7 @@ MINIMAL = {  # what a command needs besides its options
     "main": ["--model_type", "sd1.5", "--tiny"],
     "stable_diffusion_xl": ["--tiny"],
     "stable_video_diffusion": ["--tiny"],
+    "dit.compare": ["--intervals", "2"],
     "eval.tables": ["table5"],
     "eval.clip_score": [str(SHAPES_SD)],
     "eval.fid": [str(SHAPES_SD), str(SHAPES_SD)],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dit import compare, sample, search, table, train_router
+from dit import compare, generate, sample, search, table, train_router
 from dit.best_layers import best_table, curve, total_error
 from dit.config import LayerCacheConfig
 from dit.macs import LayerMacs
@@ -16,6 +16,7 @@ from dit.measure import measure
 from dit.observe import guided_noise, observed_steps
 from dit.router import Router, table_of, threshold_within, train
 from dit.schedules import read_schedule, write_schedule
+from eval import fid
 from tests.tiny_dit import maker
 
 TINY = ["--tiny", "--device", "cpu", "--quiet"]
@@ -188,7 +189,26 @@ def test_the_published_table_is_printed_as_it_stands_with_counted_macs(capsys):
     assert "118.67 GMACs" in printed and "each other's column" in printed
     row = next(line for line in printed.splitlines() if line.startswith("DDIM, 50 steps"))
     assert row.split()[3:] == ["238.64", "4.290", "2.264", "80.16", "59.89", "7.245", "11.87"]
-    made = [line.split()[2:] for line in printed.splitlines() if line.startswith("    python -m dit.")]
-    assert [call[0] for call in made] == ["dit.train_router", "dit.sample"] * 2
-    for module, call in zip([train_router, sample] * 2, made, strict=True):
-        assert module.parser().parse_args(call[1:]).model == "facebook/DiT-XL-2-256"
+    made = [line.split()[2:] for line in printed.splitlines() if line.startswith("    python -m ")]
+    ways = {"dit.train_router": train_router, "dit.generate": generate, "eval.fid": fid}
+    assert [call[0] for call in made] == [
+        "dit.generate",
+        "eval.fid",
+        "dit.train_router",
+        "dit.generate",
+        "eval.fid",
+    ] * 2
+    for name, *arguments in made:
+        ways[name].parser().parse_args(arguments)
+
+
+def test_sets_are_made_continued_and_of_the_same_pictures_in_any_batches(tmp_path):
+    few = [*TINY, "--steps", "2", "--cache-interval", "2"]
+    assert generate.main([*few, "--num-images", "2", "--out", str(tmp_path / "a")]) == 0
+    assert generate.main([*few, "--num-images", "3", "--out", str(tmp_path / "a")]) == 0
+    assert generate.main([*few, "--num-images", "3", "--batch-size", "3", "--out", str(tmp_path / "b")]) == 0
+    a, b = (np.load(tmp_path / name / "samples.npz") for name in "ab")
+    assert a["arr_0"].shape == (3, 64, 64, 3) and len(a["arr_1"]) == 3
+    # Batches of other sizes are summed in another order.
+    assert np.abs(a["arr_0"].astype(int) - b["arr_0"]).max() <= 1
+    assert generate.main([*few, "--reuse", "mlp", "--num-images", "3", "--out", str(tmp_path / "a")]) == 2
