@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         first = each if first is None else first
         low, high = median_interval(each)
         attention, mlp = shares(tables[name])
-        row = {
+        row: dict[str, Any] = {
             "name": name,
             "cache": cache.to_json(),
             "speed_up_in_macs": macs.speed_up(tables[name]),
