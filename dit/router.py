@@ -80,12 +80,12 @@ def train(
                 wanted = guided_noise(output.sample, channels, maker.guidance_scale)
                 distance = (mixed - wanted).square().mean()
                 (distance + penalty * scores.sum()).backward()
-            distances.append(float(distance))  # noqa: B023
+            distances.append(float(distance.detach()))  # noqa: B023
             kept[-2:] = [CachedTransformerOutput(sample=None)] * 2  # noqa: B023  # their memory is needed
 
         with observed_steps(transformer, watch):
             maker.make_batch(range(first + run * maker.batch_size, first + (run + 1) * maker.batch_size))
-        cost = penalty * float(router.scores().sum()) / len(router.logits)
+        cost = penalty * float(router.scores().detach().sum()) / len(router.logits)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():

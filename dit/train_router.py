@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     bar = tqdm(total=runs, desc="router", disable=args.quiet, leave=False)
 
     def see(distance: float, loss: float) -> None:
-        log.append({"distance": distance, "loss": loss, "mean_score": float(router.scores().mean())})
+        log.append({"distance": distance, "loss": loss, "mean_score": float(router.scores().detach().mean())})
         bar.set_postfix({name: f"{value:.3g}" for name, value in log[-1].items()})
         bar.update()
 
