@@ -12,7 +12,7 @@ import common.digests
 from common.digests import file_digest, model_digest
 from common.shipped import SHAPES_LDM
 
-BIG = common.digests.REMEMBERED_FROM
+BIG = common.digests.CACHED_FROM
 
 
 def write(path: Path, content: bytes, age: float = 10.0) -> Path:

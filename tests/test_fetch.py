@@ -211,7 +211,7 @@ def test_captions_are_taken_out_of_their_archive(tmp_path, served, capsys):
     mine.write_bytes(b"PK")
     capsys.readouterr()
     assert call(tmp_path / "b", "coco") == 1
-    assert "annotations_trainval2017.zip is damaged or another archive (its md5 is" in capsys.readouterr().err
+    assert "annotations_trainval2017.zip is damaged or not the expected archive (its md5 is" in capsys.readouterr().err
 
 
 def cifar10(path: Path, data: list[object]) -> bytes:
@@ -230,7 +230,7 @@ def test_cifar10_becomes_a_set_of_images(tmp_path, served):
     assert call(tmp_path, "cifar10-train") == 0
     assert np.array_equal(np.load(tmp_path / "cifar10-train.npz")["arr_0"], images)
     cifar10(tmp_path / "bad.tar.gz", [os.getcwd] * 5)
-    with pytest.raises(ValueError, match=r"it asks for code, namely posix\.getcwd"):
+    with pytest.raises(ValueError, match=r"it asks to run code, namely posix\.getcwd"):
         write_images(tmp_path / "bad.tar.gz", tmp_path / "x.npz")
 
 

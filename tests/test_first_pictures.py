@@ -77,7 +77,7 @@ def test_pictures_of_other_settings_are_not_replaced(tmp_path, capsys, interrupt
     interrupted_at(3)
     assert run(out) == 130
     assert stable_diffusion.main([*CALL, "--out", str(out), "--seed", "7"]) == 2
-    assert "seed is 42 there and 7 now" in capsys.readouterr().err
+    assert "seed was 42 and is now 7" in capsys.readouterr().err
 
 
 def test_time_left_is_that_of_the_runs_to_come():

@@ -287,9 +287,9 @@ def test_other_settings_are_refused(tmp_path, five, capsys):
     (tmp_path / "other.txt").write_text("\n".join([*CAPTIONS[:4], "a red ring"]))
     for options, named in {
         ("--prompts", str(tmp_path / "other.txt")): "prompts is {'name': 'shapes'",
-        ("--rounding", "truncate"): "rounding is 'nearest' there and 'truncate' now",
-        ("--scheduler", "unipc"): "scheduler is 'plms' there and 'unipc' now",
-        ("--width", "72"): "width is 64 there and 72 now",
+        ("--rounding", "truncate"): "rounding was 'nearest' and is now 'truncate'",
+        ("--scheduler", "unipc"): "scheduler was 'plms' and is now 'unipc'",
+        ("--width", "72"): "width was 64 and is now 72",
     }.items():
         assert generate.main([*FEW, *options, "--num-images", "5", "--out", str(five)]) == 2
         assert f"images of other settings: {named}" in capsys.readouterr().err
@@ -354,4 +354,4 @@ def test_wrong_calls_end_in_one_line(tmp_path, capsys, call, named):
 def test_images_that_are_not_finite(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("eval.generation.text.make_images", lambda *_, **__: torch.full((3, 3, 8, 8), np.nan))
     assert generate.main([*FEW, "--num-images", "3", "--out", str(tmp_path / "set")]) == 1
-    assert "image 0 holds values that are not finite" in capsys.readouterr().err
+    assert "image 0 has non-finite values" in capsys.readouterr().err

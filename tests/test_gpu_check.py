@@ -111,7 +111,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on_from_there(command, li
     listed(first=fine, second=raises(KeyboardInterrupt()), third=fine)
     status, rows, printed = command()
     assert status == 130 and list(rows) == ["first"]
-    assert "goes on from here" in printed.err
+    assert "rerun the same command to resume" in printed.err
     called = listed(first=fine, second=fine, third=fine)
     status, rows, _ = command()
     assert (status, called) == (0, ["second", "third"]) and list(rows) == ["first", "second", "third"]

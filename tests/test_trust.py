@@ -249,7 +249,7 @@ def test_a_set_without_settings_is_no_set(tmp_path):
     job = job_with_images(tmp_path)
     assert is_made(job)
     (job.out / "settings.json").unlink()
-    with pytest.raises(ValueError, match=r"is no set of images: it has no settings\.json"):
+    with pytest.raises(ValueError, match=r"is not a set of images: it has no settings\.json"):
         is_made(job)
 
 

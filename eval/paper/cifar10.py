@@ -18,7 +18,7 @@ class Arrays(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (name, module.rsplit(".", 1)[-1]) not in NEEDED:
-            raise ValueError(f"it asks for code, namely {module}.{name}")
+            raise ValueError(f"it asks to run code, namely {module}.{name}")
         return super().find_class(module, name)
 
 
