@@ -126,7 +126,7 @@ def test_what_goes_wrong_is_a_row_and_not_an_end(command, listed):
     assert called == ["bug", "small", "off", "last"] and status == 1
     assert [row["state"] for row in rows.values()] == ["failed", NO_MEMORY, WRONG, OK]
     assert rows["bug"]["text"] == "RuntimeError: boom"
-    assert printed.err.strip() == "error: 2 of 4 checks went wrong: bug; off"
+    assert printed.err.strip() == "error: 2 of 4 checks failed: bug; off"
     called = listed(bug=fine, small=fine, off=fine, last=fine)
     command()
     assert called == ["bug", "small"]  # what came to an end is kept
@@ -162,7 +162,7 @@ def test_other_code_and_again_make_all_anew(command, listed, monkeypatch):
     command("--again")
     assert called == ["first"]
     monkeypatch.setattr(gpu_check, "code_digest", lambda: "another")
-    assert "all anew" in command()[2].out and called == ["first", "first"]
+    assert "starting over" in command()[2].out and called == ["first", "first"]
 
 
 def test_some_checks_alone_leave_the_others(command, listed):
@@ -287,7 +287,7 @@ def test_waits_are_found_where_they_are(debug_mode, monkeypatch):
     found = correct.waits(here, 0.0, "sd15", "float32")
     assert not found.right and found.text.startswith("plms: 10 × test_gpu_check.py:")
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
-    assert "does not tell" in correct.waits(here, 0.0, "sd15", "float32").text
+    assert "does not report" in correct.waits(here, 0.0, "sd15", "float32").text
 
 
 def test_what_a_graph_overwrites_is_found(monkeypatch):

@@ -291,7 +291,7 @@ def test_a_picture_far_larger_than_the_models_own_is_resized_unless_a_size_is_gi
 def test_the_scripts_of_all_types_crop_what_they_are_given(tmp_path, kind, capsys):
     path = write(tmp_path / "x.png", rings(200, 80))
     args = Namespace(model_type=kind, image=str(path), tiny=False, decode_chunk_size=None)
-    assert is_round(main.pictures(args, main.KINDS[kind])["image"])
+    assert is_round(main.image_arguments(args, main.KINDS[kind])["image"])
     assert "--image is 200 × 80: cropped" in capsys.readouterr().out
 
 
