@@ -207,7 +207,7 @@ def test_a_video_is_one_animation(buttons):
         ({"frames": 1e9}, "frames is 1e\\+09"),
         ({"motion": float("inf")}, "motion is inf"),
         ({"fps": None}, "frames per second is ''"),
-        ({"forecast": 1}, "videos have the paper's cache alone"),
+        ({"forecast": 1}, "videos support only the paper's cache"),
         ({"schedule": options.LISTED, "cache_steps": "0, 4"}, "in each of the three loops"),
     ],
 )

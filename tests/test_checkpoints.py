@@ -281,7 +281,7 @@ def test_convert_writes_a_directory_that_loads_the_same(ldm_checkpoint, tmp_path
         assert all(torch.equal(there[n], weight) for n, weight in getattr(ours, model).state_dict().items())
     assert theirs.scheduler.config.steps_offset == 1
     assert convert.main([str(path), "--out", str(out)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert convert.main([str(path), "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
     assert load_pipeline(tmp_path / "half", torch.float16).unet.dtype == torch.float16
     assert convert.main([str(tmp_path / "none.ckpt"), "--out", str(tmp_path / "x")]) == 2
