@@ -141,8 +141,8 @@ def test_the_command_says_every_step_and_its_file_makes_the_images_that_were_tri
     ("options", "words"),
     [
         (["--skip"], "--skip and --refresh-branches need --out FILE"),
-        (["--skip", "--out", "x.json", "--forecast", "fit"], "--forecast fit is for full and retrieve steps alone"),
-        (["--skip", "--out", "x.json", "--sampler", "ddpm"], "--skip needs a sampler without noise of its own"),
+        (["--skip", "--out", "x.json", "--forecast", "fit"], "--forecast fit supports only full and retrieve steps"),
+        (["--skip", "--out", "x.json", "--sampler", "ddpm"], "--skip needs a sampler that adds no noise"),
         (["--skip", "--out", "x.json", "--eta", "0.5"], "not --eta 0.5"),
         (["--refresh-branches", "12", "--out", "x.json"], "skip branches 0 to 11"),
         (["--skip", "--out", "x.json", "--skip-interval", "3"], "leave out --skip-interval"),

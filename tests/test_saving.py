@@ -41,7 +41,7 @@ def test_a_result_takes_the_place_of_an_earlier_one_of_the_same_settings(tmp_pat
     ("changes", "said"),
     [
         ({"prompt": ["a cross"]}, "prompt was \\['a ring'\\] and is now \\['a cross'\\]"),
-        ({"steps": 9}, "steps is 50"),
+        ({"steps": 9}, "steps was 50"),
     ],
 )
 def test_a_result_of_other_settings_stays(tmp_path, changes, said):
