@@ -77,13 +77,13 @@ MOST_STEPS = 300  # with a forecast, whose table of errors is cubic in the steps
 def parser() -> Parser:
     p = Parser(prog="python -m eval.calibrate", description=__doc__, allow_abbrev=False)
     p.add_argument("--script", choices=list(SCRIPTS), default="eval.generate", help="script to calibrate")
-    p.add_argument("--branches", type=numbers.branches, metavar="m,…", help="skip branches to try (default: the script's own)")
+    p.add_argument("--branches", type=numbers.branches, metavar="m,…", help="skip branches (default: the script's own)")
     goal = p.add_mutually_exclusive_group()
     goal.add_argument(
         "--budget", type=_times, metavar="2.5x", help="reduction of the U-Net's MACs to reach (default: 2x)"
     )
     goal.add_argument(
-        "--quality", type=numbers.real(1, 200), metavar="dB", help="PSNR to the images without a cache to reach"
+        "--quality", type=numbers.real(1, 200), metavar="dB", help="lowest PSNR to the images without a cache"
     )
     p.add_argument(
         "--forecast", type=_forecast, default=0.0, metavar="g|fit",
@@ -99,7 +99,7 @@ def parser() -> Parser:
         help="with either of these, try this many small changes to the schedule, each in a real run",
     )  # fmt: skip
     p.add_argument(
-        "--num-images", type=numbers.images, default=8, help="images to calibrate on; the same number of others is used to try the result"
+        "--num-images", type=numbers.images, default=8, help="images to calibrate on, and number of others for trials"
     )
     p.add_argument("--out", type=Path, metavar="FILE", help="write the calibration to this JSON file")
     add_quiet_argument(p)

@@ -129,7 +129,7 @@ def test_tables_at_the_papers_scale_do_too(processor, monkeypatch, tmp_path, cap
     with pytest.raises(Stop) as stopped:
         tables.main(["table13", *call])
     assert stopped.value.args == (expected, f"results/paper-{expected}")
-    assert ("going on with --dtype float32" in capsys.readouterr().err) == (not more)
+    assert ("continuing with --dtype float32" in capsys.readouterr().err) == (not more)
     if not more:
         with pytest.raises(Stop) as stopped:
             tables.main(["table5", *call])  # float32 at this scale, too

@@ -170,7 +170,7 @@ def test_one_failure_does_not_stop_the_others(tmp_path, served, capsys):
     assert first.startswith("ema-cifar10: cannot download http") and "404" in first
     assert first.endswith(f"put the file at {tmp_path}/ema_cifar10.ckpt")
     assert second.startswith("cifar10-reference: statistics of CIFAR-10: not downloaded; the authors' own")
-    assert last == "error: 2 of 3 could not be had: ema-cifar10, cifar10-reference"
+    assert last == "error: 2 of 3 could not be downloaded: ema-cifar10, cifar10-reference"
 
     assert fetch_missing(["ema-lsun-church", "ema-cifar10", "ema-cifar10"], tmp_path, True) == ["ema-cifar10"]
     out, err = capsys.readouterr()
@@ -321,7 +321,7 @@ def test_a_pipeline_comes_from_the_hub_and_no_more_than_it_needs(tmp_path, monke
         assert done.stdout.startswith("sd15: downloaded to ") and done.stdout.count("\n") == 1
         first, last = done.stderr.splitlines()
         assert first == "bk-sdm-base: the hub has no nota-ai/bk-sdm-base-2m, or wants huggingface-cli login for it"
-        assert last == "error: 1 of 2 could not be had: bk-sdm-base"
+        assert last == "error: 1 of 2 could not be downloaded: bk-sdm-base"
     monkeypatch.setattr(inputs.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     found = state("sd15", tmp_path)
     assert isinstance(found, Present)

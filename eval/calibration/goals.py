@@ -19,7 +19,7 @@ def branches_within_budget(macs: Mapping[int, StepMacs], positions: int, budget:
     found = [branch for branch, steps in macs.items() if steps.most_full_steps(budget, positions)]
     if not found:
         most = max(steps.speed_up(1) for steps in macs.values())
-        raise ValueError(f"--budget {budget:g}x is out of reach: with a single full step, these branches reach {most:.2f}x")
+        raise ValueError(f"--budget {budget:g}x is out of reach: with one full step these branches reach {most:.2f}x")
     return found
 
 
