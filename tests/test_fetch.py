@@ -244,7 +244,7 @@ def test_another_usual_name_is_recognised(tmp_path, served, capsys, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(CONTENT)
     assert call(tmp_path, "ema-cifar10") == 0
-    assert f"{tmp_path / name} is it, linked as {tmp_path}/ema_cifar10.ckpt" in capsys.readouterr().out
+    assert f"linked {tmp_path / name} to {tmp_path}/ema_cifar10.ckpt" in capsys.readouterr().out
     assert (tmp_path / name).samefile(tmp_path / "ema_cifar10.ckpt") and not served.requests
 
 
@@ -320,7 +320,7 @@ def test_a_pipeline_comes_from_the_hub_and_no_more_than_it_needs(tmp_path, monke
         assert done.returncode == 1
         assert done.stdout.startswith("sd15: downloaded to ") and done.stdout.count("\n") == 1
         first, last = done.stderr.splitlines()
-        assert first == "bk-sdm-base: the hub has no nota-ai/bk-sdm-base-2m, or wants huggingface-cli login for it"
+        assert first == "bk-sdm-base: the hub has no nota-ai/bk-sdm-base-2m, or requires huggingface-cli login for it"
         assert last == "error: 1 of 2 could not be downloaded: bk-sdm-base"
     monkeypatch.setattr(inputs.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     found = state("sd15", tmp_path)

@@ -364,7 +364,7 @@ def test_missing_weights_leave_the_table_with_what_can_be_counted(tmp_path, caps
     assert "| 1.60 | 1.61 ✓ |" in text or "| 1.60 | 1.60 ✓ |" in text
     assert text.count("**≠**") == 4  # branches 6 to 9, named in the notes
     assert "5.325, 5.574, 5.732 and 5.890" in text
-    assert "Rows 1–12 not scored here; missing: ema-cifar10, cifar10-reference, inception" in text
+    assert "Rows 1–12 not scored; missing: ema-cifar10, cifar10-reference, inception" in text
 
 
 def test_figure_4_and_the_page_over_it(tmp_path):
