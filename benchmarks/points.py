@@ -28,7 +28,7 @@ from pipelines.competitors import package_enabled, stock_pipeline, tokens_merged
 from pipelines.loading import load_pipeline, new_scheduler
 from unets.cache.config import CacheConfig
 
-from .operations import Layout
+from .macs import Layout
 from .published import AlignYourStepsScheduler, PFDiffScheduler, easycache, pfdiff_sample, tgate
 
 CHEAP: dict[str, Any] = {"reuse_attention": True, "reuse_guidance": True}

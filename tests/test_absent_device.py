@@ -236,14 +236,14 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("what", WAITING)
-def test_control_what_waits_is_noted(what):
+def test_control_waits_are_recorded(what):
     with absent_device() as watch:
         WAITING[what](torch.ones(2, 3, device="cuda"))
     assert len(watch.waits[0]) == 1
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_control_what_cuda_refuses_is_refused(what):
+def test_control_operations_that_cuda_refuses_are_refused(what):
     with absent_device(), pytest.raises((RuntimeError, TypeError), match=r"cuda:0"):
         REFUSED[what](torch.ones(2, 3, device="cuda"))
 

@@ -314,7 +314,7 @@ def test_quality_takes_the_fewest_macs_that_reach_it(quality, branch, k):
     assert chosen in tried and len(tried) <= 7
 
 
-def test_a_quality_that_nothing_reaches_is_a_failed_run():
+def test_an_unreachable_quality_is_a_failed_run():
     with pytest.raises(RunError, match=r"reaches --quality 80; the best that was tried has 75.0 dB"):
         goals.cheapest_of_quality(BRANCHES, 80, known_quality)
 

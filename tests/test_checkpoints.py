@@ -84,7 +84,7 @@ def test_cifar10_has_the_published_names_and_shapes():
 
 
 @pytest.mark.parametrize("config", [CIFAR10, LSUN_BEDROOM], ids=["cifar10", "lsun"])
-def test_conversion_there_and_back_is_exact(config):
+def test_conversion_round_trip_is_exact(config):
     shapes = keys("ddpm_cifar") if config is CIFAR10 else ddpm_shapes(config)
     state = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name, shape in shapes.items()}
     back = from_diffusers(ddpm.checkpoint.to_diffusers(state, config.unet), config.unet)
@@ -120,7 +120,7 @@ def same_weights(unet, state):
     lambda s: [{f"module.{n}": w for n, w in s.items()}, {"state": {}, "param_groups": []}, 7, 790000],
     lambda s: [{f"module.{n}": w + 1 for n, w in s.items()}, {"state": {}}, 7, 790000, s],
 ], ids=["state dict", "training loop", "training loop with moving average"])  # fmt: skip
-def test_what_ddim_saves_is_read(tmp_path, narrow, wrap, legacy):
+def test_checkpoints_of_ddim_are_read(tmp_path, narrow, wrap, legacy):
     torch.save(wrap(narrow), tmp_path / "ckpt.pth", _use_new_zipfile_serialization=not legacy)
     unet = load_unet(tmp_path / "ckpt.pth", NARROW)
     assert isinstance(unet, UNet2DModel) and not unet.training
@@ -181,7 +181,7 @@ def test_another_architecture_is_refused_with_three_names(tmp_path, narrow):
 
 
 @pytest.mark.parametrize("name", ["ema_cifar10.ckpt", CIFAR10.file])
-def test_a_published_name_with_another_content_is_refused(tmp_path, narrow, name, monkeypatch):
+def test_a_published_name_with_other_content_is_refused(tmp_path, narrow, name, monkeypatch):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     torch.save(narrow, path)

@@ -94,7 +94,7 @@ def test_every_claim_names_two_rows_with_runs_and_a_printed_difference(tmp_path)
     assert "| 5 of 100, c = 48 and 5 of 100, c = 4 |" in text
 
 
-def test_rows_that_moved_with_the_machine_and_speed_ups_within_their_spread_are_told(tmp_path):
+def test_notes_name_rows_whose_baseline_varied_and_speed_ups_within_their_spread(tmp_path):
     plan = planned("table13", tmp_path)
     results = [Result()] * len(plan.table.rows)
     for k, (baseline, low, high) in {1: (1.0, 1.4, 1.6), 2: (1.2, 0.9, 1.1)}.items():
@@ -106,6 +106,6 @@ def test_rows_that_moved_with_the_machine_and_speed_ups_within_their_spread_are_
     assert "The speed-up of row 3 is smaller than its spread." in notes
 
 
-def test_numbers_of_rows_are_told_shortly():
+def test_row_numbers_are_abbreviated():
     assert ranges([5, 1, 3, 4]) == "1, 3–5"
     assert [named([2]), named([2, 3])] == ["row 2", "rows 2–3"]

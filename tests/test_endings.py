@@ -48,7 +48,7 @@ def test_every_known_end_is_one_line(error, status, said, capsys):
     assert line.startswith("error: ") and said in line
 
 
-def test_what_nobody_foresaw_keeps_its_traceback():
+def test_unexpected_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a fault"):
         run_cli(raising(RuntimeError("a fault")))
 

@@ -177,7 +177,7 @@ def test_one_failure_does_not_stop_the_others(tmp_path, served, capsys):
     assert out == "" and err.startswith("ema-cifar10: cannot download") and err.count("\n") == 1
 
 
-def test_all_is_what_can_be_downloaded(tmp_path, monkeypatch):
+def test_all_means_everything_that_can_be_downloaded(tmp_path, monkeypatch):
     asked = []
 
     def note(name: str, *_: object) -> str:
@@ -260,7 +260,7 @@ def test_a_file_is_copied_where_it_cannot_be_linked(tmp_path, served, monkeypatc
     assert inception_path().read_bytes() == CONTENT and not served.requests
 
 
-def test_weights_that_are_not_the_ema_ones_are_told_from_them(tmp_path, served, capsys):
+def test_weights_other_than_the_ema_ones_are_distinguished(tmp_path, served, capsys):
     served.serve("ema-cifar10", CONTENT)
     (tmp_path / "model-790000.ckpt").write_bytes(b"not averaged")
     assert call(tmp_path, "ema-cifar10") == 0
@@ -295,7 +295,7 @@ def test_a_file_without_a_digest_is_recognised_by_its_size(tmp_path, monkeypatch
     [("adm-reference", "VIRTUAL_imagenet256_labeled (1).npz", "VIRTUAL_imagenet256_labeled.npz"),
      ("cifar10-reference", "npz/cifar10_fid.npz", "cifar10-reference.npz")],
 )  # fmt: skip
-def test_what_cannot_be_told_is_to_be_named_by_hand(tmp_path, capsys, name, file, place):
+def test_an_undecidable_candidate_must_be_renamed_by_hand(tmp_path, capsys, name, file, place):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(b"x")
     assert call(tmp_path, name) == 1

@@ -95,7 +95,7 @@ def test_features_are_pytorch_fids_bit_for_bit(weights, oracle, capsys):
     network.resize_input = network.normalize_input = True
 
 
-def test_weights_that_cannot_be_had(tmp_path, monkeypatch, weights):
+def test_unavailable_weights(tmp_path, monkeypatch, weights):
     with pytest.raises(ValueError, match="there is no file of weights"):
         InceptionFeatures("adm", tmp_path / "nowhere.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
@@ -136,7 +136,7 @@ def drawn():
     return np.stack([render(scene, rng)[0] for scene in scenes]), np.array(labels)
 
 
-def test_shapes_are_told_apart(shapes, drawn):
+def test_shapes_are_distinguished(shapes, drawn):
     images, labels = drawn
     features = shapes(images)
     assert [part.shape for part in features] == [(90, 128), (90, 112), (90, 40)]

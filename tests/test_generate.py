@@ -296,7 +296,7 @@ def test_other_settings_are_refused(tmp_path, five, capsys):
     assert before == {path: path.read_bytes() for path in five.iterdir() if path.is_file()}
 
 
-def test_clip_score_takes_what_was_made(five, tmp_path, capsys):
+def test_clip_score_reads_the_generated_set(five, tmp_path, capsys):
     expected = clip_score.compute(images_in(five), CAPTIONS, model="shapes", quiet=True)
     usual = ["--prompts", str(five / "prompts.txt"), "--model", "shapes", "--device", "cpu", "--quiet"]
     for source in ("samples.npz", "images"):  # the latter by --png

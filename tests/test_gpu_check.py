@@ -117,7 +117,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on_from_there(command, li
     assert (status, called) == (0, ["second", "third"]) and list(rows) == ["first", "second", "third"]
 
 
-def test_what_goes_wrong_is_a_row_and_not_an_end(command, listed):
+def test_a_failed_check_is_a_row_and_does_not_stop_the_others(command, listed):
     called = listed(
         bug=raises(RuntimeError("boom\nat line 3")), small=raises(torch.OutOfMemoryError("CUDA out of memory")),
         off=lambda: Finding("2.0 apart", right=False), last=fine,
@@ -132,7 +132,7 @@ def test_what_goes_wrong_is_a_row_and_not_an_end(command, listed):
     assert called == ["bug", "small"]  # what came to an end is kept
 
 
-def test_without_time_nothing_is_run_and_all_is_named(command, listed):
+def test_without_time_nothing_is_run_and_all_checks_are_named(command, listed):
     called = listed(first=fine, second=fine)
     status, rows, printed = command("--minutes", "0")
     assert status == 0 and called == [] and [row["state"] for row in rows.values()] == [NO_TIME, NO_TIME]
@@ -153,7 +153,7 @@ def test_a_check_that_takes_too_long_is_stopped(command, listed):
     assert called == ["new", "slow"]
 
 
-def test_other_code_and_again_make_all_anew(command, listed, monkeypatch):
+def test_other_code_and_again_rerun_all_checks(command, listed, monkeypatch):
     listed(first=fine)
     command()
     called = listed(first=fine)
@@ -240,7 +240,7 @@ def test_a_name_is_made_of_the_devices():
     assert gpu_check.default_name("cpu: ", True) == "tiny"
 
 
-def test_as_many_rounds_as_there_is_time_for():
+def test_as_many_rounds_as_time_allows():
     assert bench.rounds([lambda: 1, lambda: 2], 0) == [[1], [2]]
     assert bench.rounds([lambda: 1, lambda: 2], 60) == [[1] * bench.MOST_ROUNDS, [2] * bench.MOST_ROUNDS]
 

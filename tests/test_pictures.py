@@ -250,13 +250,13 @@ def is_round(picture):
     return width > 0 and abs(int(width) - int(height)) <= 2
 
 
-def test_another_shape_is_cropped_around_the_centre_and_not_squeezed():
+def test_another_shape_is_cropped_around_the_centre_and_not_stretched():
     picture = rings(200, 80)
     assert is_round(fitted(picture, (64, 64))) and is_round(fitted(picture, (128, 16 * 5)))
     assert fitted(picture, (100, 40)).tobytes() == picture.resize((100, 40), Image.Resampling.LANCZOS).tobytes()
 
 
-def test_image_and_mask_are_cropped_alike_and_it_is_said(tmp_path, capsys):
+def test_image_and_mask_are_cropped_alike_with_a_note(tmp_path, capsys):
     path = write(tmp_path / "x.png", rings(200, 80))
     args = Namespace(image=str(path), mask=str(path), strength=None, width=64, height=64)
     (image,), (mask,) = (read_images(args, 1)[name] for name in ("image", "mask_image"))
