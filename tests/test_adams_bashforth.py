@@ -106,7 +106,7 @@ def test_ldm_s_first_order_is_ddim_on_its_own_timesteps():
         found.append(run_ldm(pipe, output_type="latent"))
     first, second, third, again = found
     assert torch.allclose(first, ddim, rtol=0, atol=1e-4 * float(ddim.abs().max()))  # summed in another order
-    assert torch.equal(second, again)  # every run begins anew
+    assert torch.equal(second, again)  # every run starts from scratch
     assert not torch.allclose(second, ddim, atol=1e-3) and not torch.equal(second, third)
 
 

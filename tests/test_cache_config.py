@@ -1,4 +1,4 @@
-"""The description of a cache: there and back, its names, what it refuses."""
+"""The description of a cache: round trips, its names, what it refuses."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ configurations = st.tuples(schedules, refreshes, skips, others).map(
 )
 
 
-# --- there and back --------------------------------------------------------------------------------------------------
+# --- round trips -----------------------------------------------------------------------------------------------------
 
 
 @given(configurations)
@@ -80,7 +80,7 @@ def test_json_round_trip(arguments):
     written = json.loads(json.dumps(config.to_json()))
     assert written == config.to_json()
     assert list(written)[: len(PAPER)] == list(PAPER)
-    again = CacheConfig.from_json({"steps": 50, **written, "seed": 0})  # other entries of a file are left alone
+    again = CacheConfig.from_json({"steps": 50, **written, "seed": 0})  # other entries of a file are ignored
     assert again == config and hash(again) == hash(config)
     assert again.name() == config.name()
 

@@ -133,7 +133,7 @@ def test_a_schedule_tried_on_a_run_without_a_cache_is_the_samplers_own(model, sc
     made = []
     assert len(calls_of(lambda: made.append(plain.make(batch(1))), plain.unet)) == calls
     cache = CacheConfig(cache_branch_id=branch, cache_steps=steps, forecast=forecast)
-    again = [plain.make(batch(k), cache) for k in (1, 2)]  # a second run begins anew
+    again = [plain.make(batch(k), cache) for k in (1, 2)]  # a second run starts from scratch
     own = run_of(script, *options, *arguments)
     assert torch.equal(again[0], own.make(batch(1)))
     assert torch.equal(again[1], own.make(batch(2)))

@@ -225,7 +225,7 @@ def test_a_whole_cin256_checkpoint_leaves_no_name_over():
 
 @pytest.fixture(scope="module")
 def ldm_checkpoint(tmp_path_factory):
-    """As PyTorch Lightning writes it: a class of its own is named beside the weights."""
+    """As PyTorch Lightning writes it: the file also names one of its classes."""
     path = tmp_path_factory.mktemp("ldm") / "model.ckpt"
     state = ldm_state(NARROW_LDM)
     module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")

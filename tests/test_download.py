@@ -1,4 +1,4 @@
-"""Files from a server that cuts, lies, stalls or knows no ranges: whole and checked, or not there."""
+"""Files from a server that cuts, lies, stalls or supports no ranges: complete and verified, or absent."""
 
 import multiprocessing
 from collections import namedtuple

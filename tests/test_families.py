@@ -246,7 +246,7 @@ def test_text_to_video_zero_needs_its_two_moments_within_the_run():
 
 
 def test_a_callback_can_switch_guidance_off_in_the_middle():
-    """Guidance is a property of the run, and the kept feature then has twice the rows that are needed."""
+    """Guidance is a property of the run, and the cached feature then has twice as many rows as needed."""
     _, fork = FAMILIES["xl"].pair()
 
     def stop(pipe, i, t, values):

@@ -200,7 +200,7 @@ def test_captions_are_taken_out_of_their_archive(tmp_path, served, capsys):
     served.serve("coco", buffer.getvalue())
     assert call(tmp_path / "a", "coco") == 0
     assert (tmp_path / "a/captions_val2017.json").read_text() == "{}" and len(names_in(tmp_path / "a")) == 1
-    # An archive that is there is used and left alone; one that is damaged is named.
+    # An existing archive is used and kept; a damaged one is named.
     mine = tmp_path / "b" / "annotations_trainval2017.zip"
     mine.parent.mkdir()
     mine.write_bytes(buffer.getvalue())
@@ -308,7 +308,7 @@ def test_an_undecidable_candidate_must_be_renamed_by_hand(tmp_path, capsys, name
 
 
 def fetch_from(hub: LocalHub, home: Path, *names: str) -> subprocess.CompletedProcess[str]:
-    """`eval.fetch` in a process of its own, with caches under `home`; the hub's library reads its address once."""
+    """`eval.fetch` in a separate process, with caches under `home`; the hub's library reads its address once."""
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-m", "eval.fetch", *names, "--inputs", str(home), "--quiet"]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

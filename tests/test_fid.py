@@ -239,7 +239,7 @@ def test_scripts_with_a_stored_reference(tmp_path, drawn, shapes, capsys, monkey
     assert fid.main([str(tmp_path / "a.npz"), str(made), *common, "--replicates", "0", "--distances", "float16"]) == 0
     assert "±" not in capsys.readouterr().out
 
-    # Other sources of statistics: mean and covariance alone, with images, and what is refused.
+    # Other sources of statistics: just mean and covariance, those with images, and refused ones.
     with np.load(made) as file:
         stored = dict(file)
 
@@ -319,7 +319,7 @@ def test_wrong_calls(tmp_path, shapes, drawn, capsys):
 
 
 def test_a_batch_more_or_less_is_no_matter(tmp_path, shapes, drawn):
-    """The kept features are those of the first images, whatever the batches."""
+    """The saved features are those of the first images, whatever the batches."""
     all_of_them = shapes(drawn[0]).pooled
     for batch_size in (7, 32):
         made = measure(drawn[0], shapes, batch_size=batch_size, keep=20, quiet=True)

@@ -1,4 +1,4 @@
-"""What is to be seen while a command runs: pictures before they are timed, and how long the rest will take."""
+"""What a command shows while it runs: pictures before they are timed, and the time left."""
 
 import io
 import json

@@ -314,7 +314,7 @@ def test_images_show_their_prompts(tmp_path):
 
 
 def test_any_diffusers_directory_without_its_safety_checker(tmp_path):
-    """A pipeline of BK-SDM-Tiny's layout, whose safety checker is not even there."""
+    """A pipeline of BK-SDM-Tiny's layout, whose safety checker is missing."""
     folder = tmp_path / "bk-sdm"
     diffusers.StableDiffusionPipeline(**tiny.parts("bk_sdm_tiny")).save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text())

@@ -1,4 +1,4 @@
-"""The checks for a GPU, run on small models on the CPU, with what a GPU alone has replaced."""
+"""The GPU checks on small models on the CPU, with replacements for what only a GPU has."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_failed_check_is_a_row_and_does_not_stop_the_others(command, listed):
     assert printed.err.strip() == "error: 2 of 4 checks failed: bug; off"
     called = listed(bug=fine, small=fine, off=fine, last=fine)
     command()
-    assert called == ["bug", "small"]  # what came to an end is kept
+    assert called == ["bug", "small"]  # finished checks are kept
 
 
 def test_without_time_nothing_is_run_and_all_checks_are_named(command, listed):
@@ -139,7 +139,7 @@ def test_without_time_nothing_is_run_and_all_checks_are_named(command, listed):
     assert "no time was left for 2 of 2 checks" in printed.out
     assert command()[1]["second"]["state"] == OK
     called = listed(first=fine, second=fine)
-    assert command("--minutes", "0")[1]["first"]["state"] == OK  # what there is stays
+    assert command("--minutes", "0")[1]["first"]["state"] == OK  # existing results stay
 
 
 def test_a_check_that_takes_too_long_is_stopped(command, listed):
@@ -245,7 +245,7 @@ def test_as_many_rounds_as_time_allows():
     assert bench.rounds([lambda: 1, lambda: 2], 60) == [[1] * bench.MOST_ROUNDS, [2] * bench.MOST_ROUNDS]
 
 
-# --- what a GPU alone has --------------------------------------------------------------------------------------------
+# --- what only a GPU has ---------------------------------------------------------------------------------------------
 
 
 def test_offloading_is_compared_and_leaves_nothing_offloaded(monkeypatch):
@@ -257,7 +257,7 @@ def test_offloading_is_compared_and_leaves_nothing_offloaded(monkeypatch):
 
 @pytest.fixture
 def debug_mode(monkeypatch):
-    """torch's debug mode, with vectors of one value standing for what is on a device: reading that is a wait."""
+    """torch's debug mode, with vectors of one value standing for device tensors: reading one is a wait."""
     mode = ["default"]
     item = torch.Tensor.item
 

@@ -193,7 +193,7 @@ def test_it_works_with_models_that_are_offloaded(offloaded_first):
     helper.set_params(cache_interval=4)
     with helper:
         cached = FAMILIES["sd"].run(pipe)
-    # diffusers offloads anew after every call, then to CUDA whatever was said before.
+    # diffusers offloads again after every call, always to CUDA.
     pipe.enable_model_cpu_offload = functools.partial(pipe.enable_model_cpu_offload, device="cpu")
     if offloaded_first:
         pipe.enable_model_cpu_offload()

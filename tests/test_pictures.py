@@ -1,4 +1,4 @@
-"""Pictures as people have them: upright, of any depth, transparent, of several frames; or one line of what is wrong."""
+"""Everyday pictures: upright, of any depth, transparent, with several frames; or a one-line error."""
 
 import os
 from argparse import Namespace

@@ -253,7 +253,7 @@ def test_a_table_from_nothing_and_nothing_the_second_time(tmp_path, monkeypatch,
     with (tmp_path / "out" / "table5.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["fid_paper"] for row in rows] == ["9.74", "192.98", "7.36", "312.12", "", ""]
-    # Zeros for the kept feature are ruinous at any number of steps.
+    # Zeroing the cached feature destroys quality at any number of steps.
     assert all(float(rows[k + 1]["kid_here"]) != float(rows[k]["kid_here"]) for k in (0, 2))
 
     def fail(*_, **__):

@@ -319,7 +319,7 @@ def test_a_row_of_the_papers_scale_is_fetched_made_scored_and_put_into_its_table
         error = without.stderr.splitlines()[-1]
         assert error.startswith("error: rows skipped; missing: parti, the PartiPrompts: python -m eval.fetch parti")
         assert [error.count(f"python -m eval.fetch {name}") for name in ("parti", "sd15", "vit-g-14")] == [1, 1, 1]
-        text = (tmp_path / "out" / "table13.md").read_text()  # the table is there all the same
+        text = (tmp_path / "out" / "table13.md").read_text()  # the table exists all the same
         assert "missing: sd15, parti, vit-g-14" in text and "| 29.51 | – |" in text
         done = start(hub)
         assert done.returncode == 0, done.stderr
