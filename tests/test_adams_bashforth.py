@@ -126,5 +126,5 @@ def test_settings_of_the_commands(tmp_path):
     for command in (ddpm_command, ldm_command):
         settings = command.settings_of(command.parser().parse_args(["--sampler", "ab2", "--eta", "0.5"]))
         assert "-ab2-" in settings.folder
-        with pytest.raises(ValueError, match=r"--eta is 0\.5; .*ddim's alone"):
+        with pytest.raises(ValueError, match=r"--eta is 0\.5; .*for ddim only"):
             command.prepare(settings, device=torch.device("cpu"), out=tmp_path)

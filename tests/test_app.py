@@ -208,7 +208,7 @@ def test_a_video_is_one_animation(buttons):
         ({"motion": float("inf")}, "motion is inf"),
         ({"fps": None}, "frames per second is ''"),
         ({"forecast": 1}, "videos support only the paper's cache"),
-        ({"schedule": options.LISTED, "cache_steps": "0, 4"}, "in each of the three loops"),
+        ({"schedule": options.LISTED, "cache_steps": "0, 4"}, "to each of the three loops"),
     ],
 )
 def test_an_impossible_video_is_a_one_line_error(buttons, wrong, said):

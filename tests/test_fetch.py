@@ -300,7 +300,7 @@ def test_an_undecidable_candidate_must_be_renamed_by_hand(tmp_path, capsys, name
     (tmp_path / file).write_bytes(b"x")
     assert call(tmp_path, name) == 1
     error = capsys.readouterr().err
-    assert f"{tmp_path / file} may be " in error and f"name it {tmp_path / place}, else move it away" in error
+    assert f"{tmp_path / file} may be " in error and f"rename it to {tmp_path / place}, else move it away" in error
     assert not (tmp_path / place).exists()
 
 

@@ -180,7 +180,7 @@ def test_some_checks_alone_leave_the_others(command, listed):
     [
         (["--name", "../x"], "--name is '../x'"),
         (["--name", ""], "--name"),
-        (["--only", "none"], "--only none is in no"),
+        (["--only", "none"], "--only none matches no check"),
     ],
 )
 def test_names_that_are_none(command, listed, tmp_path, arguments, said):
