@@ -72,7 +72,7 @@ class Model(NamedTuple):
     fewer steps begin at a lower one, which their distances include: 997 for 999 makes 49.7 dB of that.
     """
 
-    stands_for: str  # whose pictures are drawn anew as FID's reference
+    stands_for: str  # FID's reference is newly drawn like its training pictures
     points: Callable[[], list[Point]]
     layouts: Mapping[str, Layout]  # by the column that shows their MACs
 

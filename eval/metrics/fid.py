@@ -215,7 +215,7 @@ def compute(
 
     Returns:
         variant, weights (SHA-256), num_samples, num_reference, distances; the metrics fid, sfid, is, precision, recall
-        and kid, None where they can't be had, and where `distances` are rounded, exact_precision and exact_recall;
+        and kid, None if unavailable; if `distances` are rounded, exact_precision and exact_recall;
         kid_spread and kid_subset_size, see `Kid`. By metric:
         standard_errors: floats, None where there is none. Conditional on the reference; of recall, conditional on the
             samples' balls, hence of the choice of the reference's images alone.
