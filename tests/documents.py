@@ -26,7 +26,7 @@ MARKS = (
 )
 SHELL = ("sh", "bash")
 COMMAND = re.compile(r"^([A-Z_]+=\S+ )?(\.venv/bin/python|python|make|accelerate launch|pip|bash) \S")
-RECORDS = ("CHANGELOG.md",)  # which say what was: their commands need not be there any more
+RECORDS = ("CHANGELOG.md",)  # records of the past: their commands may be gone
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which files there are, which folders, and which of them import which."""
+"""The repository's files and folders, and the imports between them."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = "scripts"  # all modules at the top level
-LAYERS = [  # top to bottom: a folder imports from those below it alone
+LAYERS = [  # top to bottom: a folder imports only from those below it
     SCRIPTS, "webui", "benchmarks", "benchmarks/gpu", "comparison", "eval", "eval/paper", "eval/calibration",
     "eval/generation", "eval/metrics", "eval/counting", "eval/pages", "shapes", "ldm", "ddpm", "image_sets",
     "pipelines", "unets", "unets/cache", "common",

@@ -264,7 +264,7 @@ def test_the_readme_names_what_ci_calls():
 
 
 def shape(line: str) -> str:
-    """A line of output without what is measured, units included: a busy machine has seconds for milliseconds."""
+    """A line of output without measurements and units: a busy machine shows seconds instead of milliseconds."""
     line = re.sub(r"\bms\b", "s", re.sub(r"\bGiB\b", "MiB", line))
     line = re.sub(r"\S+: output\.png", "FOLDER: output.png", line)
     return re.sub(r"\s+", " ", re.sub(r"[\d.]+", "#", line)).strip().replace("images,", "image,")
@@ -275,7 +275,7 @@ def test_the_readme_shows_what_the_demo_prints(folder):
     shown = next(block for block in blocks(README) if block.info == "text").text
     module, arguments = program(("make", "demo"))
     assert module == "stable_diffusion"
-    printed = run(module, [*arguments, *ONE])  # two pictures, of which there is a least
+    printed = run(module, [*arguments, *ONE])  # two pictures, so that there is a least one
     lines = [
         [shape(line) for line in text.splitlines() if not line.startswith("Timing")]  # of which one round has none
         for text in (shown, printed)

@@ -1,4 +1,4 @@
-"""What a retrieve step is given of the features that were kept, and the loops that use it."""
+"""What a retrieve step gets from the cached features, and the loops that use it."""
 
 import weakref
 from typing import Any
@@ -35,7 +35,7 @@ def cache_of(features, **settings):
 
 
 def feature_at(cache, i, batch_size=2, **settings):
-    """What is given to the step at position i, of which there is only the deep feature."""
+    """What the step at position i gets: only the deep feature."""
     (value,) = cache.get(i, batch_size, **settings)
     return value
 
@@ -45,7 +45,7 @@ def test_features_on_a_line_are_forecast_exactly(positions):
     before, last, i = positions
     start, slope = feature(0), feature(1)
     cache = cache_of({k: start + k * slope for k in (before, last)}, forecast=1.0)
-    # float32's rounding of two features, of which the difference is taken as often as the forecast is long.
+    # float32's rounding of two features, whose difference is multiplied by the length of the forecast.
     tolerance = 1e-6 * T * (1 + (i - last) / (last - before))
     assert torch.allclose(feature_at(cache, i), start + i * slope, rtol=0, atol=tolerance)
 

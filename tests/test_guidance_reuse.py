@@ -1,4 +1,4 @@
-"""Steps that run the conditional half alone, against a loop written out here, and in the forks that have them."""
+"""Steps that run only the conditional half: against a loop written out here, and in the forks that have them."""
 
 from typing import Any
 

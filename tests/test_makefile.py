@@ -9,7 +9,7 @@ import pytest
 
 from tests.layout import ROOT
 
-# `-c` checks the version; `-m venv DIR` makes a Python in DIR; `-m pip` fails while the file `offline` is there.
+# `-c` checks the version; `-m venv DIR` makes a Python in DIR; `-m pip` fails while the file `offline` exists.
 PYTHON = """#!/bin/sh
 echo "$@" >> calls
 case "$*" in

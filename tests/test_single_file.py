@@ -140,5 +140,5 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
             return print, ("ran",)
 
     torch.save({"state_dict": {"x": Evil()}}, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match="it asks for code"):
+    with pytest.raises(ValueError, match="it asks to run code"):
         load_pipeline(StableDiffusionPipeline, tmp_path / "evil.ckpt", dtype=torch.float32)

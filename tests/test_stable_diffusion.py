@@ -101,7 +101,7 @@ def test_the_same_call_gives_the_same_images_and_another_does_not_replace_them(t
     _, out = run(tmp_path, "--num-images", "2")
     assert [(out / name).read_bytes() for name in names] == first
     status, _ = run(tmp_path)
-    assert status == 2 and "num_images is 2 there and 1 now" in capsys.readouterr().err
+    assert status == 2 and "num_images was 2 and is now 1" in capsys.readouterr().err
     assert [(out / name).read_bytes() for name in names] == first
 
 

@@ -220,7 +220,7 @@ def test_a_mask_of_text_tokens_is_the_stock_one():
         ({"cached_feature": torch.zeros(1)}, "needs the cache_branch_id"),
     ],
 )
-def test_what_it_does_not_support_is_refused_by_name(extra, named):
+def test_unsupported_options_are_refused_by_name(extra, named):
     with pytest.raises(ValueError, match=named):
         pair()[1](**inputs(), **extra)
 

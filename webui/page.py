@@ -33,7 +33,7 @@ footer {display: none !important;}
 
 
 def build(engine: Engine, model: str | None) -> gr.Blocks:
-    """The page over a model, which is called `model` on the command line (None: the shipped one)."""
+    """The page for a model, which is `model` on the command line (None: the shipped one)."""
     handlers = Handlers(engine, model)
     font, font_mono = ([gr.themes.Font(name) for name in names] for names in (FONTS, MONO))
     theme = gr.themes.Default(font=font, font_mono=font_mono)
@@ -61,14 +61,14 @@ def serve(engine: Engine, model: str | None, host: str, port: int, *, quiet: boo
     """Serves the page until it is interrupted.
 
     Raises:
-        RunError: the port can't be had.
+        RunError: the port is not available.
     """
     _check_port(host, port)
-    # Pillow asks Ghostscript to read EPS files, which are programs; no upload is one.
+    # Pillow has Ghostscript run EPS files, which are programs; uploads must not be one.
     PIL.Image.init()
     PIL.Image.ID[:] = [name for name in PIL.Image.ID if name != "EPS"]
     with tempfile.TemporaryDirectory(prefix="deepcache-page-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # what it serves files from, and nowhere else
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # the only folder that it serves files from
         page = build(engine, model)
         try:
             page.launch(

@@ -66,7 +66,7 @@ def image_tab(engine: Engine, handlers: Handlers) -> None:
             }  # fmt: skip
             gr.HTML(
                 f'<p class="dc-note">Cropped around its centre to a square of {engine.side} pixels, which is what '
-                "this model makes.</p>"
+                "this model generates.</p>"
             )
             fields |= _prompt(engine, [EXAMPLE_PROMPT] if engine.shipped else None)
             fields["strength"] = gr.Slider(0, 1, STRENGTH, step=0.05, label="Strength: how much is redrawn")
@@ -95,8 +95,8 @@ def video_tab(engine: Engine, handlers: Handlers) -> None:
             fields |= run_controls(engine, steps=VIDEO_STEPS)
             fields |= cache_controls(engine, extensions=False)
             gr.HTML(
-                '<p class="dc-note">Text2Video-Zero makes videos with a model of pictures, in three loops, in each of '
-                "which the schedule begins anew. It has the paper's cache alone.</p>"
+                '<p class="dc-note">Text2Video-Zero makes videos with an image model, in three loops; the schedule '
+                "starts again in each of them. It supports only the paper's cache.</p>"
             )
         with gr.Column(scale=3, min_width=320):
             _run_buttons(fields, handlers, handlers.video)
@@ -117,7 +117,7 @@ def _prompt(engine: Engine, examples: list[str] | None = None) -> Components:
 
 
 def _run_buttons(fields: Components, handlers: Handlers, make: Make) -> None:
-    """What starts a run and what stops it, above its outcome."""
+    """The buttons that start and stop a run, above its outcome."""
     with gr.Row():
         start = gr.Button("Run both", variant="primary", scale=3, min_width=140)
         stop = gr.Button("Stop", variant="stop", scale=1, min_width=90)
@@ -146,7 +146,7 @@ def _run_buttons(fields: Components, handlers: Handlers, make: Make) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What is wrong with the fields, or failed, as one line on the page."""
+    """Shows errors as one line on the page."""
     try:
         yield
     except (ValueError, RunError) as error:
