@@ -1,10 +1,9 @@
-"""A diffusers directory of Stable Diffusion as models of MLX: configurations with their defaults, weights by name."""
+"""A part of a diffusers directory as a model of MLX: weights by their names, in MLX's order of axes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from inspect import signature
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from mlx.utils import tree_flatten
 from torch import Tensor
 
 from common.safe_load import check_shapes, read_checkpoint
-from pipelines.directory import AGAIN, check_config
+from pipelines.directory import AGAIN
 
 RENAMED = (  # of attention in an autoencoder, before diffusers 0.18
     (r"\.query\.", ".to_q."),
@@ -22,25 +21,6 @@ RENAMED = (  # of attention in an autoencoder, before diffusers 0.18
     (r"\.value\.", ".to_v."),
     (r"\.proj_attn\.", ".to_out.0."),
 )
-
-
-def read_config(path: Path, cls: Any, options: Sequence[str], **changes: Any) -> dict[str, Any]:
-    """A configuration with the defaults of the class that it is of in diffusers or transformers.
-
-    Args:
-        options: those that the model in MLX writes out.
-        changes: what takes the place of what the file says.
-
-    Raises:
-        ValueError: a damaged file, or another option that has not its default, by name.
-    """
-    given = check_config(path) | changes
-    parameters = signature(cls.__init__).parameters.values()
-    config = {p.name: given.get(p.name, p.default) for p in parameters if p.default is not p.empty}
-    for p in parameters:
-        if p.name in config and p.name not in options and config[p.name] != p.default:
-            raise ValueError(f"{path}: {p.name} {config[p.name]!r} is not supported in MLX; use stable_diffusion.py")
-    return config
 
 
 def load_model(

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 import transformers
 
-from pipelines.directory import AGAIN, check_config, check_pipeline, variant_of
-from pipelines.loading import SCHEDULERS
+from pipelines.directory import AGAIN, check_pipeline, variant_of
 from unets.cache.config import CacheConfig
 
-from . import decoder, samplers, text_encoder, unet
+from . import decoder, text_encoder, unet
+from .configs import read_config
 from .features import FeatureCache
-from .loading import load_model, read_config
-from .samplers import SamplerStep, sampler_steps
+from .loading import load_model
+from .samplers import SamplerStep, read_sampler, sampler_steps
 
-SAMPLERS = ("plms", "ddim")
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # Extensions of the cache that this loop does not have.
 NOT_HERE = (
@@ -174,19 +173,6 @@ class StableDiffusionPipeline:
         # 4. Latents to image.
         images = self.decoder(latents).astype(mx.float32)  # (B, H, W, 3)
         return np.array(mx.clip(images / 2 + 0.5, 0, 1))
-
-
-def read_sampler(path: Path, sampler: str | None) -> tuple[str, dict[str, Any]]:
-    """The sampler's name and the configuration of its scheduler. Raises ValueError for one that is not written out."""
-    names = {SCHEDULERS[name][0]: name for name in SAMPLERS}  # by diffusers' class
-    own = check_config(path).get("_class_name")
-    if sampler is None and own not in names:
-        raise ValueError(f"{path} is of {own}, which is not supported in MLX; give --scheduler plms or ddim")
-    name = sampler or names[str(own)]
-    class_name, changes = SCHEDULERS[name]
-    if sampler is None:
-        changes = {}  # the model's own, as it is
-    return name, read_config(path, getattr(diffusers, class_name), samplers.OPTIONS, **changes)
 
 
 def load_tokenizer(folder: Path) -> Any:

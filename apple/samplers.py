@@ -8,10 +8,18 @@ of PNDM is another form.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 
+from pipelines.directory import check_config
+from pipelines.loading import SCHEDULERS
+
+from .configs import read_config
+
+SAMPLERS = ("plms", "ddim")
 OPTIONS = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "set_alpha_to_one", "steps_offset",
     "prediction_type", "timestep_spacing",
@@ -33,6 +41,19 @@ class SamplerStep:
     of_output: float  # q
     weights: tuple[float, ...]  # of this output and of those before it, the newest first
     again: bool = False  # the step before, made again with what was found at its end
+
+
+def read_sampler(path: Path, sampler: str | None) -> tuple[str, dict[str, Any]]:
+    """The sampler's name and the configuration of its scheduler. Raises ValueError for one that is not written out."""
+    names = {SCHEDULERS[name][0]: name for name in SAMPLERS}  # by diffusers' class
+    own = check_config(path).get("_class_name")
+    if sampler is None and own not in names:
+        raise ValueError(f"{path} is of {own}, which is not supported in MLX; give --scheduler plms or ddim")
+    name = sampler or names[str(own)]
+    class_name, changes = SCHEDULERS[name]
+    if sampler is None:
+        changes = {}  # the model's own, as it is
+    return name, read_config(path, getattr(diffusers, class_name), OPTIONS, **changes)
 
 
 def sampler_steps(name: str, config: dict[str, Any], num_steps: int) -> list[SamplerStep]:
