@@ -9,7 +9,13 @@ TRANSFORMER_EPS = 1e-6  # of a transformer's group norm, whatever the U-Net's ow
 
 
 def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
-    """Groups of neighbouring channels, as torch makes them; MLX's own are strided."""
+    """Groups of neighbouring channels, as torch makes them; MLX's own are strided.
+
+    Raises:
+        ValueError: channels that the groups don't divide.
+    """
+    if channels % groups:
+        raise ValueError(f"norm_num_groups is {groups}, which does not divide {channels} channels")
     return nn.GroupNorm(groups, channels, eps=eps, pytorch_compatible=True)
 
 
@@ -44,10 +50,16 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of x (B, tokens, C) over a context (B, tokens', C'), or over itself."""
+    """Attention of x (B, tokens, C) over a context (B, tokens', C'), or over itself.
+
+    Raises:
+        ValueError: channels that the heads don't divide.
+    """
 
     def __init__(self, channels: int, heads: int, context: int | None = None, *, bias: bool = False) -> None:
         super().__init__()
+        if channels % heads:
+            raise ValueError(f"{heads} heads of attention do not divide {channels} channels")
         self.heads = heads
         self.to_q = nn.Linear(channels, channels, bias=bias)
         self.to_k = nn.Linear(context or channels, channels, bias=bias)

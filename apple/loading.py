@@ -49,7 +49,8 @@ def load_model(
     try:
         model = build(config)
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-        raise ValueError(f"cannot build {folder}: {str(error).strip()}; {AGAIN}") from error
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"cannot build {folder}: {reason}; {AGAIN}") from error
     # Read by what all weights are read by, since MLX's own reader trusts the file.
     weights = {}
     for name, weight in read_checkpoint(path, AGAIN).items():
