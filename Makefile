@@ -11,11 +11,12 @@ APP := $(VENV)-app
 # Written before anything else, so that an environment without it is known to be somebody's own.
 OURS := $(VENV)/made-by-make
 
-.PHONY: help demo app test lint clean
+.PHONY: help demo app mlx test lint clean
 
 help:
 	@echo 'make demo   the shipped model with and without DeepCache (ARGS="--steps 20": options of stable_diffusion.py)'
 	@echo 'make app    a page in the browser to try it on (ARGS="--port 8000": options of app.py)'
+	@echo 'make mlx    installs MLX into $(VENV), for python -m apple.sample (a Mac, or Linux with glibc 2.35 or later)'
 	@echo 'make test   all tests (ARGS="-k schedule": options of pytest)'
 	@echo 'make lint   formatting, lint and types'
 	@echo 'make clean  removes caches and build/; results, outputs/, inputs/ and $(VENV) stay'
@@ -30,6 +31,10 @@ demo: $(VENV)/installed
 
 app: $(APP)/installed
 	$(APP)/bin/python app.py $(ARGS)
+
+# No part of requirements-dev.txt, since MLX has no wheel for older Linux; tests skip what it is not there for.
+mlx: $(VENV)/installed
+	$(PIP) install -r requirements-mlx.txt
 
 test: $(VENV)/installed $(APP)/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto $(ARGS)

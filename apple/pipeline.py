@@ -66,6 +66,8 @@ class StableDiffusionPipeline:
         )
         unet_config = read_config(folder / "unet" / "config.json", diffusers.UNet2DConditionModel, unet.OPTIONS)
         vae_config = read_config(folder / "vae" / "config.json", diffusers.AutoencoderKL, decoder.OPTIONS)
+        if unet_config["in_channels"] != vae_config["latent_channels"]:
+            raise ValueError(f"{folder} takes more than text, such as an image to inpaint; use stable_diffusion.py")
         return cls(
             tokenizer=load_tokenizer(folder / "tokenizer"),
             text_encoder=load_model(

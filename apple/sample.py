@@ -10,8 +10,7 @@ where there is one.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import platform
+import importlib
 import statistics
 import sys
 import time
@@ -70,10 +69,9 @@ def run(args: argparse.Namespace) -> None:
     slug = f"mlx-{model.name}-{args.scheduler or 'own'}-{args.steps}-{cache_name(args, cache)}-seed{args.seed}"
     out = (args.out or Path("outputs") / f"{slug}-{settings_key(identity)}").resolve()
     check_out(out, identity)
-    if importlib.util.find_spec("mlx") is None:
-        raise RunError("mlx is not installed; run `make mlx`, or pip install -r requirements-mlx.txt")
+    mx = import_mlx()
 
-    # 2. Load, and check what the model decides. Imported late, since MLX need not be there.
+    # 2. Load, and check what the model decides.
     from .pipeline import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.load(model, sampler=args.scheduler, variant=args.variant, dtype=args.dtype)
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         "guidance_scale": GUIDANCE[args.model is None] if args.guidance_scale is None else args.guidance_scale,
         "negative_prompt": args.negative_prompt,
     }
-    where = {"sampler": pipe.sampler, **versions()}
+    where = {"sampler": pipe.sampler, "mlx": mx.__version__, "device": mx.default_device().type.name}
     print(
         f"{counted(len(prompts), 'image')}, {counted(args.steps, 'step')} of {pipe.sampler}, "
         f"MLX on {where['device']}, {args.dtype}; DeepCache {cache_name(args, cache)}"
@@ -96,6 +94,17 @@ def run(args: argparse.Namespace) -> None:
     save_comparison(out, images, {**record, **measured})
     print(report(measured))
     print(f"Written          {out}: output.png (above baseline, below DeepCache), every image, result.json")
+
+
+def import_mlx() -> Any:
+    """`mlx.core`, late, since it need not be there. Raises RunError if it can't be imported."""
+    try:
+        return importlib.import_module("mlx.core")
+    except ImportError as error:
+        reason = str(error).split("\n")[0]
+        raise RunError(
+            f"MLX can't be imported ({reason}); run `make mlx`, or pip install -r requirements-mlx.txt"
+        ) from None
 
 
 def compare(
@@ -171,13 +180,6 @@ def report(measured: dict[str, Any]) -> str:
             + (f"PSNR {statistics.median(psnr):.1f} dB to the baseline's" if psnr else "equal to the baseline's"),
         ]
     )
-
-
-def versions() -> dict[str, str]:
-    """What the seconds depend on."""
-    import mlx.core as mx
-
-    return {"mlx": mx.__version__, "device": mx.default_device().type.name, "system": platform.platform()}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ MARKS = (
     "needs weights",
     "needs a GPU",
     "needs a network",
+    "needs MLX",
     "takes minutes",
     "takes hours",
     "changes the checkout",

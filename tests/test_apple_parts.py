@@ -186,6 +186,7 @@ def test_arguments_of_the_unet_out_of_range_are_named(pipe):
         ("unet/config.json", {"attention_head_dim": 7}, "heads"),
         ("unet/config.json", {"layers_per_block": [2, 2, 2, 2]}, "cannot build"),
         ("unet/config.json", {"block_out_channels": ["x"] * 4}, "cannot build"),
+        ("unet/config.json", {"in_channels": 9}, "an image to inpaint"),
         ("unet/config.json", {"layers_per_block": 3}, "is missing"),
         ("unet/config.json", {"layers_per_block": 10**7}, "layers_per_block"),
         ("vae/config.json", {"act_fn": "relu"}, "act_fn"),

@@ -24,7 +24,13 @@ def folder(tmp_path):
     """A checkout with no more than the Makefile needs."""
     if shutil.which("make") is None:
         pytest.skip("there is no make")
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "requirements-app.txt"):
+    for name in (
+        "Makefile",
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements-app.txt",
+        "requirements-mlx.txt",
+    ):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
@@ -90,6 +96,13 @@ def test_the_page_has_an_environment_of_its_own(folder):
     (folder / ".venv-app" / "precious").touch()
     assert make(folder, "app").returncode != 0
     assert [path.name for path in (folder / ".venv-app").iterdir()] == ["precious"]
+
+
+def test_mlx_is_installed_when_it_is_asked_for_alone(folder):
+    assert make(folder, "test").returncode == 0
+    assert "requirements-mlx.txt" not in (folder / "calls").read_text()
+    assert make(folder, "mlx").returncode == 0
+    assert (folder / "calls").read_text().splitlines()[-1].endswith("install -r requirements-mlx.txt")
 
 
 def test_changed_requirements_are_installed_over_what_is_there(folder):
