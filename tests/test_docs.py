@@ -108,7 +108,7 @@ def program(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
         rest.pop(0)
     module = rest.pop(1) if rest[0] == "-m" else rest[0].removesuffix(".py")
     arguments = [VARIABLES.get(word, word) for word in rest[1:]]
-    if module in ("pytest", "ruff", "mypy"):
+    if module in ("pip", "pytest", "ruff", "mypy"):
         for path in (word for word in arguments if word.endswith(".py")):
             assert (ROOT / path).is_file(), path
         return None, arguments
