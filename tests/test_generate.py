@@ -286,7 +286,7 @@ def test_other_settings_are_refused(tmp_path, five, capsys):
     before = {path: path.read_bytes() for path in five.iterdir() if path.is_file()}
     (tmp_path / "other.txt").write_text("\n".join([*CAPTIONS[:4], "a red ring"]))
     for options, named in {
-        ("--prompts", str(tmp_path / "other.txt")): "prompts is {'name': 'shapes'",
+        ("--prompts", str(tmp_path / "other.txt")): "prompts was {'name': 'shapes'",
         ("--rounding", "truncate"): "rounding was 'nearest' and is now 'truncate'",
         ("--scheduler", "unipc"): "scheduler was 'plms' and is now 'unipc'",
         ("--width", "72"): "width was 64 and is now 72",
