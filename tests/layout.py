@@ -12,7 +12,7 @@ SCRIPTS = "scripts"  # all modules at the top level
 LAYERS = [  # top to bottom: a folder imports from those below it alone
     SCRIPTS, "webui", "benchmarks", "benchmarks/gpu", "comparison", "eval", "eval/paper", "eval/calibration",
     "eval/generation", "eval/metrics", "eval/counting", "eval/pages", "shapes", "ldm", "ddpm", "image_sets",
-    "pipelines", "unets", "unets/cache", "common",
+    "pipelines", "integrations", "integrations/comfyui", "integrations/a1111/scripts", "unets", "unets/cache", "common",
 ]  # fmt: skip
 MOST_LINES = 400
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(work|root|tmp|home)/")

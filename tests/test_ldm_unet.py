@@ -13,6 +13,11 @@ from unets.ldm import CachedForward, LdmCall, LdmUNet
 BRANCHES = range(12)
 
 
+def same(a, b):
+    """Bit for bit."""
+    return torch.equal(a, b)
+
+
 @pytest.fixture(scope="module")
 def pair():
     stock = stock_unet()
@@ -31,7 +36,7 @@ def arguments(seed=1, size=8):
 def test_the_test_s_u_net_is_the_fork_on_the_same_weights(pair):
     fork, unet = pair
     ours, theirs = arguments()
-    assert torch.equal(unet(*theirs), fork(**ours).sample)
+    assert same(unet(*theirs), fork(**ours).sample)
 
 
 @torch.no_grad()
@@ -40,14 +45,14 @@ def test_full_and_retrieve_steps_are_the_fork_s_at_every_branch(pair, m):
     fork, unet = pair
     ours, theirs = arguments()
     full, expected = LdmCall(unet, *theirs).forward(m), fork(**ours, cache_branch_id=m)
-    assert torch.equal(full.sample, unet(*theirs))
-    assert torch.equal(full.cached_feature, expected.cached_feature)
+    assert same(full.sample, unet(*theirs))
+    assert same(full.cached_feature, expected.cached_feature)
     feature = expected.cached_feature
     ours, theirs = arguments(seed=2)
     retrieved = LdmCall(unet, *theirs).forward(m, feature)
     expected = fork(**ours, cache_branch_id=m, cached_feature=feature)
-    assert torch.equal(retrieved.sample, expected.sample)
-    assert torch.equal(retrieved.cached_feature, feature)
+    assert same(retrieved.sample, expected.sample)
+    assert same(retrieved.cached_feature, feature)
 
 
 @torch.no_grad()
@@ -56,7 +61,7 @@ def test_retrieving_what_the_same_input_kept_changes_nothing(pair, m):
     _, unet = pair
     _, theirs = arguments()
     kept = LdmCall(unet, *theirs).forward(m).cached_feature
-    assert torch.equal(LdmCall(unet, *theirs).forward(m, kept).sample, unet(*theirs))
+    assert same(LdmCall(unet, *theirs).forward(m, kept).sample, unet(*theirs))
 
 
 @torch.no_grad()
@@ -68,8 +73,8 @@ def test_refresh_steps_are_the_fork_s(pair):
         ours, theirs = arguments(seed=2)
         found = LdmCall(unet, *theirs).forward(deep, feature, deep - 1)
         expected = fork(**ours, cache_branch_id=deep, cached_feature=feature, keep_branch_id=deep - 1)
-        assert torch.equal(found.sample, expected.sample)
-        assert torch.equal(found.shallow_feature, expected.shallow_feature)
+        assert same(found.sample, expected.sample)
+        assert same(found.shallow_feature, expected.shallow_feature)
 
 
 @torch.no_grad()
@@ -131,8 +136,8 @@ def test_a_run_s_pictures_are_the_fork_s(pair, config):
     fork, unet = pair
     with CachedForward(unet, config, num_steps=7):
         found = ddim(unet)
-    assert torch.equal(found, by_the_fork(fork, config))
-    assert not torch.equal(found, ddim(unet))
+    assert same(found, by_the_fork(fork, config))
+    assert not same(found, ddim(unet))
 
 
 @torch.no_grad()
@@ -140,7 +145,7 @@ def test_interval_1_is_the_u_net_s_own_and_the_end_leaves_it_as_it_was(pair):
     _, unet = pair
     expected, before = ddim(unet), dict(vars(unet))
     with CachedForward(unet, CacheConfig(1), num_steps=7):
-        assert torch.equal(ddim(unet), expected)
+        assert same(ddim(unet), expected)
     assert vars(unet) == before
     with pytest.raises(ZeroDivisionError), CachedForward(unet, CacheConfig(3), num_steps=7):
         unet(1 / 0)
@@ -156,7 +161,7 @@ def test_a_second_run_of_another_size_starts_anew(pair):
             expected.append(ddim(unet, steps=4, size=size))
     for size, pictures in zip((8, 16), expected, strict=True):
         with cached:
-            assert torch.equal(ddim(unet, steps=4, size=size), pictures)
+            assert same(ddim(unet, steps=4, size=size), pictures)
 
 
 @torch.no_grad()
@@ -166,8 +171,8 @@ def test_another_size_within_a_run_is_a_full_step(pair):
     stock = [unet(*call) for call in calls]
     with CachedForward(unet, CacheConfig(4, 1), num_steps=4):
         found = [unet(*call) for call in calls]
-    assert [torch.equal(*both) for both in zip(found, stock, strict=True)] == [True, True, False]
-    assert torch.equal(found[2], LdmCall(unet, *calls[2]).forward(1, LdmCall(unet, *calls[0]).forward(1)[1]).sample)
+    assert [same(*both) for both in zip(found, stock, strict=True)] == [True, True, False]
+    assert same(found[2], LdmCall(unet, *calls[2]).forward(1, LdmCall(unet, *calls[0]).forward(1)[1]).sample)
 
 
 def test_what_is_not_supported_is_refused_by_name(pair):

@@ -8,7 +8,8 @@ output_blocks[M − 1 − k] consumes it: they are d_k and u_k. `LdmCall` is one
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from inspect import signature
 from typing import Any, Self
 
 from torch import Tensor
@@ -119,18 +120,18 @@ class LdmCall:
 
     def middle(self, h: Tensor) -> Tensor:
         """What the middle block makes of what d_{M−1} made."""
-        return self.unet.middle_block(h, self.emb, self.context)  # type: ignore[no-any-return]
+        return self.unet.middle_block(h, self.emb, self.context)
 
     def up(self, k: int, h: Tensor, skip: Tensor, next_skip: Tensor | None) -> Tensor:
         """u_k. An upsampler can aim for the size of the skip that comes next."""
         h = self.host.th.cat([h, skip], dim=1)  # (B, C + C_k, H, W); A1111 puts its own `cat` there
-        return self.unet.output_blocks[len(self.unet.output_blocks) - 1 - k](h, self.emb, self.context)  # type: ignore[no-any-return]
+        return self.unet.output_blocks[len(self.unet.output_blocks) - 1 - k](h, self.emb, self.context)
 
     def end(self, h: Tensor) -> Tensor:
         """From what u_0 made to the noise."""
         h = h.type(self.x.dtype)
         out = self.unet.id_predictor if getattr(self.unet, "predict_codebook_ids", False) else self.unet.out
-        return out(h)  # type: ignore[no-any-return]
+        return out(h)
 
 
 def _host(unet: Any) -> Any:
@@ -141,7 +142,7 @@ def _host(unet: Any) -> Any:
     raise ValueError(f"{type(unet).__name__} is no UNetModel of ldm's type; run it without DeepCache")
 
 
-def run_cached(run: SplitRun, call: LdmCall, position: int, keys: list[Hashable]) -> Tensor:
+def run_cached(run: SplitRun, call: LdmCall, position: int, keys: Sequence[Hashable]) -> Tensor:
     """One call of the U-Net within a run, for a batch of as many equal parts as there are keys. Returns the noise."""
     step = run.plan(position, keys, len(call.x) // len(keys))
     output = None if step.noise is not None else call.forward(step.branch, step.cached_feature, step.keep_branch)
@@ -173,6 +174,12 @@ class CachedForward:
         num_calls: int | None = None,
         position: Callable[[], int] | None = None,
     ) -> None:
+        if "transformer_options" in signature(type(unet).forward).parameters:
+            raise ValueError(
+                f"the forward of this {type(unet).__name__} takes transformer_options, as ComfyUI's and Forge's do; "
+                "for ComfyUI use its node"
+            )
+        _host(unet)
         self._unet = unet
         self._num_calls = num_steps if num_calls is None else num_calls
         self._for_run = (config, LdmUNet(unet), num_steps, self._num_calls)
@@ -188,7 +195,8 @@ class CachedForward:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        del self._unet.forward
+        if vars(self._unet).get("forward") == self._forward:  # else somebody put another there, or took it away
+            del self._unet.forward
 
     def _forward(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **kwargs: Any) -> Tensor:
         position = self._counted if self._position is None else self._position()
