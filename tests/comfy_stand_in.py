@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch as th
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests import ldm_unet
 from tests.ldm_unet import SpatialTransformer, TimestepBlock, Upsample, timestep_embedding
@@ -51,7 +51,7 @@ def wrappers_of(options: dict[str, Any], kind: str) -> list[Any]:
 
 
 def forward_timestep_embed(
-    ts: nn.Sequential, x: Tensor, emb: Tensor, context: Any = None, transformer_options: Any = None,
+    ts: Any, x: Tensor, emb: Tensor, context: Any = None, transformer_options: Any = None,
     output_shape: Any = None, time_context: Any = None, num_video_frames: Any = None, image_only_indicator: Any = None,
 ) -> Tensor:  # fmt: skip
     for layer in ts:

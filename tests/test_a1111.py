@@ -1,8 +1,9 @@
 """The extension in a stand-in for A1111's web UI, written from its interface (version 1.10)."""
 
-import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ ON = (True, 3, 1, 0.0)
 @pytest.fixture
 def web_ui(monkeypatch):
     """The modules that the script imports; `steps` are the callbacks before each step."""
-    steps = []
+    steps: list[Any] = []
 
     class Panel:
         def __init__(self, *args, **kwargs):
@@ -30,7 +31,7 @@ def web_ui(monkeypatch):
         def __exit__(self, *_):
             pass
 
-    names = {
+    names: dict[str, dict[str, Any]] = {
         "gradio": {"Accordion": Panel, "Checkbox": Panel, "Slider": Panel},
         "modules": {},
         "modules.scripts": {"Script": object, "AlwaysVisible": object()},
@@ -49,9 +50,9 @@ def web_ui(monkeypatch):
 @pytest.fixture
 def script(web_ui):
     path = ROOT / "integrations" / "a1111" / "scripts" / "deepcache.py"
-    spec = importlib.util.spec_from_file_location("a1111_deepcache", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader = SourceFileLoader("a1111_deepcache", str(path))
+    module = ModuleType(loader.name)
+    loader.exec_module(module)
     return module.DeepCacheScript()
 
 
@@ -86,7 +87,8 @@ def sampled(web_ui, unet, steps=4, lengths=(7, 9), size=8):
 @torch.no_grad()
 def by_hand(unet, given):
     """Every third step full, each prompt with its own feature."""
-    kept, found = {}, []
+    kept: dict[int, Any] = {}
+    found = []
     for call, arguments in enumerate(given):
         step, number = divmod(call, 2)
         output = LdmCall(unet, *arguments).forward(1, None if step % 3 == 0 else kept[number])

@@ -85,7 +85,7 @@ def called(unet, call):
 
 def by_hand(unet, calls, m=1):
     """Fails unless every call is what it should be with the feature of the same condition's last full call."""
-    kept = {}
+    kept: dict[int, torch.Tensor] = {}
     for call in calls:
         x, timesteps, context, y, control = call.arguments
         forward = called(unet, call)
@@ -144,7 +144,7 @@ def test_a_control_net_that_begins_and_ends_makes_full_steps(package, unet, on):
 def test_a_second_sampling_of_another_size_and_after_an_error(package, unet):
     model = with_node(package, unet)
     for size, batch in ((8, 1), (16, 1), (8, 2)):
-        calls = sample(model, latents(size, batch), two_prompts(), SIGMAS[:5], lambda call, b=batch: [[0], [1]])
+        calls = sample(model, latents(size, batch), two_prompts(), SIGMAS[:5], lambda _: [[0], [1]])
         assert kinds(calls[::2]) == EVERY_THIRD[:4]
         by_hand(unet, calls)
     failing = two_prompts(control=lambda sigma: 1 / 0 if sigma < 6 else None)
@@ -159,7 +159,8 @@ def test_a_second_sampling_of_another_size_and_after_an_error(package, unet):
 def test_a_sampler_that_calls_the_model_twice_a_step(package, unet, between):
     """The second call of a step retrieves what an earlier second call kept, or is full."""
     calls = sample(with_node(package, unet), latents(), two_prompts(), SIGMAS, between=between)
-    kept, calls_at = {}, Counter()
+    kept: dict[int, torch.Tensor] = {}
+    calls_at: Counter[int] = Counter()
     for call in calls:
         position = max(i for i, sigma in enumerate(SIGMAS) if sigma >= call.sigma * 0.999)
         number = calls_at[position]
@@ -228,7 +229,8 @@ def test_forecast_and_two_depths_run_as_in_the_method(package, unet):
 
 def test_wrappers_of_other_nodes_run_and_a_second_node_replaces_the_first(package, unet):
     for first in (True, False):
-        seen, model = [], ModelPatcher(unet)
+        seen: list[torch.Size] = []
+        model = ModelPatcher(unet)
 
         def other(executor, *args, seen=seen, **kwargs):
             seen.append(args[0].shape)
