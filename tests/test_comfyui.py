@@ -7,6 +7,7 @@ blocks d_0 … d_m and u_m … u_0 make of the feature of the last full step of 
 import importlib
 import json
 import sys
+import tomllib
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ SIGMAS = [10.0, 7.0, 5.0, 3.0, 2.0, 1.0, 0.0]
 FULL, RETRIEVE = True, False
 EVERY_THIRD = [FULL, RETRIEVE, RETRIEVE] * 2
 M = 12
+FOLDER = ROOT / "integrations" / "comfyui"
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +260,17 @@ def test_models_that_are_not_supported_are_refused_by_name(package, unet):
 
 
 def test_the_workflow_uses_the_node_as_it_is(package):
-    workflow = json.loads((ROOT / "integrations" / "comfyui" / "example_workflow.json").read_text(encoding="utf-8"))
+    workflow = json.loads((FOLDER / "example_workflow.json").read_text(encoding="utf-8"))
     (node,) = [n for n in workflow.values() if n["class_type"] in package.NODE_CLASS_MAPPINGS]
     assert node["inputs"].keys() == package.NODE_CLASS_MAPPINGS["DeepCache"].INPUT_TYPES()["required"].keys()
     used = [value[0] for n in workflow.values() for value in n["inputs"].values() if isinstance(value, list)]
     assert {*used} <= {*workflow}
+
+
+def test_what_the_registry_reads_is_there():
+    project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["license"] == {"text": "Apache-2.0"}
+    assert {"name", "version", "description"} <= project["project"].keys()
+    assert {"PublisherId", "DisplayName"} <= project["tool"]["comfy"].keys()
+    lines = (FOLDER / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if not line.startswith("#")]
