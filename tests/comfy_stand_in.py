@@ -21,6 +21,8 @@ from torch import Tensor
 from tests import ldm_unet
 from tests.ldm_unet import SpatialTransformer, TimestepBlock, Upsample, timestep_embedding
 
+SIGMAS: dict[tuple[float, ...], Tensor] = {}  # a node that gives sigmas gives the same tensor to several samplings
+
 
 class WrappersMP:
     OUTER_SAMPLE = "outer_sample"
@@ -182,7 +184,7 @@ def sample(
     unet = model.model.diffusion_model
     calls: list[Called] = []
     told: list[tuple[str, int, int]] = []
-    sample_sigmas = th.tensor(sigmas)
+    sample_sigmas = SIGMAS.setdefault(tuple(sigmas), th.tensor(sigmas))
 
     def evaluate(x: Tensor, sigma: float, evaluation: int) -> Tensor:
         found: dict[int, Tensor] = {}

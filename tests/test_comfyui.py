@@ -175,6 +175,44 @@ def test_a_sampler_that_calls_the_model_twice_a_step(package, unet, between):
             kept[number] = found.cached_feature
 
 
+def test_a_sampler_that_goes_back_to_more_noise(package, unet):
+    calls = sample(with_node(package, unet), latents(), two_prompts(), [10.0, 7.0, 5.0, 7.0, 5.0, 3.0, 0.0])
+    # By their sigmas at the positions 0, 2, 4, 2, 4, 5, where 3 would have been full.
+    assert kinds(calls) == [FULL, RETRIEVE, FULL, FULL, FULL, RETRIEVE]
+    by_hand(unet, calls)
+
+
+def test_a_sampling_within_a_sampling_leaves_the_outer_one_its_features(package, unet):
+    model, inner = with_node(package, unet), []
+
+    def control(sigma):
+        if sigma == 7.0 and not inner:
+            inner.append(None)
+            inner[:] = sample(model, latents(), two_prompts()[:1], SIGMAS, lambda _: [[0]])
+        return None
+
+    outer = sample(model, latents(), two_prompts(control=control), SIGMAS)
+    assert kinds(outer) == kinds(inner) == EVERY_THIRD
+    by_hand(unet, outer)
+    by_hand(unet, inner)
+
+
+def test_a_feature_is_of_one_condition_shape_type_window_and_kind_of_control_net(package):
+    keys = importlib.import_module("integrations.comfyui.sampling")._keys
+    x, given = latents(), {"cond_or_uncond": [0], "uuids": ["a"]}
+    window = {"context_window": SimpleNamespace(index_list=[0, 1])}
+    found = [
+        keys(x, None, given), keys(x, None, {**given, "cond_or_uncond": [1]}), keys(x, None, {**given, "uuids": ["b"]}),
+        keys(latents(16), None, given), keys(latents(batch=2), None, given), keys(x.half(), None, given),
+        keys(x, None, given | window), keys(x, {"middle": [x]}, given), keys(x, {"output": [x]}, given),
+    ]  # fmt: skip
+    assert len({key for (key,) in found}) == len(found)
+    off = {"input": [], "middle": [None], "output": [None]}
+    assert keys(x, off, given) == keys(x, None, given)
+    both = keys(torch.cat([x, x]), None, {"cond_or_uncond": [1, 0], "uuids": ["b", "a"]})
+    assert both == [*keys(x, None, {"cond_or_uncond": [1], "uuids": ["b"]}), *keys(x, None, given)]
+
+
 def test_a_condition_that_was_away_while_the_others_had_a_full_step_is_full(package, unet):
     orders = [[[0], [1]], [[0], [1]], [[0]], [[0]], [[0], [1]], [[0], [1]]]
     calls = sample(with_node(package, unet), latents(), two_prompts(), SIGMAS, lambda call: orders[call])
