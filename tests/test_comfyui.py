@@ -183,11 +183,13 @@ def test_a_sampler_that_goes_back_to_more_noise(package, unet):
 
 
 def test_a_sampling_within_a_sampling_leaves_the_outer_one_its_features(package, unet):
-    model, inner = with_node(package, unet), []
+    model = with_node(package, unet)
+    inner: list[comfy.Called] = []
+    within: list[float] = []
 
     def control(sigma):
-        if sigma == 7.0 and not inner:
-            inner.append(None)
+        if sigma == 7.0 and not within:
+            within.append(sigma)
             inner[:] = sample(model, latents(), two_prompts()[:1], SIGMAS, lambda _: [[0]])
         return None
 

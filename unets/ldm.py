@@ -197,6 +197,7 @@ class CachedForward:
     def __exit__(self, *_: Any) -> None:
         if vars(self._unet).get("forward") == self._forward:  # else somebody put another there, or took it away
             del self._unet.forward
+        self._run = SplitRun(*self._for_run)  # lets go of the features
 
     def _forward(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **kwargs: Any) -> Tensor:
         position = self._counted if self._position is None else self._position()
