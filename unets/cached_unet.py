@@ -18,6 +18,8 @@ class DownLayer(NamedTuple):
     resnet: nn.Module | None
     attention: nn.Module | None
     downsampler: nn.Module | None
+    motion: nn.Module | None = None  # AnimateDiff's: attention over the frames
+    adapted_by: int | None = None  # which of a T2I-Adapter's features, one for each block, is added to its output
 
 
 class UpLayer(NamedTuple):
@@ -27,15 +29,21 @@ class UpLayer(NamedTuple):
     resnet: nn.Module
     attention: nn.Module | None
     upsampler: nn.Module | None
+    motion: nn.Module | None = None
 
 
 def down_layers(down_blocks: Any) -> list[DownLayer]:
     """d_1 … d_{M-1} of a diffusers U-Net, or of a ControlNet: views of its blocks, registered nowhere."""
     layers = []
-    for block in down_blocks:
-        attentions = getattr(block, "attentions", [None] * len(block.resnets))
-        layers += [DownLayer(r, a, None) for r, a in zip(block.resnets, attentions, strict=True)]
-        layers += [DownLayer(None, None, downsampler) for downsampler in block.downsamplers or ()]
+    for i, block in enumerate(down_blocks):
+        own = [DownLayer(r, a, None, m) for r, a, m in zip(block.resnets, *_attentions(block), strict=True)]
+        own_downsamplers = [DownLayer(None, None, downsampler) for downsampler in block.downsamplers or ()]
+        # A block with attention adds an adapter's feature before it halves the size, one without after that.
+        if hasattr(block, "attentions") or not own_downsamplers:
+            own[-1] = own[-1]._replace(adapted_by=i)
+        else:
+            own_downsamplers[-1] = own_downsamplers[-1]._replace(adapted_by=i)
+        layers += own + own_downsamplers
     return layers
 
 
@@ -43,10 +51,17 @@ def up_layers(up_blocks: Any) -> list[UpLayer]:
     """u_0 … u_{M-1} of a diffusers U-Net, likewise; the last to run comes first."""
     layers = []
     for block in up_blocks:
-        attentions = getattr(block, "attentions", [None] * len(block.resnets))
+        attentions, motions = _attentions(block)
         upsamplers = [None] * (len(block.resnets) - 1) + list(block.upsamplers or [None])
-        layers += [UpLayer(block, *parts) for parts in zip(block.resnets, attentions, upsamplers, strict=True)]
+        parts = zip(block.resnets, attentions, upsamplers, motions, strict=True)
+        layers += [UpLayer(block, *layer) for layer in parts]
     return layers[::-1]
+
+
+def _attentions(block: Any) -> tuple[Any, Any]:
+    """Attention of each resnet of a block, and motion modules; None for those without."""
+    none = [None] * len(block.resnets)
+    return getattr(block, "attentions", none), getattr(block, "motion_modules", none)
 
 
 def share_weights_as(cls: type, model: Any) -> Any:
@@ -95,6 +110,8 @@ def save_as_stock(model: Any) -> None:
 
 class CachedUNetMixin:
     """Put in front of a diffusers U-Net class."""
+
+    frame_axis: int | None = None  # of the sample, if it is a video
 
     # What is used of the class behind.
     config: Any
@@ -169,7 +186,7 @@ class CachedUNetMixin:
 
     def _num_attentions(self, branch: int) -> int:
         layers: list[Any] = [*self.down_layers[:branch], *self.up_layers[: branch + 1]]
-        return sum(layer.attention is not None for layer in layers)
+        return sum(layer.attention is not None or layer.motion is not None for layer in layers)
 
     def check_supported_config(self) -> None:
         """Raises ValueError naming the first part of the configuration that `forward` does not write out."""
