@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -23,7 +23,7 @@ from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers import DiffusionPipeline
 
 from .cache.config import CacheConfig, Extensions
-from .cache.run import CacheRun
+from .cache.run import CacheRun, Step
 from .cache.samplers import check_skips
 from .cached_unet import shallow_clone
 from .forks import fork_of
@@ -198,14 +198,22 @@ class DeepCacheSDHelper:
         self.disable()
 
     def _called_by_the_step(self, cls: Any) -> Any:
-        """The fork's class, but that this helper decides how a call is made, and whether.
+        """The fork's class, but that each step of a loop says how it is called, and whether.
 
-        Where hooks of the U-Net would come too late: a skipped step is not to load offloaded weights either.
+        Hooks of the U-Net would come too late: a skipped step is not to load offloaded weights either. What is compiled
+        is the U-Net, and not these lines.
         """
+        # Not even the functions that they call, unlike the U-Net.
+        before = torch.compiler.disable(self._before_step)  # type: ignore[no-untyped-call]
+        after = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
 
         def call(unet: Any, *args: Any, **kwargs: Any) -> Any:
-            run = functools.partial(cls.__call__, unet)
-            return self._call_unet(unet, run, args, kwargs) if unet is self._fork else run(*args, **kwargs)
+            planned = before(unet, args, kwargs)
+            if planned is None:
+                return cls.__call__(unet, *args, **kwargs)
+            step, its_args, its_kwargs = planned
+            output = None if step.skips else cls.__call__(unet, *its_args, **its_kwargs)
+            return after(step, output, kwargs.get("return_dict", True))
 
         return _subclass(cls, torch.compiler.disable(call, recursive=False))  # type: ignore[no-untyped-call]
 
@@ -282,11 +290,13 @@ class DeepCacheSDHelper:
         frames = sample.shape[unet.frame_axis] if video else 1
         return CacheRun(config, unet, loop.num_steps, num_calls, order=order, frames=frames)
 
-    def _call_unet(self, unet: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call of the U-Net: `run` runs it."""
+    def _before_step(
+        self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Step, tuple[Any, ...], dict[str, Any]] | None:
+        """How this call of the U-Net is made; None for one that is made as it is."""
         loop = self._loop_of_this_thread()
-        if loop is None or self._called_by_another_pipeline():  # or by hand, outside of a pipeline's loop
-            return run(*args, **kwargs)
+        if unet is not self._fork or loop is None or self._called_by_another_pipeline():  # or by hand, outside a loop
+            return None
         sample = args[0] if args else kwargs["sample"]
         if loop.cache is None:
             loop.cache = self._begin(loop, unet, sample, kwargs)
@@ -298,19 +308,20 @@ class DeepCacheSDHelper:
         guided = loop.guided and self.pipe.do_classifier_free_guidance  # a callback can switch it off
         batch_size = len(sample) // 2 if guided else len(sample)
         step = loop.cache.plan(loop.position, batch_size, guided)  # cache (1): equation 6, is this step full?
-        output = None
-        if not step.skips:
-            arguments = {**kwargs, **step.unet_arguments, "return_dict": True}  # cache (2): equations 4 and 5
-            if step.guidance_delta is not None:
-                cached = step.unet_arguments  # which are of one half already
-                args, arguments = conditional_half((args, {**arguments, **dict.fromkeys(cached)}), len(sample))
-                arguments |= cached
-            output = run(*args, **arguments)
-            self._check_scheduler(loop)
+        if step.guidance_delta is not None:
+            args, kwargs = conditional_half((args, kwargs), len(sample))
+        return step, args, {**kwargs, **step.unet_arguments, "return_dict": True}  # cache (2): equations 4 and 5
+
+    def _after_step(self, step: Step, output: Any, return_dict: bool) -> Any:
+        """What the pipeline gets for it."""
+        loop = self._loop
+        assert loop is not None and loop.cache is not None
+        self._check_scheduler(loop)
+        if output is not None:
             loop.output = type(output)
         noise = loop.cache.take(step, output)  # cache (3): the helper owns the feature, for this loop alone
         loop.position += 1
-        return loop.output(sample=noise) if kwargs.get("return_dict", True) else (noise,)
+        return loop.output(sample=noise) if return_dict else (noise,)
 
     def _loop_of_this_thread(self) -> Loop | None:
         loop = self._loop

@@ -104,8 +104,8 @@ PICTURE = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3
 IMAGE = Image.fromarray((PICTURE[0] * 255).byte().permute(1, 2, 0).numpy())
 MASK = (torch.arange(SIDE) > SIDE / 2).float().expand(1, 1, SIDE, SIDE)
 SCENE = random(1, 4, 8, 8, seed=4)  # latents of a picture
-PAG = {"pag_applied_layers": ["down.block_0", "mid", "up.block_1"]}  # the blocks with attention
-PAG_XL = {"pag_applied_layers": ["down.block_1", "down.block_2", "mid", "up.block_0", "up.block_1"]}
+PAG = {"pag_applied_layers": ["down_blocks.0", "mid", "up_blocks.1"]}  # the blocks with attention
+PAG_XL = {"pag_applied_layers": ["down_blocks.1", "down_blocks.2", "mid", "up_blocks.0", "up_blocks.1"]}
 KOLORS_TEXT = {
     "prompt_embeds": random(1, 5, TEXT + 4),
     "negative_prompt_embeds": random(1, 5, TEXT + 4, seed=2),
