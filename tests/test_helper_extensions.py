@@ -10,8 +10,8 @@ from tests.families import FAMILIES
 from tests.recorders import batch_sizes_of
 from unets import CacheConfig, DeepCacheSDHelper
 
-PAPER: dict[str, Any] = {"cache_interval": 4, "cache_branch_id": 1}
-REFRESH = {"refresh_interval": 2, "refresh_branch_id": 3}
+PAPER: dict[str, Any] = {"cache_interval": 4, "cache_branch_id": 4}
+REFRESH = {"refresh_interval": 2, "refresh_branch_id": 5}
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "forecast": {"forecast": 0.8, "forecast_order": 1.7},
     "refresh": {**REFRESH, "forecast": 1.0},

@@ -19,7 +19,7 @@ def is_guided(pipe: Any, unet: Any, sample: Tensor) -> bool:
     name = type(pipe).__name__
     if getattr(pipe, "do_perturbed_attention_guidance", False):
         raise ValueError(f"guidance can't be reused with the perturbed attention of {name}; {REMEDY}")
-    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    guided = _uses_guidance(pipe)
     if guided is None:
         raise ValueError(f"{name} does not say whether it uses guidance, so that it can't be reused; {REMEDY}")
     if not guided:
@@ -53,6 +53,15 @@ def conditional_half(value: Any, batch_size: int, name: str = "an argument") -> 
             f"{name} has {len(value)} rows for a batch of {batch_size}, so that guidance can't be reused; {REMEDY}"
         )
     return value.chunk(2)[1]
+
+
+def _uses_guidance(pipe: Any) -> bool | None:
+    """None if the pipeline does not say."""
+    scale = getattr(pipe, "_guidance_scale", None)
+    if isinstance(scale, Tensor):  # Stable Video Diffusion's, of each frame
+        return bool((scale > 1).any())
+    guided: bool | None = getattr(pipe, "do_classifier_free_guidance", None)
+    return guided
 
 
 def _equal_parts(latents: Tensor, parts: int) -> bool:

@@ -41,7 +41,7 @@ class Loop:
     position: int = 0  # calls of the U-Net so far
     cache: CacheRun | None = None  # known from the first call on
     timesteps: Any = None  # likewise: the scheduler's, which are others as soon as it is set for another call
-    guided: bool = False  # likewise: whether its batches are two halves, of which one can be left out
+    guided_rows: int | None = None  # likewise: of a batch of two halves, of which one is to be left out
     output: Any = None  # the class of what the U-Net returns, known after the first call
 
 
@@ -282,7 +282,7 @@ class DeepCacheSDHelper:
         if config.reuse_guidance or config.guidance_stop < 1:
             if kwargs.get("down_block_additional_residuals") is not None:  # a ControlNet runs whole, as in its fork
                 config.refuse("reuse_guidance", "guidance_stop")
-            loop.guided = is_guided(self.pipe, unet, sample)
+            loop.guided_rows = len(sample) if is_guided(self.pipe, unet, sample) else None
         loop.timesteps = self.pipe.scheduler.timesteps
         order, num_calls = self.pipe.scheduler.order, loop.num_steps
         if order > 1:
@@ -305,7 +305,7 @@ class DeepCacheSDHelper:
             raise ValueError(
                 f"{type(self.pipe).__name__} calls its U-Net more than once a step, which is not supported"
             )
-        guided = loop.guided and self.pipe.do_classifier_free_guidance  # a callback can switch it off
+        guided = len(sample) == loop.guided_rows  # a callback can switch guidance off
         batch_size = len(sample) // 2 if guided else len(sample)
         step = loop.cache.plan(loop.position, batch_size, guided)  # cache (1): equation 6, is this step full?
         if step.guidance_delta is not None:

@@ -1,8 +1,5 @@
 """With what else a stock pipeline can have switched on, and with calls in turn that differ in everything."""
 
-import functools
-
-import accelerate
 import numpy as np
 import pytest
 import torch
@@ -13,7 +10,7 @@ from transformers import CLIPImageProcessor
 from tests.plugin import tiny
 from tests.plugin.cases import CASES, PICTURE, stock, with_sampler
 from tests.plugin.tiny import TEXT, random
-from tests.plugin.ways import with_package, with_plug_in
+from tests.plugin.ways import offload, with_package, with_plug_in
 from unets import DeepCacheSDHelper, fork_of
 
 CACHE = {"cache_interval": 3, "cache_branch_id": 1}
@@ -108,16 +105,6 @@ def test_compiled_while_it_is_enabled():
         assert torch.equal(case.run(pipe, 4), cached)
         assert counters["stats"]["unique_graphs"] == 2  # a full step and one that retrieves
     assert torch.equal(case.run(pipe, 4), expected)
-
-
-def offload(pipe, kind):
-    """The accelerator is the CPU itself here: every hook runs, and no weight has far to go."""
-    if kind == "model":
-        # diffusers offloads anew after every call, then to CUDA whatever was said before
-        pipe.enable_model_cpu_offload = functools.partial(type(pipe).enable_model_cpu_offload, pipe, device="cpu")
-        pipe.enable_model_cpu_offload()
-    else:  # what diffusers' sequential offloading calls; accelerate takes parameters alone where the device is the same
-        accelerate.cpu_offload(pipe.unet, torch.device("cpu"), state_dict=dict(pipe.unet.named_parameters()))
 
 
 @pytest.mark.parametrize("offloaded_first", [True, False])
