@@ -39,7 +39,7 @@ def offload(pipe: Any, kind: str) -> None:
         pipe.enable_model_cpu_offload = functools.partial(type(pipe).enable_model_cpu_offload, pipe, device="cpu")
         pipe.enable_model_cpu_offload()
         return
-    # What diffusers' sequential offloading does, with parameters, for accelerate takes no other tensors where the device
+    # What diffusers' sequential offloading does, with parameters: accelerate takes no other tensors where the device
     # stays the same.
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
