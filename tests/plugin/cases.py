@@ -80,7 +80,7 @@ def _without(parts: dict[str, Any], *names: str, **more: Any) -> dict[str, Any]:
 
 
 def _animatediff() -> dict[str, Any]:
-    parts = _without(tiny.sd_parts(), "safety_checker", "requires_safety_checker", "feature_extractor")
+    parts = _without(tiny.sd_parts(tiny.MOTION), "safety_checker", "requires_safety_checker", "feature_extractor")
     return {**parts, "motion_adapter": tiny.motion_adapter()}
 
 
@@ -186,7 +186,11 @@ CASES = {
         {"negative_prompt_embeds": None},
         samplers=(),  # it is made for its own
     ),
-    "pix2pix": Case("StableDiffusionInstructPix2PixPipeline", lambda: tiny.sd_parts(in_channels=8), {"image": PICTURE}),
+    "pix2pix": Case(
+        "StableDiffusionInstructPix2PixPipeline",
+        lambda: {**tiny.sd_parts(in_channels=8), "text_encoder": tiny.text_encoder()},
+        {"image": PICTURE},
+    ),
     "animatediff": Case("AnimateDiffPipeline", _animatediff, {"num_frames": 3}),
     "marigold": _Marigold(
         "MarigoldDepthPipeline", _marigold, {"image": torch.cat([PICTURE, 1 - PICTURE])}, samplers=("ddim",)

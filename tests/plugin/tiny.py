@@ -6,7 +6,13 @@ from typing import Any
 
 import diffusers
 import torch
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 NOISE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 TEXT = 16  # width of texts
@@ -37,6 +43,7 @@ XL: dict[str, Any] = {
 }
 REFINER = {**XL, "projection_class_embeddings_input_dim": 5 * SIZE + POOLED}
 KOLORS = {**XL, "encoder_hid_dim": TEXT + 4, "encoder_hid_dim_type": "text_proj"}
+MOTION = {**SD, "block_out_channels": (32, 32), "norm_num_groups": 32}  # as many groups in 0.24.0, whatever is said
 UPSCALER = {**SD, "in_channels": 7, "num_class_embeds": 40, "only_cross_attention": (True, False)}
 
 
@@ -105,8 +112,16 @@ def adapter(kind: str, channels: tuple[int, ...], downscale: int) -> Any:
 
 def motion_adapter() -> Any:
     torch.manual_seed(7)
-    channels = SD["block_out_channels"]
-    return diffusers.MotionAdapter(channels, motion_num_attention_heads=2, motion_norm_num_groups=4).eval()
+    return diffusers.MotionAdapter(MOTION["block_out_channels"], motion_num_attention_heads=2).eval()
+
+
+def text_encoder() -> Any:
+    """Whose dtype some pipelines ask for, although it has nothing to encode."""
+    torch.manual_seed(9)
+    config = CLIPTextConfig(
+        vocab_size=8, hidden_size=TEXT, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    return CLIPTextModel(config).eval()
 
 
 def vision() -> Any:
