@@ -35,7 +35,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "combination"), CASES)
 def test_every_extension_is_the_forks_bit_for_bit(name, combination):
     family, extensions = FAMILIES[name], COMBINATIONS[combination]
-    stock, fork = family.pair("euler" if name == "svd" else "ddim")
+    stock, fork = family.pair({"svd": "euler", "sd": "plms"}.get(name, "ddim"))
     expected = family.run(fork, 9, **PAPER, **extensions)
     helper = DeepCacheSDHelper(stock)
     helper.set_params(**PAPER, **extensions)
@@ -49,7 +49,8 @@ def test_every_extension_is_the_forks_bit_for_bit(name, combination):
 def test_without_guidance_there_is_none_to_reuse():
     family = FAMILIES["sd"]
     stock, fork = family.pair()
-    extra, extensions = {"guidance_scale": 1.0, "prompt": ["a ring", "a circle"]}, COMBINATIONS["all"]
+    extra: dict[str, Any] = {"guidance_scale": 1.0, "prompt": ["a ring", "a circle"]}
+    extensions = COMBINATIONS["all"]
     expected = family.run(fork, **extra, **PAPER, **extensions)
     helper = DeepCacheSDHelper(stock)
     helper.set_params(**PAPER, **extensions)

@@ -1,6 +1,7 @@
 """The forked U-Net against diffusers' own, and what a retrieve step executes."""
 
 import inspect
+from typing import Any
 
 import diffusers
 import pytest
@@ -323,7 +324,7 @@ def test_each_kind_of_step_compiles_to_one_graph_and_is_not_compiled_again():
     assert len(graphs) == 2
 
 
-CLASSES = {
+CLASSES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
     "a table": ({"num_class_embeds": 10}, torch.tensor([3, 7])),
     "timestep": ({"class_embed_type": "timestep"}, torch.tensor([3, 7])),
     "identity": ({"class_embed_type": "identity"}, torch.linspace(-1, 1, 64).reshape(2, 32)),

@@ -19,7 +19,6 @@ class DownLayer(NamedTuple):
     attention: nn.Module | None
     downsampler: nn.Module | None
     motion: nn.Module | None = None  # AnimateDiff's: attention over the frames
-    adapted_by: int | None = None  # which of a T2I-Adapter's features, one for each block, is added to its output
 
 
 class UpLayer(NamedTuple):
@@ -35,16 +34,24 @@ class UpLayer(NamedTuple):
 def down_layers(down_blocks: Any) -> list[DownLayer]:
     """d_1 … d_{M-1} of a diffusers U-Net, or of a ControlNet: views of its blocks, registered nowhere."""
     layers = []
-    for i, block in enumerate(down_blocks):
-        own = [DownLayer(r, a, None, m) for r, a, m in zip(block.resnets, *_attentions(block), strict=True)]
-        own_downsamplers = [DownLayer(None, None, downsampler) for downsampler in block.downsamplers or ()]
-        # A block with attention adds an adapter's feature before it halves the size, one without after that.
-        if hasattr(block, "attentions") or not own_downsamplers:
-            own[-1] = own[-1]._replace(adapted_by=i)
-        else:
-            own_downsamplers[-1] = own_downsamplers[-1]._replace(adapted_by=i)
-        layers += own + own_downsamplers
+    for block in down_blocks:
+        layers += [DownLayer(r, a, None, m) for r, a, m in zip(block.resnets, *_attentions(block), strict=True)]
+        layers += [DownLayer(None, None, downsampler) for downsampler in block.downsamplers or ()]
     return layers
+
+
+def adapted_layers(down_blocks: Any) -> dict[int, int]:
+    """The down layers d_k to whose output a T2I-Adapter's features are added: k, and the number of their block.
+
+    A block with attention adds them before it halves the size, one without after that.
+    """
+    found, k = {}, 0
+    for i, block in enumerate(down_blocks):
+        k += len(block.resnets)
+        downsampled = k + len(block.downsamplers or ())
+        found[k if hasattr(block, "attentions") else downsampled] = i
+        k = downsampled
+    return found
 
 
 def up_layers(up_blocks: Any) -> list[UpLayer]:

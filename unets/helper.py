@@ -268,7 +268,7 @@ class DeepCacheSDHelper:
             yield from bar
 
     def _begin(self, loop: Loop, unet: Any, sample: Any, kwargs: dict[str, Any]) -> CacheRun:
-        """As in the forked pipelines: of second-order samplers, calls are counted."""
+        """As in the forked pipelines: of second-order samplers, calls are counted, and PLMS makes one more."""
         config, video, name = self._config, unet.frame_axis is not None, type(self.pipe).__name__
         if self._calibrated_steps not in (None, loop.num_steps):
             raise ValueError(
@@ -284,9 +284,8 @@ class DeepCacheSDHelper:
                 config.refuse("reuse_guidance", "guidance_stop")
             loop.guided_rows = len(sample) if is_guided(self.pipe, unet, sample) else None
         loop.timesteps = self.pipe.scheduler.timesteps
-        order, num_calls = self.pipe.scheduler.order, loop.num_steps
-        if order > 1:
-            num_calls = getattr(self.pipe, "_num_timesteps", loop.num_steps * order)
+        order, one_more = self.pipe.scheduler.order, len(loop.timesteps) == loop.num_steps + 1
+        num_calls = getattr(self.pipe, "_num_timesteps", None) or loop.num_steps * order + (order == 1 and one_more)
         frames = sample.shape[unet.frame_axis] if video else 1
         return CacheRun(config, unet, loop.num_steps, num_calls, order=order, frames=frames)
 

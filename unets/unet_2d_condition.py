@@ -26,7 +26,7 @@ from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
 from .cache.attention import ShallowAttention
-from .cached_unet import CachedUNetMixin, DownLayer, UpLayer, output_class
+from .cached_unet import CachedUNetMixin, DownLayer, UpLayer, adapted_layers, output_class
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
@@ -137,6 +137,11 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         super().__init__(*args, **kwargs)
         self.pair_layers()
 
+    def pair_layers(self) -> None:
+        """As for every fork; and where a T2I-Adapter's features are added."""
+        super().pair_layers()
+        self.adapted_layers = adapted_layers(self.down_blocks)
+
     @property
     def freeu(self) -> bool:
         """Whether FreeU is on, which writes into what up layers are given."""
@@ -210,8 +215,9 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         skips = [h]
         for d in self.down_layers[: m if retrieve else None]:  # cache (1): a retrieve step runs d_1 … d_m only
             h = run_down(d, h, condition, shallow.at(len(skips)))
-            if d.adapted_by is not None and d.adapted_by < len(adapter):
-                h = h + adapter[d.adapted_by]
+            block = self.adapted_layers.get(len(skips))
+            if block is not None and block < len(adapter):
+                h = h + adapter[block]
             skips.append(h)  # (B, 320, H, W) … (B, 1280, H/8, W/8)
         if down_block_additional_residuals is not None:
             skips = [s + r for s, r in zip(skips, down_block_additional_residuals[: len(skips)], strict=True)]

@@ -1,5 +1,7 @@
 """What goes beyond the paper, where the forked pipelines can't be asked: what is run, and what is refused by name."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,8 +9,8 @@ from tests.plugin.cases import CASES, stock, with_sampler
 from tests.plugin.ways import offload
 from unets import DeepCacheSDHelper
 
-REUSE = {"cache_interval": 3, "reuse_guidance": True}
-SKIP = {"cache_interval": 4, "skip_interval": 8}
+REUSE: dict[str, Any] = {"cache_interval": 3, "reuse_guidance": True}
+SKIP: dict[str, Any] = {"cache_interval": 4, "skip_interval": 8}
 
 
 def helper_on(name, **settings):
@@ -44,9 +46,13 @@ def test_a_skipped_step_neither_runs_the_unet_nor_loads_its_weights():
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(**SKIP)
     with helper:
-        rows, loads = rows_run(pipe), []
-        load = pipe.unet._hf_hook.pre_forward
-        pipe.unet._hf_hook.pre_forward = lambda *args, **kwargs: (loads.append(1), load(*args, **kwargs))[1]
+        rows, loads, load = rows_run(pipe), [], pipe.unet._hf_hook.pre_forward
+
+        def counted(*args, **kwargs):
+            loads.append(1)
+            return load(*args, **kwargs)
+
+        pipe.unet._hf_hook.pre_forward = counted
         CASES["sd"].run(pipe)
     assert len(loads) == len(rows) == 3  # steps 0, 1 and 4 are full
 

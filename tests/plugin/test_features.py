@@ -1,5 +1,7 @@
 """With what else a stock pipeline can have switched on, and with calls in turn that differ in everything."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tests.plugin.tiny import TEXT, random
 from tests.plugin.ways import offload, with_package, with_plug_in
 from unets import DeepCacheSDHelper, fork_of
 
-CACHE = {"cache_interval": 3, "cache_branch_id": 1}
+CACHE: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
 
 
 def is_stock_and_the_package(case, pipe, extra=None):
@@ -126,7 +128,7 @@ def test_offloaded(kind, offloaded_first):
     assert hasattr(pipe.unet, "_hf_hook")
 
 
-TURNS = [  # steps, batch, and more
+TURNS: list[dict[str, Any]] = [  # steps, batch, and more
     {"steps": 6},
     {"steps": 4, "batch": 2},
     {"steps": 5, "guidance_scale": 1.0},

@@ -1,5 +1,7 @@
 """Every pipeline of the installed diffusers: off it is stock, on it is the authors' package, bit for bit."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def test_it_is_the_authors_package_and_with_interval_1_the_stock_pipeline(name):
         assert expected.isfinite().all()
         assert torch.equal(with_plug_in(case, pipe), expected)
         for interval, branch in settings:
-            cache = {"cache_interval": interval, "cache_branch_id": branch}
+            cache: dict[str, Any] = {"cache_interval": interval, "cache_branch_id": branch}
             cached = with_plug_in(case, pipe, **cache)
             assert not torch.equal(cached, expected)
             assert torch.equal(cached, with_package(case, pipe, **cache)), (sampler, cache)
