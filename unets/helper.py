@@ -151,7 +151,9 @@ class DeepCacheSDHelper:
         stock = pipe.unet
         fork = _fork_with_offloading(stock)
         fork.check_branch(self._config.cache_branch_id)
-        fork.__class__ = self._called_by_the_step(type(fork))
+        # Of a U-Net that another helper put in place, its class before that.
+        fork.__class__ = _called_by_the_step(getattr(type(fork), "plain_class", type(fork)))
+        vars(fork)["cache_helper"] = self  # there, a copy of the pipeline copies it too
         self._own = vars(fork).keys() - vars(stock).keys()
         self._stock, self._stock_class, self._fork = stock, type(pipe), fork
         pipe.__class__ = self._one_call_at_a_time(type(pipe))  # Python looks `__call__` up nowhere else
@@ -182,7 +184,8 @@ class DeepCacheSDHelper:
         """What became of the U-Net while it was the fork: a LoRA's or an IP-Adapter's configuration, for example."""
 
         def is_state(name: str) -> bool:
-            return not ("_hook" in name or name in (*self._own, "forward", "_old_forward", "_compiled_call_impl"))
+            passing = ("cache_helper", "forward", "_old_forward", "_compiled_call_impl", *self._own)
+            return "_hook" not in name and name not in passing
 
         for name in [*vars(stock)]:
             # A module that was None before, and is one now, is found among `_modules` alone.
@@ -196,26 +199,6 @@ class DeepCacheSDHelper:
 
     def __exit__(self, *_: Any) -> None:
         self.disable()
-
-    def _called_by_the_step(self, cls: Any) -> Any:
-        """The fork's class, but that each step of a loop says how it is called, and whether.
-
-        Hooks of the U-Net would come too late: a skipped step is not to load offloaded weights either. What is compiled
-        is the U-Net, and not these lines.
-        """
-        # Not even the functions that they call, unlike the U-Net.
-        before = torch.compiler.disable(self._before_step)  # type: ignore[no-untyped-call]
-        after = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
-
-        def call(unet: Any, *args: Any, **kwargs: Any) -> Any:
-            planned = before(unet, args, kwargs)
-            if planned is None:
-                return cls.__call__(unet, *args, **kwargs)
-            step, its_args, its_kwargs = planned
-            output = None if step.skips else cls.__call__(unet, *its_args, **its_kwargs)
-            return after(step, output, kwargs.get("return_dict", True))
-
-        return _subclass(cls, torch.compiler.disable(call, recursive=False))  # type: ignore[no-untyped-call]
 
     def _one_call_at_a_time(self, cls: Any) -> Any:
         """The pipeline's class, but for a call that begins while another is under way."""
@@ -345,6 +328,29 @@ class DeepCacheSDHelper:
                 f"the scheduler of this {type(self.pipe).__name__} was set for another call while this one ran; give "
                 "each pipeline that is called in a callback or another thread a scheduler of its own"
             )
+
+
+def _called_by_the_step(cls: Any) -> Any:
+    """A fork's class, but that each step of its helper's loop says how it is called, and whether.
+
+    Hooks of the U-Net would come too late: a skipped step is not to load offloaded weights either. What is compiled is
+    the U-Net alone: not these lines, nor what they call.
+    """
+    before = torch.compiler.disable(DeepCacheSDHelper._before_step)  # type: ignore[no-untyped-call]
+    after = torch.compiler.disable(DeepCacheSDHelper._after_step)  # type: ignore[no-untyped-call]
+
+    def call(unet: Any, *args: Any, **kwargs: Any) -> Any:
+        helper = vars(unet)["cache_helper"]
+        planned = before(helper, unet, args, kwargs)
+        if planned is None:
+            return cls.__call__(unet, *args, **kwargs)
+        step, its_args, its_kwargs = planned
+        output = None if step.skips else cls.__call__(unet, *its_args, **its_kwargs)
+        return after(helper, step, output, kwargs.get("return_dict", True))
+
+    made = _subclass(cls, torch.compiler.disable(call, recursive=False))  # type: ignore[no-untyped-call]
+    made.plain_class = cls
+    return made
 
 
 def _subclass(cls: Any, call: Any) -> Any:
