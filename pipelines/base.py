@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unets.cache.config import CacheConfig
 from unets.cache.run import CacheRun
+from unets.cache.samplers import check_skips
 from unets.cached_unet import CachedUNetMixin
 from unets.forks import fork_of, stock_class
 
@@ -70,7 +71,7 @@ class CachedPipeline:
         """
         self.fork_unet()
         if config.skips:
-            checks.check_skips(self.scheduler, eta)
+            check_skips(self.scheduler, eta)
         return CacheRun(config, self.unet, num_steps, num_calls, order=self.scheduler.order, frames=frames)
 
     def embed_guidance_scale(self, latents: Tensor) -> Tensor | None:

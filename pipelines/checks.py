@@ -29,16 +29,6 @@ MAY_BE_NONE = (*SIDES, "num_frames", "decode_chunk_size", "denoising_start", "de
 MAY_BE_LISTS = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")  # one for each net
 
 
-DETERMINISTIC = (  # samplers of one call a step without noise of their own, but for their variants that add it
-    "PNDMScheduler",
-    "DDIMScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "EulerDiscreteScheduler",
-)
-SKIPPING = (*DETERMINISTIC, "AdamsBashforthScheduler")
-
-
 def check_numbers(*, timesteps: Any = None, **given: Any) -> None:
     """Arguments by name: whole numbers (`LEAST`), sides in pixels, or else finite numbers.
 
@@ -90,26 +80,6 @@ def check_noise(batch_size: int, generator: Any, latents: Any = None, shape: Seq
         raise ValueError(f"latents are {tuple(latents.shape)}; they must be ({wanted})")
     if not latents.is_meta and not latents.isfinite().all():  # meta tensors have a shape alone
         raise ValueError("latents hold a number that is not finite; make them anew")
-
-
-def check_skips(scheduler: Any, eta: float = 0.0) -> None:
-    """Whether steps can be skipped with a sampler.
-
-    One that adds noise of its own moves the latents, and with them the predicted noise, where no forecast can follow.
-
-    Raises:
-        ValueError: one that does, or that is not known here.
-    """
-    name = type(scheduler).__name__
-    noisy = eta > 0 or is_sde(scheduler)
-    if noisy or name not in SKIPPING:
-        what = f"{name} with noise of its own" if noisy else name
-        raise ValueError(f"skip_interval and skip_steps need one of {', '.join(SKIPPING)}, not {what}")
-
-
-def is_sde(scheduler: Any) -> bool:
-    """Whether it is the variant of a sampler that adds noise, as DPM++ SDE."""
-    return str(scheduler.config.get("algorithm_type")).startswith("sde")
 
 
 def for_each_generator(image: Tensor, generator: Any) -> Tensor:

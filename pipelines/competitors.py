@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import diffusers
 
+from common.original_package import INSTALL as INSTALL_DEEPCACHE
+from common.original_package import original_package
 from unets.cached_unet import shallow_clone
 
-INSTALL = {"DeepCache": "pip install DeepCache==0.1.1", "tomesd": "pip install tomesd==0.1.3"}
+INSTALL = {"DeepCache": INSTALL_DEEPCACHE, "tomesd": "pip install tomesd==0.1.3"}
 
 
 def stock_pipeline(pipe: Any) -> Any:
@@ -24,26 +23,6 @@ def stock_pipeline(pipe: Any) -> Any:
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     parts = {**pipe.components, "unet": unet, "scheduler": scheduler}
     return diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
-
-
-def original_package() -> Any:
-    """The authors' package, from its installed files: here the name `DeepCache` may be this repository's.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    name = "original_deepcache"
-    if name in sys.modules:
-        return sys.modules[name]
-    for distribution in importlib.metadata.distributions(name="DeepCache"):
-        file = Path(str(distribution.locate_file("DeepCache/__init__.py")))
-        if file.is_file():
-            spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
-            assert spec is not None and spec.loader is not None
-            sys.modules[name] = module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-    raise ImportError(f"the package DeepCache is not installed ({INSTALL['DeepCache']})")
 
 
 def is_installed(module: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import DETERMINISTIC, is_sde
+from unets.cache.samplers import DETERMINISTIC, is_sde
 
 
 def step_weights(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, list[int], list[int]]:

@@ -69,7 +69,9 @@ def documents() -> list[Path]:
 
 def is_document(path: str) -> bool:
     top = path in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-    return top or re.fullmatch(r"docs/[^/]+\.md|results/.*\.md|assets/[^/]+/README\.md", path) is not None
+    return (
+        top or re.fullmatch(r"docs/[^/]+\.md|results/.*\.md|(assets|integrations)/[^/]+/README\.md", path) is not None
+    )
 
 
 def tokens(document: Path) -> list[Token]:

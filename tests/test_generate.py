@@ -176,7 +176,9 @@ def test_parti_is_downloaded_once_and_checked(monkeypatch, cache):
     content = b"Prompt\na ring\na cross\n"
     with LocalHub(files={"parti.tsv": content}) as hub:
         monkeypatch.setattr(published, "PARTI", Download(hub.url_of("parti.tsv"), "md5:0"))
-        with pytest.raises(RunError, match=r"is damaged or another file .*try again, or put PartiPrompts\.tsv at"):
+        with pytest.raises(
+            RunError, match=r"is damaged or not the published one .*try again, or put PartiPrompts\.tsv at"
+        ):
             open_prompts("parti", quiet=True)
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         monkeypatch.setattr(published, "PARTI", Download(hub.url_of("parti.tsv"), digest))
@@ -286,7 +288,7 @@ def test_other_settings_are_refused(tmp_path, five, capsys):
     before = {path: path.read_bytes() for path in five.iterdir() if path.is_file()}
     (tmp_path / "other.txt").write_text("\n".join([*CAPTIONS[:4], "a red ring"]))
     for options, named in {
-        ("--prompts", str(tmp_path / "other.txt")): "prompts is {'name': 'shapes'",
+        ("--prompts", str(tmp_path / "other.txt")): "prompts was {'name': 'shapes'",
         ("--rounding", "truncate"): "rounding was 'nearest' and is now 'truncate'",
         ("--scheduler", "unipc"): "scheduler was 'plms' and is now 'unipc'",
         ("--width", "72"): "width was 64 and is now 72",

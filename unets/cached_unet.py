@@ -18,6 +18,7 @@ class DownLayer(NamedTuple):
     resnet: nn.Module | None
     attention: nn.Module | None
     downsampler: nn.Module | None
+    motion: nn.Module | None = None  # AnimateDiff's: attention over the frames
 
 
 class UpLayer(NamedTuple):
@@ -27,26 +28,47 @@ class UpLayer(NamedTuple):
     resnet: nn.Module
     attention: nn.Module | None
     upsampler: nn.Module | None
+    motion: nn.Module | None = None
 
 
 def down_layers(down_blocks: Any) -> list[DownLayer]:
     """d_1 … d_{M-1} of a diffusers U-Net, or of a ControlNet: views of its blocks, registered nowhere."""
     layers = []
     for block in down_blocks:
-        attentions = getattr(block, "attentions", [None] * len(block.resnets))
-        layers += [DownLayer(r, a, None) for r, a in zip(block.resnets, attentions, strict=True)]
+        layers += [DownLayer(r, a, None, m) for r, a, m in zip(block.resnets, *_attentions(block), strict=True)]
         layers += [DownLayer(None, None, downsampler) for downsampler in block.downsamplers or ()]
     return layers
+
+
+def adapted_layers(down_blocks: Any) -> dict[int, int]:
+    """The down layers d_k to whose output a T2I-Adapter's features are added: k, and the number of their block.
+
+    A block with attention adds them before it halves the size, one without after that.
+    """
+    found, k = {}, 0
+    for i, block in enumerate(down_blocks):
+        k += len(block.resnets)
+        downsampled = k + len(block.downsamplers or ())
+        found[k if hasattr(block, "attentions") else downsampled] = i
+        k = downsampled
+    return found
 
 
 def up_layers(up_blocks: Any) -> list[UpLayer]:
     """u_0 … u_{M-1} of a diffusers U-Net, likewise; the last to run comes first."""
     layers = []
     for block in up_blocks:
-        attentions = getattr(block, "attentions", [None] * len(block.resnets))
+        attentions, motions = _attentions(block)
         upsamplers = [None] * (len(block.resnets) - 1) + list(block.upsamplers or [None])
-        layers += [UpLayer(block, *parts) for parts in zip(block.resnets, attentions, upsamplers, strict=True)]
+        parts = zip(block.resnets, attentions, upsamplers, motions, strict=True)
+        layers += [UpLayer(block, *layer) for layer in parts]
     return layers[::-1]
+
+
+def _attentions(block: Any) -> tuple[Any, Any]:
+    """Attention of each resnet of a block, and motion modules; None for those without."""
+    none = [None] * len(block.resnets)
+    return getattr(block, "attentions", none), getattr(block, "motion_modules", none)
 
 
 def share_weights_as(cls: type, model: Any) -> Any:
@@ -95,6 +117,8 @@ def save_as_stock(model: Any) -> None:
 
 class CachedUNetMixin:
     """Put in front of a diffusers U-Net class."""
+
+    frame_axis: int | None = None  # of the sample, if it is a video
 
     # What is used of the class behind.
     config: Any
@@ -169,7 +193,7 @@ class CachedUNetMixin:
 
     def _num_attentions(self, branch: int) -> int:
         layers: list[Any] = [*self.down_layers[:branch], *self.up_layers[: branch + 1]]
-        return sum(layer.attention is not None for layer in layers)
+        return sum(layer.attention is not None or layer.motion is not None for layer in layers)
 
     def check_supported_config(self) -> None:
         """Raises ValueError naming the first part of the configuration that `forward` does not write out."""

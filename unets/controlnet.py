@@ -7,11 +7,11 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.models.controlnet import ControlNetOutput
-from diffusers.pipelines.controlnet import MultiControlNetModel as StockMultiControlNetModel
 from torch import Tensor
 
 from .cached_unet import down_layers, save_as_stock, share_weights_as
+from .moved import ControlNetOutput
+from .moved import MultiControlNetModel as StockMultiControlNetModel
 from .unet_2d_condition import Condition, embedding, mask_bias, run_down
 
 

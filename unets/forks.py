@@ -8,11 +8,13 @@ import diffusers
 
 from .unet_2d import UNet2DModel
 from .unet_2d_condition import UNet2DConditionModel
+from .unet_motion import UNetMotionModel
 from .unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 
 FORKS: dict[type, Any] = {
     diffusers.UNet2DConditionModel: UNet2DConditionModel,
     diffusers.UNet2DModel: UNet2DModel,
+    diffusers.UNetMotionModel: UNetMotionModel,
     diffusers.UNetSpatioTemporalConditionModel: UNetSpatioTemporalConditionModel,
 }
 

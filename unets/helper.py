@@ -11,20 +11,23 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
+import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers import DiffusionPipeline
 
-from .cache.config import CacheConfig
+from .cache.config import CacheConfig, Extensions
 from .cache.run import CacheRun, Step
+from .cache.samplers import check_skips
 from .cached_unet import shallow_clone
 from .forks import fork_of
+from .guided_batch import conditional_half, is_guided
 
 SKIP_MODES = ("uniform", "non_uniform")
 
@@ -38,8 +41,8 @@ class Loop:
     position: int = 0  # calls of the U-Net so far
     cache: CacheRun | None = None  # known from the first call on
     timesteps: Any = None  # likewise: the scheduler's, which are others as soon as it is set for another call
-    step: Step | None = None  # of the call under way
-    return_dict: bool = True  # what that call asked for
+    guided_rows: int | None = None  # likewise: of a batch of two halves, of which one is to be left out
+    output: Any = None  # the class of what the U-Net returns, known after the first call
 
 
 class DeepCacheSDHelper:
@@ -60,6 +63,7 @@ class DeepCacheSDHelper:
         self._stock_class: Any = None  # of the pipeline, likewise
         self._fork: Any = None  # what stands in its place
         self._loop: Loop | None = None
+        self._eta = 0.0  # of the pipeline's call under way
         self.set_params()
 
     def set_params(
@@ -71,6 +75,7 @@ class DeepCacheSDHelper:
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
+        **extensions: Unpack[Extensions],
     ) -> None:
         """Sets what the next denoising loop goes by.
 
@@ -79,21 +84,38 @@ class DeepCacheSDHelper:
             cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
             skip_mode: "uniform", or "non_uniform" with `pow` and `center`, which gathers full steps around `center`.
             cache_steps: the full steps themselves, instead.
+            extensions: what goes beyond the paper, by the names that `CacheConfig` has for it.
 
         Raises:
             ValueError: an argument out of range, by name. What depends on the run is checked when it begins.
         """
         if skip_mode not in SKIP_MODES:
             raise ValueError(f"skip_mode is {skip_mode!r}; it must be {' or '.join(map(repr, SKIP_MODES))}")
-        self._config = CacheConfig(cache_interval, cache_branch_id, skip_mode == "uniform", pow, center, cache_steps)
+        uniform = skip_mode == "uniform"
+        self.set_config(CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions))
+
+    def set_config(self, config: CacheConfig | Mapping[str, Any]) -> None:
+        """Sets the same by a configuration, or by what a JSON file has that `eval.calibrate --out` wrote.
+
+        Raises:
+            ValueError: as `CacheConfig`; content that is not a calibration's.
+        """
+        steps = None
+        if isinstance(config, Mapping):
+            steps = config.get("steps")
+            if type(steps) is not int or not config.get("cache_steps"):
+                raise ValueError("this is no calibration: steps or cache_steps is missing; eval.calibrate writes one")
+            config = CacheConfig.from_json(config)
+        self._config, self._calibrated_steps = config, steps
 
     @property
     def params(self) -> dict[str, Any]:
-        """Interval, branch and kind of schedule, as `set_params` was told."""
+        """Interval, branch and kind of schedule, and the extensions that are on."""
         return {
             "cache_interval": self._config.cache_interval,
             "cache_branch_id": self._config.cache_branch_id,
             "skip_mode": SKIP_MODES[not self._config.uniform],
+            **self._config.extensions,
         }
 
     @property
@@ -129,8 +151,10 @@ class DeepCacheSDHelper:
         stock = pipe.unet
         fork = _fork_with_offloading(stock)
         fork.check_branch(self._config.cache_branch_id)
-        fork.register_forward_pre_hook(self._before_step, with_kwargs=True)
-        fork.register_forward_hook(self._after_step)
+        # Of a U-Net that another helper put in place, its class before that.
+        fork.__class__ = _called_by_the_step(getattr(type(fork), "plain_class", type(fork)))
+        vars(fork)["cache_helper"] = self  # there, a copy of the pipeline copies it too
+        self._own = vars(fork).keys() - vars(stock).keys()
         self._stock, self._stock_class, self._fork = stock, type(pipe), fork
         pipe.__class__ = self._one_call_at_a_time(type(pipe))  # Python looks `__call__` up nowhere else
         # Past the pipeline's own way, which would write the fork's class into the configuration that it saves.
@@ -149,13 +173,25 @@ class DeepCacheSDHelper:
             for offload in getattr(self.pipe, "_all_hooks", ()):
                 if offload.model is fork:
                     offload.model = stock
-        for name in stock._modules:  # what was None before and is a module now, such as an IP-Adapter's projection
-            vars(stock).pop(name, None)
+        self._take_over_changes(fork, stock)
         if getattr(self.pipe.unet, "_orig_mod", self.pipe.unet) is fork:  # else the user put another there
             vars(self.pipe)["unet"] = stock
         del vars(self.pipe)["progress_bar"]
         self.pipe.__class__ = self._stock_class
         self._stock = self._stock_class = self._fork = self._loop = None
+
+    def _take_over_changes(self, fork: Any, stock: Any) -> None:
+        """What became of the U-Net while it was the fork: a LoRA's or an IP-Adapter's configuration, for example."""
+
+        def is_state(name: str) -> bool:
+            passing = ("cache_helper", "forward", "_old_forward", "_compiled_call_impl", *self._own)
+            return "_hook" not in name and name not in passing
+
+        for name in [*vars(stock)]:
+            # A module that was None before, and is one now, is found among `_modules` alone.
+            if is_state(name) and (name not in vars(fork) or name in stock._modules):
+                del vars(stock)[name]
+        vars(stock).update({name: value for name, value in vars(fork).items() if is_state(name)})
 
     def __enter__(self) -> Self:
         self.enable()
@@ -166,7 +202,7 @@ class DeepCacheSDHelper:
 
     def _one_call_at_a_time(self, cls: Any) -> Any:
         """The pipeline's class, but for a call that begins while another is under way."""
-        under_way = threading.Lock()
+        under_way, parameters = threading.Lock(), signature(cls.__call__)
 
         @functools.wraps(cls.__call__)
         def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
@@ -175,12 +211,13 @@ class DeepCacheSDHelper:
             if not under_way.acquire(blocking=False):
                 raise self._called_already()
             try:
+                self._eta = parameters.bind(pipe, *args, **kwargs).arguments.get("eta", 0.0)
                 return cls.__call__(pipe, *args, **kwargs)
             finally:
+                self._eta = 0.0
                 under_way.release()
 
-        names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        return type(cls.__name__, (cls,), {**names, "__call__": call})
+        return _subclass(cls, call)
 
     def _called_already(self) -> RuntimeError:
         return RuntimeError(
@@ -188,14 +225,17 @@ class DeepCacheSDHelper:
             "its own, for each thread and for a call in a callback"
         )
 
-    def _progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+    def _progress_bar(self, iterable: Any = None, total: int | None = None, **options: Any) -> Any:
         """The pipeline's own, which is open exactly as long as a denoising loop runs."""
-        bar = type(self.pipe).progress_bar(self.pipe, iterable, total)
+        bar = type(self.pipe).progress_bar(self.pipe, iterable, total, **options)
         return self._around(bar, total or 0) if iterable is None else self._along(bar, len(iterable))
 
     @contextmanager
     def _around(self, bar: Any, num_steps: int) -> Iterator[Any]:
-        if self._loop is not None:  # of a generator that is not closed yet, or by hand in another thread
+        outer = self._loop
+        # The loops of Marigold are within one over the pictures, which calls no U-Net itself. Otherwise it is that of a
+        # generator that is not closed yet, or by hand in another thread.
+        if outer is not None and (outer.cache is not None or outer.thread != threading.get_ident()):
             raise self._called_already()
         loop = Loop(num_steps)
         try:
@@ -204,46 +244,66 @@ class DeepCacheSDHelper:
                 yield bar
         finally:
             if self._loop is loop:
-                self._loop = None
+                self._loop = outer
 
     def _along(self, bar: Any, num_steps: int) -> Iterator[Any]:
         with self._around(bar, num_steps):
             yield from bar
 
-    def _new_cache(self, unet: Any, loop: Loop, sample: Any) -> CacheRun:
-        """As in the forked pipelines: of second-order samplers, calls are counted."""
-        order, num_calls = self.pipe.scheduler.order, loop.num_steps
-        if order > 1:
-            num_calls = getattr(self.pipe, "_num_timesteps", loop.num_steps * order)
-        frames = sample.shape[1] if sample.ndim == 5 else 1  # of a video
-        return CacheRun(self._config, unet, loop.num_steps, num_calls, order=order, frames=frames)
+    def _begin(self, loop: Loop, unet: Any, sample: Any, kwargs: dict[str, Any]) -> CacheRun:
+        """As in the forked pipelines: of second-order samplers, calls are counted, and PLMS makes one more."""
+        config, video, name = self._config, unet.frame_axis is not None, type(self.pipe).__name__
+        if self._calibrated_steps not in (None, loop.num_steps):
+            raise ValueError(
+                f"the calibration is for {self._calibrated_steps} steps, not {loop.num_steps}; give "
+                f"num_inference_steps={self._calibrated_steps}, or calibrate anew"
+            )
+        if config.skips:
+            if video or name.startswith("TextToVideoZero"):
+                config.refuse("skip_interval", "skip_steps")  # not tried: no trained model at hand
+            check_skips(self.pipe.scheduler, self._eta)
+        if config.reuse_guidance or config.guidance_stop < 1:
+            if kwargs.get("down_block_additional_residuals") is not None:  # a ControlNet runs whole, as in its fork
+                config.refuse("reuse_guidance", "guidance_stop")
+            loop.guided_rows = len(sample) if is_guided(self.pipe, unet, sample) else None
+        loop.timesteps = self.pipe.scheduler.timesteps
+        order, one_more = self.pipe.scheduler.order, len(loop.timesteps) == loop.num_steps + 1
+        num_calls = getattr(self.pipe, "_num_timesteps", None) or loop.num_steps * order + (order == 1 and one_more)
+        frames = sample.shape[unet.frame_axis] if video else 1
+        return CacheRun(config, unet, loop.num_steps, num_calls, order=order, frames=frames)
 
     def _before_step(
         self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    ) -> tuple[Step, tuple[Any, ...], dict[str, Any]] | None:
+        """How this call of the U-Net is made; None for one that is made as it is."""
         loop = self._loop_of_this_thread()
-        if loop is None or self._called_by_another_pipeline():  # or by hand, outside of a pipeline's loop
+        if unet is not self._fork or loop is None or self._called_by_another_pipeline():  # or by hand, outside a loop
             return None
         sample = args[0] if args else kwargs["sample"]
         if loop.cache is None:
-            loop.cache, loop.timesteps = self._new_cache(unet, loop, sample), self.pipe.scheduler.timesteps
+            loop.cache = self._begin(loop, unet, sample, kwargs)
         self._check_scheduler(loop)
         if loop.position >= len(loop.timesteps):
             raise ValueError(
                 f"{type(self.pipe).__name__} calls its U-Net more than once a step, which is not supported"
             )
-        loop.step = loop.cache.plan(loop.position, len(sample))  # cache (1): equation 6, is this step full?
-        loop.return_dict = kwargs.get("return_dict", True)
-        return args, {**kwargs, **loop.step.unet_arguments, "return_dict": True}  # cache (2): equations 4 and 5
+        guided = len(sample) == loop.guided_rows  # a callback can switch guidance off
+        batch_size = len(sample) // 2 if guided else len(sample)
+        step = loop.cache.plan(loop.position, batch_size, guided)  # cache (1): equation 6, is this step full?
+        if step.guidance_delta is not None:
+            args, kwargs = conditional_half((args, kwargs), len(sample))
+        return step, args, {**kwargs, **step.unet_arguments, "return_dict": True}  # cache (2): equations 4 and 5
 
-    def _after_step(self, _: Any, __: tuple[Any, ...], output: Any) -> Any:
-        loop = self._loop_of_this_thread()
-        if loop is None or loop.cache is None or loop.step is None:
-            return output
+    def _after_step(self, step: Step, output: Any, return_dict: bool) -> Any:
+        """What the pipeline gets for it."""
+        loop = self._loop
+        assert loop is not None and loop.cache is not None
         self._check_scheduler(loop)
-        sample = loop.cache.take(loop.step, output)  # cache (3): the helper owns the feature, for this loop alone
-        loop.position, loop.step = loop.position + 1, None
-        return output if loop.return_dict else (sample,)
+        if output is not None:
+            loop.output = type(output)
+        noise = loop.cache.take(step, output)  # cache (3): the helper owns the feature, for this loop alone
+        loop.position += 1
+        return loop.output(sample=noise) if return_dict else (noise,)
 
     def _loop_of_this_thread(self) -> Loop | None:
         loop = self._loop
@@ -268,6 +328,35 @@ class DeepCacheSDHelper:
                 f"the scheduler of this {type(self.pipe).__name__} was set for another call while this one ran; give "
                 "each pipeline that is called in a callback or another thread a scheduler of its own"
             )
+
+
+def _called_by_the_step(cls: Any) -> Any:
+    """A fork's class, but that each step of its helper's loop says how it is called, and whether.
+
+    Hooks of the U-Net would come too late: a skipped step is not to load offloaded weights either. What is compiled is
+    the U-Net alone: not these lines, nor what they call.
+    """
+    before = torch.compiler.disable(DeepCacheSDHelper._before_step)  # type: ignore[no-untyped-call]
+    after = torch.compiler.disable(DeepCacheSDHelper._after_step)  # type: ignore[no-untyped-call]
+
+    def call(unet: Any, *args: Any, **kwargs: Any) -> Any:
+        helper = vars(unet)["cache_helper"]
+        planned = before(helper, unet, args, kwargs)
+        if planned is None:
+            return cls.__call__(unet, *args, **kwargs)
+        step, its_args, its_kwargs = planned
+        output = None if step.skips else cls.__call__(unet, *its_args, **its_kwargs)
+        return after(helper, step, output, kwargs.get("return_dict", True))
+
+    made = _subclass(cls, torch.compiler.disable(call, recursive=False))  # type: ignore[no-untyped-call]
+    made.plain_class = cls
+    return made
+
+
+def _subclass(cls: Any, call: Any) -> Any:
+    """A class that is `cls` to everyone, but for being called."""
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls,), {**names, "__call__": call})
 
 
 def _fork_with_offloading(stock: Any) -> Any:

@@ -26,7 +26,7 @@ from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
 from .cache.attention import ShallowAttention
-from .cached_unet import CachedUNetMixin, DownLayer, UpLayer, output_class
+from .cached_unet import CachedUNetMixin, DownLayer, UpLayer, adapted_layers, output_class
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
@@ -60,6 +60,21 @@ class Condition(NamedTuple):
     encoder_attention_mask: Tensor | None  # (B, 1, tokens) bias
     cross_attention_kwargs: dict[str, Any] | None
     lora_scale: float
+
+    @classmethod
+    def of(
+        cls,
+        emb: Tensor,
+        context: Any,
+        attention_mask: Tensor | None,
+        encoder_attention_mask: Tensor | None,
+        cross_attention_kwargs: dict[str, Any] | None,
+    ) -> Condition:
+        """With a LoRA's scale taken out of the arguments of attention, which take none from diffusers 0.27 on."""
+        lora_scale = (cross_attention_kwargs or {}).get("scale", 1.0)
+        if cross_attention_kwargs is not None and not LAYERS_TAKE_SCALE:
+            cross_attention_kwargs = {name: v for name, v in cross_attention_kwargs.items() if name != "scale"}
+        return cls(emb, context, attention_mask, encoder_attention_mask, cross_attention_kwargs, lora_scale)
 
     @property
     def for_layers(self) -> dict[str, Any]:
@@ -122,6 +137,11 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         super().__init__(*args, **kwargs)
         self.pair_layers()
 
+    def pair_layers(self) -> None:
+        """As for every fork; and where a T2I-Adapter's features are added."""
+        super().pair_layers()
+        self.adapted_layers = adapted_layers(self.down_blocks)
+
     @property
     def freeu(self) -> bool:
         """Whether FreeU is on, which writes into what up layers are given."""
@@ -154,35 +174,37 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
             sample: (B, 4, H, W) noisy latents, scaled by the scheduler.
             timestep: a number, or a tensor () or (B,).
             encoder_hidden_states: (B, tokens, 768) text.
+            class_labels: (B,) for a U-Net with a class embedding, such as the noise level of the ×4 upscaler.
             down_block_additional_residuals, mid_block_additional_residual: a ControlNet's, one for each skip and one
                 for the middle. A retrieve step uses those of skips 0 … m alone, and needs no others.
+            down_intrablock_additional_residuals: a T2I-Adapter's features, one for each down block, of SDXL's one more
+                for the middle. A retrieve step uses those of the layers that it runs.
             cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
             cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step.
             keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
             cached_attention: what attention added in an earlier step, which is added again instead of running it.
             keep_attention: keep what attention adds in the layers down from the shallower branch.
-            others: as the parent's. `class_labels` and `down_intrablock_additional_residuals` are refused.
+            others: as the parent's.
 
         Returns:
             `CachedUNetOutput`, or the tuple of its fields.
 
         Raises:
-            ValueError: branch out of range, feature without branch, no attention to keep, or an argument that is not
-                supported.
+            ValueError: branch out of range, feature without branch, no attention to keep, or an argument that is
+                missing or that this U-Net has no part for.
         """
         m, retrieve = cache_branch_id, cached_feature is not None
         self.check_cache(m, cached_feature, keep_branch_id)
         shallow_branch = m if keep_branch_id is None else keep_branch_id
         shallow = self.shallow_attention(shallow_branch, cached_attention, keep_attention)
-        self._refuse("class_labels", class_labels)
-        self._refuse("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
+        adapter = down_intrablock_additional_residuals or ()
         if not retrieve and (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
             raise ValueError("a ControlNet's down_block_ and mid_block_additional_residual(s) are needed together")
 
         # 1. Conditions. A size that the downsamplers don't divide makes each upsampler aim for its skip's size.
         condition = self._condition(
             sample, timestep, timestep_cond, encoder_hidden_states, attention_mask, encoder_attention_mask,
-            cross_attention_kwargs, added_cond_kwargs,
+            cross_attention_kwargs, added_cond_kwargs, class_labels,
         )  # fmt: skip
         uneven = any(side % 2**self.num_upsamplers for side in sample.shape[-2:])
         if USE_PEFT_BACKEND:
@@ -193,6 +215,9 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         skips = [h]
         for d in self.down_layers[: m if retrieve else None]:  # cache (1): a retrieve step runs d_1 … d_m only
             h = run_down(d, h, condition, shallow.at(len(skips)))
+            block = self.adapted_layers.get(len(skips))
+            if block is not None and block < len(adapter):
+                h = h + adapter[block]
             skips.append(h)  # (B, 320, H, W) … (B, 1280, H/8, W/8)
         if down_block_additional_residuals is not None:
             skips = [s + r for s, r in zip(skips, down_block_additional_residuals[: len(skips)], strict=True)]
@@ -203,6 +228,9 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         else:
             if self.mid_block is not None:
                 h = self.mid_block(h, condition.emb, **condition.for_attention)  # (B, 1280, H/8, W/8)
+                left = adapter[len(self.down_blocks) :]
+                if left and left[0].shape == h.shape:  # SDXL's adapters
+                    h = h + left[0]
             if mid_block_additional_residual is not None:
                 h = h + mid_block_additional_residual
 
@@ -240,24 +268,23 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         encoder_attention_mask: Tensor | None,
         cross_attention_kwargs: dict[str, Any] | None,
         added_cond_kwargs: dict[str, Tensor] | None,
+        class_labels: Tensor | None,
     ) -> Condition:
-        """Time, guidance-scale, size and image embeddings; masks as biases."""
+        """Time, guidance-scale, size, class and image embeddings; masks as biases."""
         added = added_cond_kwargs or {}
-        emb = embedding(self, sample, timestep, timestep_cond, added)  # (B, 1280)
-        if self.encoder_hid_proj is not None:  # IP-Adapter
-            image_tokens = self.encoder_hid_proj(_required(added, "image_embeds"))
+        emb = embedding(self, sample, timestep, timestep_cond, added, class_labels)  # (B, 1280)
+        if self.encoder_hid_proj is not None and self.config.encoder_hid_dim_type == "text_proj":
+            context = self.encoder_hid_proj(context)
+        elif self.encoder_hid_proj is not None:  # IP-Adapter
+            if getattr(self, "text_encoder_hid_proj", None) is not None:  # Kolors' own projection, kept beside it
+                context = self.text_encoder_hid_proj(context)
+            image_tokens = image_tokens_of(self, added)
             if isinstance(image_tokens, Tensor):  # (B, 4, 768)
                 context = torch.cat([context, image_tokens.to(context.dtype)], dim=1)
-            else:  # from diffusers 0.26 on there can be several adapters, and attention takes them apart itself
+            else:  # there can be several adapters, and attention takes them apart itself
                 context = (context, image_tokens)
-        lora_scale = (cross_attention_kwargs or {}).get("scale", 1.0)
         bias, encoder_bias = mask_bias(attention_mask, sample.dtype), mask_bias(encoder_attention_mask, sample.dtype)
-        return Condition(emb, context, bias, encoder_bias, cross_attention_kwargs, lora_scale)
-
-    @staticmethod
-    def _refuse(name: str, value: Any) -> None:
-        if value is not None:
-            raise ValueError(f"{name} is not supported by this U-Net; use diffusers' own for it")
+        return Condition.of(emb, context, bias, encoder_bias, cross_attention_kwargs)
 
     def check_supported_config(self) -> None:
         """Raises ValueError naming the first part of the configuration that `forward` does not write out."""
@@ -267,9 +294,7 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
             "down_block_types": (config.down_block_types, DOWN_BLOCKS),
             "up_block_types": (config.up_block_types, UP_BLOCKS),
             "addition_embed_type": ([config.addition_embed_type], (None, "text_time")),
-            "encoder_hid_dim_type": ([config.encoder_hid_dim_type], (None, "ip_image_proj")),
-            "class_embed_type": ([config.class_embed_type], (None,)),
-            "num_class_embeds": ([config.num_class_embeds], (None,)),
+            "encoder_hid_dim_type": ([config.encoder_hid_dim_type], (None, "ip_image_proj", "text_proj")),
             "time_embedding_act_fn": ([config.time_embedding_act_fn], (None,)),
             "center_input_sample": ([config.center_input_sample], (False,)),
             "attention_type": ([config.attention_type], ("default",)),
@@ -286,19 +311,37 @@ def embedding(
     timestep: Tensor | float | int,
     timestep_cond: Tensor | None,
     added_cond_kwargs: dict[str, Tensor],
+    class_labels: Tensor | None = None,
 ) -> Tensor:
-    """Time embedding (B, 1280) of a U-Net or a ControlNet, with SDXL's sizes and pooled text in it."""
+    """Time embedding (B, 1280) of a U-Net or a ControlNet, with class, SDXL's sizes and pooled text in it."""
     if not torch.is_tensor(timestep):
         integer, real = (torch.int64, torch.float64) if sample.device.type != "mps" else (torch.int32, torch.float32)
         timestep = torch.tensor(timestep, dtype=real if isinstance(timestep, float) else integer)
     timesteps = timestep.to(sample.device).expand(len(sample))  # (B,)
     emb = model.time_embedding(model.time_proj(timesteps).to(sample.dtype), timestep_cond)
-    if model.config.addition_embed_type == "text_time":  # SDXL: pooled text, and six sizes or five and a score
+    class_embedding = getattr(model, "class_embedding", None)
+    if (class_embedding is None) != (class_labels is None):
+        raise ValueError(
+            "class_labels are needed by this U-Net, which has a class embedding"
+            if class_labels is None
+            else "class_labels are given, but this U-Net has no class embedding; leave them out"
+        )
+    if class_embedding is not None and class_labels is not None:
+        if model.config.class_embed_type == "timestep":
+            class_labels = model.time_proj(class_labels).to(sample.dtype)
+        of_class = class_embedding(class_labels).to(sample.dtype)  # (B, 1280)
+        emb = torch.cat([emb, of_class], dim=-1) if model.config.class_embeddings_concat else emb + of_class
+    if model.config.get("addition_embed_type") == "text_time":  # SDXL: pooled text, and six sizes or five and a score
         text_embeds = _required(added_cond_kwargs, "text_embeds")
         time_ids = _required(added_cond_kwargs, "time_ids")
         sizes = model.add_time_proj(time_ids.flatten()).reshape(len(text_embeds), -1)  # (B, 1536)
         emb = emb + model.add_embedding(torch.cat([text_embeds, sizes], dim=-1).to(emb.dtype))
     return emb
+
+
+def image_tokens_of(model: Any, added_cond_kwargs: dict[str, Any]) -> Any:
+    """An IP-Adapter's tokens (B, 4, 768), or from diffusers 0.26 on a list of them, (B, images, 4, 768) each."""
+    return model.encoder_hid_proj(_required(added_cond_kwargs, "image_embeds"))
 
 
 def mask_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

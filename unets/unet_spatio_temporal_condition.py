@@ -44,6 +44,8 @@ class Condition(NamedTuple):
 class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemporalConditionModel):
     """diffusers' `UNetSpatioTemporalConditionModel` with DeepCache: same constructor, configuration and files."""
 
+    frame_axis = 1
+
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNetSpatioTemporalConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
