@@ -1,4 +1,4 @@
-"""Which fork stands for which U-Net of diffusers."""
+"""The fork of each diffusers U-Net class."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def fork_class(unet: Any) -> Any:
 
 
 def fork_of(unet: Any) -> Any:
-    """The fork over the same modules and weights as a stock U-Net; a fork is its own. Raises as `stock_class`."""
+    """A fork that shares a stock U-Net's modules and weights; a fork is returned as it is. Raises as `stock_class`."""
     return fork_class(unet).sharing(unet)

@@ -1,7 +1,7 @@
 """The U-Net of DDPM, with DeepCache in its `forward`. Layers are paired with skips as in the other forks.
 
-full step at branch m       d_0 … d_{M-1} → mid → u_{M-1} … u_0     keeps what enters u_m from below
-retrieve step at branch m   d_0 … d_m → the kept feature → u_m … u_0
+full step at branch m       d_0 … d_{M-1} → mid → u_{M-1} … u_0     caches what enters u_m from below
+retrieve step at branch m   d_0 … d_m → the cached feature → u_m … u_0
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
         Args:
             sample: (B, 3, H, W) noisy images in the range that the model was trained on, [-1, 1] without noise.
             timestep: a number, or a tensor () or (B,).
-            class_labels: refused; none of the published models is conditioned on a class.
-            cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
-            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step.
-            keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
+            class_labels: not supported; no published model is class-conditional.
+            cache_branch_id: m, 0 to M − 1. None caches nothing, like the parent.
+            cached_feature: what an earlier step cached at the same branch; makes this a retrieve step.
+            keep_branch_id: a shallower branch at which a full or a retrieve step also caches.
 
         Returns:
             `CachedUNet2DOutput`, or the tuple of its fields.
@@ -87,8 +87,8 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
             skips.append(h)  # (B, 128, 32, 32) … (B, 256, 4, 4)
 
         # 3. Middle.
-        # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
-        h = cached_feature if retrieve else self.mid_block(h, emb)  # (B, 256, 4, 4) without
+        # cache (2): equation 5, the feature of an earlier step replaces all deeper layers
+        h = cached_feature if retrieve else self.mid_block(h, emb)  # (B, 256, 4, 4) on a full step
 
         # 4. Up.
         kept = kept_above = None
@@ -96,7 +96,7 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
             skip = skips.pop()
             k = len(skips)
             if k == m:
-                kept = h  # cache (3): equation 4, what enters u_m from below is kept
+                kept = h  # cache (3): equation 4, what enters u_m from below is cached
             elif k == keep_branch_id:
                 kept_above = h  # cache (4): of two depths, the shallower is re-cached on the way up
             h = run_up(self.up_layers[k], h, skip, emb)
@@ -108,7 +108,7 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
         return output if return_dict else output.to_tuple()
 
     def check_supported_config(self) -> None:
-        """Raises ValueError naming the first part of the configuration that `forward` does not write out."""
+        """Raises ValueError naming the first part of the configuration that `forward` does not implement."""
         config = self.config
         choices = {
             "down_block_types": (config.down_block_types, DOWN_BLOCKS),
@@ -120,9 +120,9 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
             "downsample_type": ([config.downsample_type], ("conv",)),
             "upsample_type": ([config.upsample_type], ("conv",)),
         }
-        for name, (values, written_out) in choices.items():
+        for name, (values, supported) in choices.items():
             for value in values:
-                if value not in written_out:
+                if value not in supported:
                     raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
 
 
@@ -143,5 +143,5 @@ def run_up(u: UpLayer, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
 
 
 def _attend(attention: nn.Module | None, h: Tensor) -> Tensor:
-    """Of every position to every other."""
+    """Self-attention over all positions."""
     return h if attention is None else attention(h)

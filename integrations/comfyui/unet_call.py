@@ -55,7 +55,7 @@ class ComfyCall(LdmCall):
             h = patch(h, self.options)
         return h, skip
 
-    def pass_over(self, m: int) -> None:
+    def skip_deep_layers(self, m: int) -> None:
         """Leaves residuals and counters as the blocks that do not run would have."""
         count = len(self.unet.output_blocks) - 1 - m
         middle = [] if self.unet.middle_block is None else [self.unet.middle_block]
