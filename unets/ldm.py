@@ -26,8 +26,8 @@ class LdmUNet(CachedUNetMixin):
         missing = [n for n in ("input_blocks", "middle_block", "output_blocks", "out") if not hasattr(unet, n)]
         if missing or len(unet.input_blocks) != len(unet.output_blocks):
             raise ValueError(
-                f"DeepCache is for U-Nets with as many input_blocks as output_blocks; {type(unet).__name__} is not one, "
-                "so run it without"
+                f"DeepCache is for U-Nets with as many input_blocks as output_blocks; {type(unet).__name__} is none; "
+                "run it without"
             )
         self.unet = unet
 

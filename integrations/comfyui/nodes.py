@@ -36,7 +36,7 @@ class DeepCacheNode:
                 "forecast": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": (
                     "How far the feature is extrapolated from the last two: 0 copies, as in the paper; 1 is linear."
                 )}),
-                "refresh_interval": _whole(0, 0, 1000, "A cheap refresh step every so many steps after a full step. 0: off."),
+                "refresh_interval": _whole(0, 0, 1000, "A cheap refresh every so many steps after a full one. 0: off."),
                 "refresh_branch": _whole(5, 1, 23, "The deeper branch at which a refresh step retrieves."),
                 "start_percent": ("FLOAT", {"default": 0.0, **PERCENT, "tooltip": "Before it, every step is full."}),
                 "end_percent": ("FLOAT", {"default": 1.0, **PERCENT, "tooltip": "After it, every step is full."}),
