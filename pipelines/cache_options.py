@@ -159,7 +159,7 @@ def _calibrated(config: CacheConfig, args: argparse.Namespace) -> CacheConfig:
     """The configuration with branch, full steps and forecast from the file.
 
     Raises:
-        ValueError: a file for other steps, or a forecast that the script does not offer; options that the file excludes.
+        ValueError: a file for other steps or with an unsupported forecast; options that the file excludes.
     """
     file = f"--calibrated {args.calibrated}"
     found = read_calibration(args.calibrated)

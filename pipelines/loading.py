@@ -28,7 +28,7 @@ MIRRORS = {  # removed from the hub in 2024: where the same files are now
 # By name on the command line: class, and changes to the model's own configuration.
 #
 # DPM++ and UniPC space timesteps evenly from the last one to 0, whatever spacing the model has for its own sampler. The
-# last step of DPM++ is first-order, without `euler_at_final` only below 15 steps. Distance in dB, medians of 32 pictures
+# last step of DPM++ is first-order, without `euler_at_final` only below 15 steps. Distance in dB, medians of 32 images
 # of the shipped model (whose own spacing is "leading"), with these settings and with the model's own:
 #
 #   steps           10           15           20
