@@ -40,7 +40,7 @@ class Loop:
     thread: int = field(default_factory=threading.get_ident)
     position: int = 0  # calls of the U-Net so far
     cache: CacheRun | None = None  # set at the first call
-    timesteps: Any = None  # set at the first call: the scheduler's, which it replaces when it is set for another call
+    timesteps: Any = None  # the scheduler's at the first call; setting it for another call replaces them
     guided_rows: int | None = None  # set at the first call, with guidance reuse: rows of a batch of both halves
     output: Any = None  # class of the U-Net's output, known after the first call
 
@@ -154,7 +154,9 @@ class DeepCacheSDHelper:
         stock = pipe.unet
         fork = _fork_with_offloading(stock)
         fork.check_branch(self._config.cache_branch_id)
-        fork.__class__ = self._with_steps(type(fork))
+        # If the U-Net is another helper's, the fork's plain class.
+        fork.__class__ = _with_steps(getattr(type(fork), "plain_class", type(fork)))
+        vars(fork)["cache_helper"] = self  # an attribute of the U-Net, so that a copy of the pipeline copies it too
         self._own = vars(fork).keys() - vars(stock).keys()
         self._stock, self._stock_class, self._fork = stock, type(pipe), fork
         pipe.__class__ = self._non_reentrant(type(pipe))  # Python looks up `__call__` only on the class
@@ -185,7 +187,8 @@ class DeepCacheSDHelper:
         """Copies changes made while enabled to the stock U-Net, such as a LoRA's or an IP-Adapter's configuration."""
 
         def is_state(name: str) -> bool:
-            return not ("_hook" in name or name in (*self._own, "forward", "_old_forward", "_compiled_call_impl"))
+            temporary = ("cache_helper", "forward", "_old_forward", "_compiled_call_impl", *self._own)
+            return "_hook" not in name and name not in temporary
 
         for name in [*vars(stock)]:
             # An attribute that was None and is a module now is in `_modules` only.
@@ -199,26 +202,6 @@ class DeepCacheSDHelper:
 
     def __exit__(self, *_: Any) -> None:
         self.disable()
-
-    def _with_steps(self, cls: Any) -> Any:
-        """A subclass of the fork whose calls run, or skip, the planned step.
-
-        Hooks of the U-Net would come too late: a skipped step must not load offloaded weights either. Only the U-Net
-        is compiled, not this wrapper.
-        """
-        # Disabled recursively, unlike `call`, which calls the compiled U-Net.
-        before = torch.compiler.disable(self._before_step)  # type: ignore[no-untyped-call]
-        after = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
-
-        def call(unet: Any, *args: Any, **kwargs: Any) -> Any:
-            planned = before(unet, args, kwargs)
-            if planned is None:
-                return cls.__call__(unet, *args, **kwargs)
-            step, step_args, step_kwargs = planned
-            output = None if step.skips else cls.__call__(unet, *step_args, **step_kwargs)
-            return after(step, output, kwargs.get("return_dict", True))
-
-        return _subclass(cls, torch.compiler.disable(call, recursive=False))  # type: ignore[no-untyped-call]
 
     def _non_reentrant(self, cls: Any) -> Any:
         """A subclass of the pipeline's class that refuses a call while another one is running."""
@@ -352,6 +335,29 @@ class DeepCacheSDHelper:
                 f"the scheduler of this {type(self.pipe).__name__} was set for another call while this one ran; give "
                 "each pipeline that is called in a callback or another thread a scheduler of its own"
             )
+
+
+def _with_steps(cls: Any) -> Any:
+    """A subclass of a fork whose calls run, or skip, the planned step of its helper's loop.
+
+    Hooks of the U-Net would come too late: a skipped step must not load offloaded weights either. Only the U-Net is
+    compiled, not this wrapper or what it calls.
+    """
+    before = torch.compiler.disable(DeepCacheSDHelper._before_step)  # type: ignore[no-untyped-call]
+    after = torch.compiler.disable(DeepCacheSDHelper._after_step)  # type: ignore[no-untyped-call]
+
+    def call(unet: Any, *args: Any, **kwargs: Any) -> Any:
+        helper = vars(unet)["cache_helper"]
+        planned = before(helper, unet, args, kwargs)
+        if planned is None:
+            return cls.__call__(unet, *args, **kwargs)
+        step, step_args, step_kwargs = planned
+        output = None if step.skips else cls.__call__(unet, *step_args, **step_kwargs)
+        return after(helper, step, output, kwargs.get("return_dict", True))
+
+    subclass = _subclass(cls, torch.compiler.disable(call, recursive=False))  # type: ignore[no-untyped-call]
+    subclass.plain_class = cls
+    return subclass
 
 
 def _subclass(cls: Any, call: Any) -> Any:
