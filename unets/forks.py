@@ -23,12 +23,12 @@ def stock_class(unet: Any) -> Any:
     """diffusers' class of a U-Net, stock or fork.
 
     Raises:
-        ValueError: if there is no fork of it.
+        ValueError: if it has no fork.
     """
     for stock in FORKS:
         if isinstance(unet, stock):
             return stock
-    raise ValueError(f"{type(unet).__name__} is not supported: there is no fork of it")
+    raise ValueError(f"{type(unet).__name__} is not supported: it has no fork; run it without DeepCache")
 
 
 def fork_class(unet: Any) -> Any:

@@ -266,9 +266,7 @@ class DeepCacheSDHelper:
                 config.refuse("skip_interval", "skip_steps")  # not tried: no trained model available
             check_skips(self.pipe.scheduler, self._eta)
         if config.reuse_guidance or config.guidance_stop < 1:
-            if (
-                kwargs.get("down_block_additional_residuals") is not None
-            ):  # not supported with a ControlNet, as in its fork
+            if kwargs.get("down_block_additional_residuals") is not None:  # a ControlNet's, whose fork has neither
                 config.refuse("reuse_guidance", "guidance_stop")
             loop.guided_rows = len(sample) if is_guided(self.pipe, unet, sample) else None
         loop.timesteps = self.pipe.scheduler.timesteps
@@ -282,9 +280,7 @@ class DeepCacheSDHelper:
     ) -> tuple[Step, tuple[Any, ...], dict[str, Any]] | None:
         """Plans this call of the U-Net; None for a call that is not part of the loop."""
         loop = self._loop_of_this_thread()
-        if (
-            unet is not self._fork or loop is None or self._called_by_another_pipeline()
-        ):  # or called by hand, outside a loop
+        if unet is not self._fork or loop is None or self._called_by_another_pipeline():  # or by hand, outside a loop
             return None
         sample = args[0] if args else kwargs["sample"]
         if loop.cache is None:
@@ -333,7 +329,7 @@ class DeepCacheSDHelper:
         if self.pipe.scheduler.timesteps is not loop.timesteps:
             raise RuntimeError(
                 f"the scheduler of this {type(self.pipe).__name__} was set for another call while this one ran; give "
-                "each pipeline that is called in a callback or another thread a scheduler of its own"
+                "each pipeline that is called in a callback or another thread its own scheduler"
             )
 
 

@@ -276,9 +276,7 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         if self.encoder_hid_proj is not None and self.config.encoder_hid_dim_type == "text_proj":
             context = self.encoder_hid_proj(context)
         elif self.encoder_hid_proj is not None:  # IP-Adapter
-            if (
-                getattr(self, "text_encoder_hid_proj", None) is not None
-            ):  # Kolors' own projection, besides the adapter's
+            if getattr(self, "text_encoder_hid_proj", None) is not None:  # Kolors', besides the adapter's
                 context = self.text_encoder_hid_proj(context)
             image_tokens = image_tokens_of(self, added)
             if isinstance(image_tokens, Tensor):  # (B, 4, 768)
