@@ -264,7 +264,7 @@ def test_images_that_are_not_finite_end_in_1(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stable_diffusion, "open_pipeline", spoilt)
     status, out = run(tmp_path)
     assert status == 1
-    assert "not finite" in capsys.readouterr().err
+    assert "images have non-finite values" in capsys.readouterr().err
     assert not out.exists()
 
 
