@@ -110,8 +110,8 @@ class CacheConfig:
         refresh_steps: explicit list of these steps, instead of the interval.
         reuse_attention: retrieve steps also reuse what attention added in earlier steps (`ShallowAttention`).
         skip_interval: of the steps that are neither full nor refresh steps, only every `skip_interval`-th after a full
-            step retrieves; the others are skipped (`CacheRun`), and step 1 is full. With the length of the run, all of
-            them are skipped.
+            step retrieves; the others are skipped (`CacheRun`), and step 1 is full. A value as large as the number of
+            steps skips all of them.
         skip_steps: explicit list of the skipped steps, instead of the interval.
         skip_order: order of the polynomial that extrapolates a skipped step's noise, 0 (copies) to 3.
 
