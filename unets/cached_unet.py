@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -118,6 +118,8 @@ def save_as_stock(model: Any) -> None:
 class CachedUNetMixin:
     """A mixin for diffusers U-Net classes."""
 
+    # The values of the configuration that `forward` implements.
+    supported_config: ClassVar[Mapping[str, Sequence[Any]]] = {}
     frame_axis: int | None = None  # of the sample, if it is a video
 
     # Attributes of the diffusers class that are used here.
@@ -195,5 +197,15 @@ class CachedUNetMixin:
         layers: list[Any] = [*self.down_layers[:branch], *self.up_layers[: branch + 1]]
         return sum(layer.attention is not None or layer.motion is not None for layer in layers)
 
+    @property
+    def freeu(self) -> bool:
+        """Whether FreeU is on, which modifies the inputs of up layers in place."""
+        return bool(getattr(self.up_blocks[0], "b1", None))
+
     def check_supported_config(self) -> None:
         """Raises ValueError naming the first part of the configuration that `forward` does not implement."""
+        for name, supported in self.supported_config.items():
+            given = self.config[name]
+            for value in given if isinstance(given, list | tuple) else [given]:
+                if value not in supported:
+                    raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")

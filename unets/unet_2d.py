@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -35,6 +35,17 @@ class CachedUNet2DOutput(UNet2DOutput):
 
 class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
     """diffusers' `UNet2DModel` with DeepCache: same constructor, configuration, weights' names and files."""
+
+    supported_config: ClassVar = {
+        "down_block_types": DOWN_BLOCKS,
+        "up_block_types": UP_BLOCKS,
+        "time_embedding_type": ("positional",),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "center_input_sample": (False,),
+        "downsample_type": ("conv",),
+        "upsample_type": ("conv",),
+    }
 
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNet2DModel.__init__)  # type: ignore[misc]
@@ -106,24 +117,6 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
 
         output = CachedUNet2DOutput(sample=h, cached_feature=kept, shallow_feature=kept_above)
         return output if return_dict else output.to_tuple()
-
-    def check_supported_config(self) -> None:
-        """Raises ValueError naming the first part of the configuration that `forward` does not implement."""
-        config = self.config
-        choices = {
-            "down_block_types": (config.down_block_types, DOWN_BLOCKS),
-            "up_block_types": (config.up_block_types, UP_BLOCKS),
-            "time_embedding_type": ([config.time_embedding_type], ("positional",)),
-            "class_embed_type": ([config.class_embed_type], (None,)),
-            "num_class_embeds": ([config.num_class_embeds], (None,)),
-            "center_input_sample": ([config.center_input_sample], (False,)),
-            "downsample_type": ([config.downsample_type], ("conv",)),
-            "upsample_type": ([config.upsample_type], ("conv",)),
-        }
-        for name, (values, supported) in choices.items():
-            for value in values:
-                if value not in supported:
-                    raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
 
 
 def run_down(d: DownLayer, h: Tensor, emb: Tensor) -> Tensor:

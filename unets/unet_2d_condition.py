@@ -16,7 +16,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import torch
@@ -110,15 +110,20 @@ def run_up(
     shallow: ShallowAttention | None = None,
 ) -> Tensor:
     """u_k; `size` is the upsampler's output size where it isn't twice the input's."""
-    factors = {name: getattr(u.block, name, None) for name in ("s1", "s2", "b1", "b2")}  # FreeU's
-    if all(factors.values()):
-        h, skip = apply_freeu(u.block.resolution_idx, h, skip, **factors)  # modifies h in place
-    h = torch.cat([h, skip], dim=1)  # (B, C + C_k, H, W)
+    h = with_skip(u, h, skip)  # (B, C + C_k, H, W)
     h = u.resnet(h, condition.emb, **condition.for_layers)
     h = _attend(u.attention, h, condition, shallow)
     if u.upsampler is not None:
         h = u.upsampler(h, size, **condition.for_layers)  # (B, C, 2H, 2W)
     return h
+
+
+def with_skip(u: UpLayer, h: Tensor, skip: Tensor) -> Tensor:
+    """The input of u_k's resnet (B, C + C_k, H, W): the main branch and the skip, after FreeU if that is on."""
+    factors = {name: getattr(u.block, name, None) for name in ("s1", "s2", "b1", "b2")}  # FreeU's
+    if all(factors.values()):
+        h, skip = apply_freeu(u.block.resolution_idx, h, skip, **factors)  # modifies h in place
+    return torch.cat([h, skip], dim=1)
 
 
 def _attend(attention: nn.Module | None, h: Tensor, condition: Condition, shallow: ShallowAttention | None) -> Tensor:
@@ -131,6 +136,17 @@ def _attend(attention: nn.Module | None, h: Tensor, condition: Condition, shallo
 class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
     """diffusers' `UNet2DConditionModel` with DeepCache: same constructor, configuration, weights' names and files."""
 
+    supported_config: ClassVar = {
+        "mid_block_type": MID_BLOCKS,
+        "down_block_types": DOWN_BLOCKS,
+        "up_block_types": UP_BLOCKS,
+        "addition_embed_type": (None, "text_time"),
+        "encoder_hid_dim_type": (None, "ip_image_proj", "text_proj"),
+        "time_embedding_act_fn": (None,),
+        "center_input_sample": (False,),
+        "attention_type": ("default",),
+    }
+
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -141,11 +157,6 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
         """Also finds where a T2I-Adapter's features are added."""
         super().pair_layers()
         self.adapted_layers = adapted_layers(self.down_blocks)
-
-    @property
-    def freeu(self) -> bool:
-        """Whether FreeU is on, which modifies the inputs of up layers in place."""
-        return bool(getattr(self.up_blocks[0], "b1", None))
 
     def forward(
         self,
@@ -285,24 +296,6 @@ class UNet2DConditionModel(CachedUNetMixin, diffusers.UNet2DConditionModel):
                 context = (context, image_tokens)
         bias, encoder_bias = mask_bias(attention_mask, sample.dtype), mask_bias(encoder_attention_mask, sample.dtype)
         return Condition.of(emb, context, bias, encoder_bias, cross_attention_kwargs)
-
-    def check_supported_config(self) -> None:
-        """Raises ValueError naming the first part of the configuration that `forward` does not implement."""
-        config = self.config
-        choices = {
-            "mid_block_type": ([config.mid_block_type], MID_BLOCKS),
-            "down_block_types": (config.down_block_types, DOWN_BLOCKS),
-            "up_block_types": (config.up_block_types, UP_BLOCKS),
-            "addition_embed_type": ([config.addition_embed_type], (None, "text_time")),
-            "encoder_hid_dim_type": ([config.encoder_hid_dim_type], (None, "ip_image_proj", "text_proj")),
-            "time_embedding_act_fn": ([config.time_embedding_act_fn], (None,)),
-            "center_input_sample": ([config.center_input_sample], (False,)),
-            "attention_type": ([config.attention_type], ("default",)),
-        }
-        for name, (values, supported) in choices.items():
-            for value in values:
-                if value not in supported:
-                    raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
 
 
 def embedding(

@@ -5,19 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import torch
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
-from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor
 
 from .cache.attention import ShallowAttention
 from .cached_unet import CachedUNetMixin, DownLayer, UpLayer
 from .moved import UNetMotionOutput
 from .unet_2d_condition import Condition as ImageCondition
-from .unet_2d_condition import embedding, image_tokens_of, mask_bias
+from .unet_2d_condition import embedding, image_tokens_of, mask_bias, with_skip
 
 DOWN_BLOCKS = ("CrossAttnDownBlockMotion", "DownBlockMotion")
 UP_BLOCKS = ("CrossAttnUpBlockMotion", "UpBlockMotion")
@@ -48,17 +47,13 @@ class UNetMotionModel(CachedUNetMixin, diffusers.UNetMotionModel):
     """diffusers' `UNetMotionModel` with DeepCache: same constructor, configuration, weights' names and files."""
 
     frame_axis = 2
+    supported_config: ClassVar = {"down_block_types": DOWN_BLOCKS, "up_block_types": UP_BLOCKS}
 
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNetMotionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pair_layers()
-
-    @property
-    def freeu(self) -> bool:
-        """Whether FreeU is on, which modifies the inputs of up layers in place."""
-        return bool(getattr(self.up_blocks[0], "b1", None))
 
     def forward(
         self,
@@ -183,13 +178,6 @@ class UNetMotionModel(CachedUNetMixin, diffusers.UNetMotionModel):
         bias = mask_bias(attention_mask, sample.dtype)
         return Condition(ImageCondition.of(emb, both, bias, None, cross_attention_kwargs), num_frames)
 
-    def check_supported_config(self) -> None:
-        """Raises ValueError naming the first block that `forward` does not implement."""
-        for name, supported in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            for value in self.config[name]:
-                if value not in supported:
-                    raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
-
 
 def run_down(d: DownLayer, h: Tensor, condition: Condition, shallow: ShallowAttention | None = None) -> Tensor:
     """d_k for k ≥ 1."""
@@ -210,10 +198,7 @@ def run_up(
     shallow: ShallowAttention | None = None,
 ) -> Tensor:
     """u_k; `size` is the upsampler's output size where it isn't twice the input's."""
-    factors = {name: getattr(u.block, name, None) for name in ("s1", "s2", "b1", "b2")}  # FreeU's
-    if all(factors.values()):
-        h, skip = apply_freeu(u.block.resolution_idx, h, skip, **factors)  # modifies h in place
-    h = torch.cat([h, skip], dim=1)  # (B·F, C + C_k, H, W)
+    h = with_skip(u, h, skip)  # (B·F, C + C_k, H, W)
     h = u.resnet(h, condition.image.emb, **condition.image.for_layers)
     h = _attend(u, h, condition, shallow)
     if u.upsampler is not None:

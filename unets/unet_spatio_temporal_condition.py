@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import torch
@@ -45,6 +45,7 @@ class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemp
     """diffusers' `UNetSpatioTemporalConditionModel` with DeepCache: same constructor, configuration and files."""
 
     frame_axis = 1
+    supported_config: ClassVar = {"down_block_types": DOWN_BLOCKS, "up_block_types": UP_BLOCKS}
 
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNetSpatioTemporalConditionModel.__init__)  # type: ignore[misc]
@@ -145,13 +146,6 @@ class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemp
             context.repeat_interleave(num_frames, dim=0),
             torch.zeros(batch_size, num_frames, dtype=sample.dtype, device=sample.device),
         )
-
-    def check_supported_config(self) -> None:
-        """Raises ValueError naming the first block that `forward` does not implement."""
-        for name, supported in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            for value in self.config[name]:
-                if value not in supported:
-                    raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
 
 
 def run_down(d: DownLayer, h: Tensor, condition: Condition, shallow: ShallowAttention | None = None) -> Tensor:
