@@ -1,4 +1,4 @@
-"""Other ways to make a diffusers pipeline faster, to compare with: the authors' package, and token merging."""
+"""Other accelerations of a diffusers pipeline, for comparison: the authors' package and token merging."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INSTALL = {"DeepCache": INSTALL_DEEPCACHE, "tomesd": "pip install tomesd==0.1.3"
 
 
 def stock_pipeline(pipe: Any) -> Any:
-    """diffusers' own pipeline over the same weights, with a U-Net of diffusers' own class."""
+    """The stock pipeline over the same weights, with a stock U-Net."""
     unet = shallow_clone(pipe.unet, diffusers.UNet2DConditionModel)
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     parts = {**pipe.components, "unet": unet, "scheduler": scheduler}
@@ -37,7 +37,7 @@ def is_installed(module: str) -> bool:
 
 @contextmanager
 def package_enabled(pipe: Any, interval: int, branch: int) -> Iterator[None]:
-    """The authors' package on a pipeline of diffusers. It wraps modules that others share, so only while it is used."""
+    """Enables the authors' package on a stock pipeline inside the block. It wraps modules that others share."""
     helper = original_package().DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=interval, cache_branch_id=branch)
     helper.enable()
@@ -49,7 +49,7 @@ def package_enabled(pipe: Any, interval: int, branch: int) -> Iterator[None]:
 
 @contextmanager
 def tokens_merged(pipe: Any, ratio: float) -> Iterator[None]:
-    """tomesd on a pipeline, likewise."""
+    """Enables tomesd on a pipeline inside the block."""
     tomesd = importlib.import_module("tomesd")
     tomesd.apply_patch(pipe, ratio=ratio)
     try:

@@ -74,5 +74,5 @@ def test_a_calibrated_schedule_is_taken_from_the_content_of_its_file(tmp_path):
             family.run(stock, 9)
         helper.set_config(config)
         assert np.array_equal(family.run(stock, 8), expected)
-    with pytest.raises(ValueError, match="no calibration"):
+    with pytest.raises(ValueError, match="not a calibration"):
         helper.set_config({"cache_steps": [0]})

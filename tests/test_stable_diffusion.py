@@ -184,7 +184,7 @@ def test_without_out_the_folder_is_named_after_the_settings(tmp_path, monkeypatc
         (["--width", "61"], "--width is 61"),
         (["--steps", "0"], "--steps is 0"),
         (["--steps", "1000"], "below the 1000 steps"),
-        (["--scheduler", "magic"], "unknown scheduler 'magic'; there are plms, ddim"),
+        (["--scheduler", "magic"], "unknown scheduler 'magic'; choose from plms, ddim"),
         (["--mask", "mask.png"], "need --image"),
         (["--image", "nowhere.png"], "there is no image nowhere.png"),
         (["--image", __file__], "cannot read the image"),

@@ -124,9 +124,9 @@ def test_controlnet_residuals_that_do_not_fit_together_are_refused():
     arguments = inputs()
     down, middle = residuals(fork, arguments)
     kept = fork(**arguments, cache_branch_id=2).cached_feature
-    with pytest.raises(ValueError, match="needed together"):  # to the stock class these would be a T2I-Adapter's
+    with pytest.raises(ValueError, match="must be given together"):  # to the stock class these would be a T2I-Adapter's
         fork(**arguments, down_block_additional_residuals=tuple(down))
-    with pytest.raises(ValueError, match="needed together"):
+    with pytest.raises(ValueError, match="must be given together"):
         fork(**arguments, mid_block_additional_residual=middle)
     with pytest.raises(ValueError, match="zip"):  # two residuals for the three skips that are used
         fork(**arguments, down_block_additional_residuals=tuple(down[:2]), cache_branch_id=2, cached_feature=kept)

@@ -1,4 +1,4 @@
-"""DeepCache as a plug-in: on an unmodified diffusers pipeline, switched on and off.
+"""DeepCache as a plug-in for unmodified diffusers pipelines.
 
 helper = DeepCacheSDHelper(pipe)
 helper.set_params(cache_interval=3, cache_branch_id=0)
@@ -34,36 +34,36 @@ SKIP_MODES = ("uniform", "non_uniform")
 
 @dataclass
 class Loop:
-    """One denoising loop under way."""
+    """The state of a running denoising loop."""
 
     num_steps: int  # as the pipeline's progress bar counts them
     thread: int = field(default_factory=threading.get_ident)
     position: int = 0  # calls of the U-Net so far
-    cache: CacheRun | None = None  # known from the first call on
-    timesteps: Any = None  # likewise: the scheduler's, which are others as soon as it is set for another call
-    guided_rows: int | None = None  # likewise: of a batch of two halves, of which one is to be left out
-    output: Any = None  # the class of what the U-Net returns, known after the first call
+    cache: CacheRun | None = None  # set at the first call
+    timesteps: Any = None  # the scheduler's at the first call; setting it for another call replaces them
+    guided_rows: int | None = None  # set at the first call, with guidance reuse: rows of a batch of both halves
+    output: Any = None  # class of the U-Net's output, known after the first call
 
 
 class DeepCacheSDHelper:
-    """Gives a pipeline's U-Net the forked `forward`, and keeps the feature from step to step of each denoising loop.
+    """Replaces a pipeline's U-Net with its fork, and carries the feature from step to step of each denoising loop.
 
-    While enabled, `pipe.unet` is the fork over the same weights, and a denoising loop begins where the pipeline opens
-    its progress bar. Other pipelines that hold the same U-Net see nothing of it, be they called before, meanwhile in a
-    callback, or in another thread.
+    While enabled, `pipe.unet` is a fork that shares the weights, and a denoising loop begins where the pipeline opens
+    its progress bar. Other pipelines with the same U-Net are not affected, even if they run at the same time, in a
+    callback or in another thread.
 
-    A pipeline keeps what its call goes by, so in diffusers a call of it within a call of it, or in two threads, gives
-    other images unless both have the same arguments and a scheduler without memory such as DDIM. While enabled, the
-    second call is refused; and the first goes no further if its scheduler was set for a call of another pipeline.
+    A diffusers pipeline stores the state of its call. Nested or concurrent calls of one pipeline therefore change its
+    images, unless they have the same arguments and a scheduler without memory such as DDIM. While enabled, the second
+    call is refused. The first one stops if its scheduler was set for a call of another pipeline.
     """
 
     def __init__(self, pipe: Any = None) -> None:
         self.pipe: Any = pipe
-        self._stock: Any = None  # the U-Net that `disable` puts back
-        self._stock_class: Any = None  # of the pipeline, likewise
-        self._fork: Any = None  # what stands in its place
+        self._stock: Any = None  # the U-Net that `disable` restores
+        self._stock_class: Any = None  # the pipeline's class that `disable` restores
+        self._fork: Any = None  # the U-Net while enabled
         self._loop: Loop | None = None
-        self._eta = 0.0  # of the pipeline's call under way
+        self._eta = 0.0  # of the pipeline's running call
         self.set_params()
 
     def set_params(
@@ -77,14 +77,15 @@ class DeepCacheSDHelper:
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
     ) -> None:
-        """Sets what the next denoising loop goes by.
+        """Sets the parameters, from the next denoising loop on.
 
         Args:
-            cache_interval: N. Every N-th step is full; 1 changes nothing.
-            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
-            skip_mode: "uniform", or "non_uniform" with `pow` and `center`, which gathers full steps around `center`.
-            cache_steps: the full steps themselves, instead.
-            extensions: what goes beyond the paper, by the names that `CacheConfig` has for it.
+            cache_interval: N. Every N-th step is full; 1 turns the cache off.
+            cache_branch_id: m, the skip branch at which the deep feature is cached, 0 to M − 1.
+            skip_mode: "uniform", or "non_uniform" with `pow` and `center`, which concentrates full steps around
+                `center`.
+            cache_steps: explicit list of full steps, instead of interval and mode.
+            extensions: those of `CacheConfig`, by name.
 
         Raises:
             ValueError: an argument out of range, by name. What depends on the run is checked when it begins.
@@ -95,7 +96,7 @@ class DeepCacheSDHelper:
         self.set_config(CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions))
 
     def set_config(self, config: CacheConfig | Mapping[str, Any]) -> None:
-        """Sets the same by a configuration, or by what a JSON file has that `eval.calibrate --out` wrote.
+        """Sets the parameters from a `CacheConfig`, or from the content of a file written by `eval.calibrate --out`.
 
         Raises:
             ValueError: as `CacheConfig`; content that is not a calibration's.
@@ -104,7 +105,9 @@ class DeepCacheSDHelper:
         if isinstance(config, Mapping):
             steps = config.get("steps")
             if type(steps) is not int or not config.get("cache_steps"):
-                raise ValueError("this is no calibration: steps or cache_steps is missing; eval.calibrate writes one")
+                raise ValueError(
+                    "this is not a calibration: steps or cache_steps is missing; make one with eval.calibrate"
+                )
             config = CacheConfig.from_json(config)
         self._config, self._calibrated_steps = config, steps
 
@@ -124,7 +127,7 @@ class DeepCacheSDHelper:
         return self._stock is not None
 
     def enable(self, pipe: Any = None) -> None:
-        """Switches the cache on; twice is once.
+        """Switches the cache on; does nothing if it is on.
 
         Raises:
             ValueError: a pipeline or a U-Net that is not supported, by name.
@@ -140,55 +143,55 @@ class DeepCacheSDHelper:
         for name in ("unet", "scheduler", "progress_bar"):
             if not hasattr(pipe, name):
                 raise ValueError(
-                    f"{type(pipe).__name__} has no {name}; the helper is for diffusers' pipelines with one"
+                    f"{type(pipe).__name__} has no {name}; the helper is for diffusers pipelines that have one"
                 )
         if "progress_bar" in vars(pipe):
-            raise ValueError("another helper is enabled on this pipeline; disable that first")
+            raise ValueError("another helper is enabled on this pipeline; disable it first")
         if "cache_interval" in signature(type(pipe).__call__).parameters:
             raise ValueError(
-                f"this {type(pipe).__name__} has the cache in its own loop; give cache_interval to its call instead"
+                f"this {type(pipe).__name__} has the cache in its own loop; pass cache_interval to its call instead"
             )
         stock = pipe.unet
         fork = _fork_with_offloading(stock)
         fork.check_branch(self._config.cache_branch_id)
-        # Of a U-Net that another helper put in place, its class before that.
-        fork.__class__ = _called_by_the_step(getattr(type(fork), "plain_class", type(fork)))
-        vars(fork)["cache_helper"] = self  # there, a copy of the pipeline copies it too
+        # If the U-Net is another helper's, the fork's plain class.
+        fork.__class__ = _with_steps(getattr(type(fork), "plain_class", type(fork)))
+        vars(fork)["cache_helper"] = self  # an attribute of the U-Net, so that a copy of the pipeline copies it too
         self._own = vars(fork).keys() - vars(stock).keys()
         self._stock, self._stock_class, self._fork = stock, type(pipe), fork
-        pipe.__class__ = self._one_call_at_a_time(type(pipe))  # Python looks `__call__` up nowhere else
-        # Past the pipeline's own way, which would write the fork's class into the configuration that it saves.
+        pipe.__class__ = self._non_reentrant(type(pipe))  # Python looks up `__call__` only on the class
+        # Bypasses the pipeline's `__setattr__`, which would write the fork's class into the saved configuration.
         vars(pipe)["unet"] = fork
         vars(pipe)["progress_bar"] = self._progress_bar
 
     def disable(self) -> None:
-        """Restores the pipeline as it was; without an `enable` before, does nothing."""
+        """Restores the pipeline; does nothing if the cache is off."""
         if not self.enabled:
             return
         fork, stock = self._fork, self._stock
-        if hasattr(fork, "_hf_hook"):  # every call of an offloaded pipeline puts new hooks on the U-Net it finds
+        if hasattr(fork, "_hf_hook"):  # every call of an offloaded pipeline puts new hooks on its U-Net
             hook = fork._hf_hook
             remove_hook_from_module(fork)
             add_hook_to_module(stock, hook)
             for offload in getattr(self.pipe, "_all_hooks", ()):
                 if offload.model is fork:
                     offload.model = stock
-        self._take_over_changes(fork, stock)
-        if getattr(self.pipe.unet, "_orig_mod", self.pipe.unet) is fork:  # else the user put another there
+        self._copy_changes(fork, stock)
+        if getattr(self.pipe.unet, "_orig_mod", self.pipe.unet) is fork:  # else the user replaced it
             vars(self.pipe)["unet"] = stock
         del vars(self.pipe)["progress_bar"]
         self.pipe.__class__ = self._stock_class
         self._stock = self._stock_class = self._fork = self._loop = None
 
-    def _take_over_changes(self, fork: Any, stock: Any) -> None:
-        """What became of the U-Net while it was the fork: a LoRA's or an IP-Adapter's configuration, for example."""
+    def _copy_changes(self, fork: Any, stock: Any) -> None:
+        """Copies changes made while enabled to the stock U-Net, such as a LoRA's or an IP-Adapter's configuration."""
 
         def is_state(name: str) -> bool:
-            passing = ("cache_helper", "forward", "_old_forward", "_compiled_call_impl", *self._own)
-            return "_hook" not in name and name not in passing
+            temporary = ("cache_helper", "forward", "_old_forward", "_compiled_call_impl", *self._own)
+            return "_hook" not in name and name not in temporary
 
         for name in [*vars(stock)]:
-            # A module that was None before, and is one now, is found among `_modules` alone.
+            # An attribute that was None and is a module now is in `_modules` only.
             if is_state(name) and (name not in vars(fork) or name in stock._modules):
                 del vars(stock)[name]
         vars(stock).update({name: value for name, value in vars(fork).items() if is_state(name)})
@@ -200,43 +203,43 @@ class DeepCacheSDHelper:
     def __exit__(self, *_: Any) -> None:
         self.disable()
 
-    def _one_call_at_a_time(self, cls: Any) -> Any:
-        """The pipeline's class, but for a call that begins while another is under way."""
-        under_way, parameters = threading.Lock(), signature(cls.__call__)
+    def _non_reentrant(self, cls: Any) -> Any:
+        """A subclass of the pipeline's class that refuses a call while another one is running."""
+        running, parameters = threading.Lock(), signature(cls.__call__)
 
         @functools.wraps(cls.__call__)
         def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            if pipe is not self.pipe:  # one that was made of this one's class meanwhile
+            if pipe is not self.pipe:  # another pipeline, created with this class
                 return cls.__call__(pipe, *args, **kwargs)
-            if not under_way.acquire(blocking=False):
-                raise self._called_already()
+            if not running.acquire(blocking=False):
+                raise self._already_running()
             try:
                 self._eta = parameters.bind(pipe, *args, **kwargs).arguments.get("eta", 0.0)
                 return cls.__call__(pipe, *args, **kwargs)
             finally:
                 self._eta = 0.0
-                under_way.release()
+                running.release()
 
         return _subclass(cls, call)
 
-    def _called_already(self) -> RuntimeError:
+    def _already_running(self) -> RuntimeError:
         return RuntimeError(
-            f"this {type(self.pipe).__name__} is being called already; use a pipeline of its own, with a scheduler of "
-            "its own, for each thread and for a call in a callback"
+            f"this {type(self.pipe).__name__} is already running; use a separate pipeline, with its own scheduler, for "
+            "each thread and for calls in a callback"
         )
 
     def _progress_bar(self, iterable: Any = None, total: int | None = None, **options: Any) -> Any:
-        """The pipeline's own, which is open exactly as long as a denoising loop runs."""
+        """The pipeline's own progress bar, which is open exactly as long as a denoising loop runs."""
         bar = type(self.pipe).progress_bar(self.pipe, iterable, total, **options)
         return self._around(bar, total or 0) if iterable is None else self._along(bar, len(iterable))
 
     @contextmanager
     def _around(self, bar: Any, num_steps: int) -> Iterator[Any]:
         outer = self._loop
-        # The loops of Marigold are within one over the pictures, which calls no U-Net itself. Otherwise it is that of a
-        # generator that is not closed yet, or by hand in another thread.
+        # Marigold's denoising loops are nested in a loop over pictures, which itself calls no U-Net. Any other outer
+        # loop belongs to a generator that was not closed, or was opened by hand in another thread.
         if outer is not None and (outer.cache is not None or outer.thread != threading.get_ident()):
-            raise self._called_already()
+            raise self._already_running()
         loop = Loop(num_steps)
         try:
             self._loop = loop
@@ -251,19 +254,19 @@ class DeepCacheSDHelper:
             yield from bar
 
     def _begin(self, loop: Loop, unet: Any, sample: Any, kwargs: dict[str, Any]) -> CacheRun:
-        """As in the forked pipelines: of second-order samplers, calls are counted, and PLMS makes one more."""
+        """The cache of a loop, as in the forked pipelines: second-order samplers count calls, PLMS makes one more."""
         config, video, name = self._config, unet.frame_axis is not None, type(self.pipe).__name__
         if self._calibrated_steps not in (None, loop.num_steps):
             raise ValueError(
                 f"the calibration is for {self._calibrated_steps} steps, not {loop.num_steps}; give "
-                f"num_inference_steps={self._calibrated_steps}, or calibrate anew"
+                f"num_inference_steps={self._calibrated_steps}, or calibrate again"
             )
         if config.skips:
             if video or name.startswith("TextToVideoZero"):
-                config.refuse("skip_interval", "skip_steps")  # not tried: no trained model at hand
+                config.refuse("skip_interval", "skip_steps")  # not tried: no trained model available
             check_skips(self.pipe.scheduler, self._eta)
         if config.reuse_guidance or config.guidance_stop < 1:
-            if kwargs.get("down_block_additional_residuals") is not None:  # a ControlNet runs whole, as in its fork
+            if kwargs.get("down_block_additional_residuals") is not None:  # a ControlNet's, whose fork has neither
                 config.refuse("reuse_guidance", "guidance_stop")
             loop.guided_rows = len(sample) if is_guided(self.pipe, unet, sample) else None
         loop.timesteps = self.pipe.scheduler.timesteps
@@ -275,7 +278,7 @@ class DeepCacheSDHelper:
     def _before_step(
         self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Step, tuple[Any, ...], dict[str, Any]] | None:
-        """How this call of the U-Net is made; None for one that is made as it is."""
+        """Plans this call of the U-Net; None for a call that is not part of the loop."""
         loop = self._loop_of_this_thread()
         if unet is not self._fork or loop is None or self._called_by_another_pipeline():  # or by hand, outside a loop
             return None
@@ -295,7 +298,7 @@ class DeepCacheSDHelper:
         return step, args, {**kwargs, **step.unet_arguments, "return_dict": True}  # cache (2): equations 4 and 5
 
     def _after_step(self, step: Step, output: Any, return_dict: bool) -> Any:
-        """What the pipeline gets for it."""
+        """The output for the pipeline."""
         loop = self._loop
         assert loop is not None and loop.cache is not None
         self._check_scheduler(loop)
@@ -310,9 +313,9 @@ class DeepCacheSDHelper:
         return loop if loop is not None and loop.thread == threading.get_ident() else None
 
     def _called_by_another_pipeline(self) -> bool:
-        """Whether it is one that was built of this one's parts, in a callback of this one's loop.
+        """Whether the call comes from another pipeline with the same U-Net, in a callback of this one's loop.
 
-        Nothing that a U-Net is given tells that, so the callers are looked at.
+        The U-Net's arguments do not tell, so this inspects the call stack.
         """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -326,15 +329,15 @@ class DeepCacheSDHelper:
         if self.pipe.scheduler.timesteps is not loop.timesteps:
             raise RuntimeError(
                 f"the scheduler of this {type(self.pipe).__name__} was set for another call while this one ran; give "
-                "each pipeline that is called in a callback or another thread a scheduler of its own"
+                "each pipeline that is called in a callback or another thread its own scheduler"
             )
 
 
-def _called_by_the_step(cls: Any) -> Any:
-    """A fork's class, but that each step of its helper's loop says how it is called, and whether.
+def _with_steps(cls: Any) -> Any:
+    """A subclass of a fork whose calls run, or skip, the planned step of its helper's loop.
 
-    Hooks of the U-Net would come too late: a skipped step is not to load offloaded weights either. What is compiled is
-    the U-Net alone: not these lines, nor what they call.
+    Hooks of the U-Net would come too late: a skipped step must not load offloaded weights either. Only the U-Net is
+    compiled, not this wrapper or what it calls.
     """
     before = torch.compiler.disable(DeepCacheSDHelper._before_step)  # type: ignore[no-untyped-call]
     after = torch.compiler.disable(DeepCacheSDHelper._after_step)  # type: ignore[no-untyped-call]
@@ -344,23 +347,23 @@ def _called_by_the_step(cls: Any) -> Any:
         planned = before(helper, unet, args, kwargs)
         if planned is None:
             return cls.__call__(unet, *args, **kwargs)
-        step, its_args, its_kwargs = planned
-        output = None if step.skips else cls.__call__(unet, *its_args, **its_kwargs)
+        step, step_args, step_kwargs = planned
+        output = None if step.skips else cls.__call__(unet, *step_args, **step_kwargs)
         return after(helper, step, output, kwargs.get("return_dict", True))
 
-    made = _subclass(cls, torch.compiler.disable(call, recursive=False))  # type: ignore[no-untyped-call]
-    made.plain_class = cls
-    return made
+    subclass = _subclass(cls, torch.compiler.disable(call, recursive=False))  # type: ignore[no-untyped-call]
+    subclass.plain_class = cls
+    return subclass
 
 
 def _subclass(cls: Any, call: Any) -> Any:
-    """A class that is `cls` to everyone, but for being called."""
+    """A subclass that differs from `cls` only in `__call__`."""
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(cls.__name__, (cls,), {**names, "__call__": call})
 
 
 def _fork_with_offloading(stock: Any) -> Any:
-    """The fork of a U-Net, with accelerate's hook if that has one."""
+    """The fork of a U-Net, with its accelerate hook if it has one."""
     bare, hook = shallow_clone(stock), getattr(stock, "_hf_hook", None)
     if hook is None:
         return fork_of(bare)

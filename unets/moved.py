@@ -1,4 +1,4 @@
-"""What diffusers 0.24.0 to 0.42.1 have under one name in several places, from where the installed release has it."""
+"""Names that moved between diffusers 0.24.0 and 0.42.1, imported from where the installed release has them."""
 
 from __future__ import annotations
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import torch
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
-from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor
 
 from .cache.attention import ShallowAttention
 from .cached_unet import CachedUNetMixin, DownLayer, UpLayer
 from .moved import UNetMotionOutput
 from .unet_2d_condition import Condition as ImageCondition
-from .unet_2d_condition import embedding, image_tokens_of, mask_bias
+from .unet_2d_condition import embedding, image_tokens_of, mask_bias, with_skip
 
 DOWN_BLOCKS = ("CrossAttnDownBlockMotion", "DownBlockMotion")
 UP_BLOCKS = ("CrossAttnUpBlockMotion", "UpBlockMotion")
@@ -48,17 +47,13 @@ class UNetMotionModel(CachedUNetMixin, diffusers.UNetMotionModel):
     """diffusers' `UNetMotionModel` with DeepCache: same constructor, configuration, weights' names and files."""
 
     frame_axis = 2
+    supported_config: ClassVar = {"down_block_types": DOWN_BLOCKS, "up_block_types": UP_BLOCKS}
 
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNetMotionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pair_layers()
-
-    @property
-    def freeu(self) -> bool:
-        """Whether FreeU is on, which writes into what up layers are given."""
-        return bool(getattr(self.up_blocks[0], "b1", None))
 
     def forward(
         self,
@@ -83,28 +78,28 @@ class UNetMotionModel(CachedUNetMixin, diffusers.UNetMotionModel):
         Args:
             sample: (B, 4, F, H, W) noisy latents of F frames, scaled by the scheduler.
             timestep: a number, or a tensor () or (B,).
-            encoder_hidden_states: (B, tokens, 768) text; (B·F, tokens, 768) from later releases' pipelines.
+            encoder_hidden_states: (B, tokens, 768) text; (B·F, tokens, 768) from pipelines of later releases.
             down_block_additional_residuals, mid_block_additional_residual: a ControlNet's, (B·F, …) each. A retrieve
-                step uses those of skips 0 … m alone.
-            cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
-            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step.
-            keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
-            cached_attention: what attention added in an earlier step, which is added again instead of running it.
-            keep_attention: keep what attention adds in the layers down from the shallower branch.
+                step only needs those of skips 0 … m.
+            cache_branch_id: m, 0 to M − 1. None caches nothing, like the parent.
+            cached_feature: what an earlier step cached at the same branch; makes this a retrieve step.
+            keep_branch_id: a shallower branch at which a full or a retrieve step also caches.
+            cached_attention: what attention added in an earlier step; added again instead of running attention.
+            keep_attention: cache what attention adds in the layers up to the shallower branch.
             others: as the parent's.
 
         Returns:
             `CachedMotionUNetOutput`, or the tuple of its fields.
 
         Raises:
-            ValueError: branch out of range, a feature without branch, no attention to keep, or a missing argument.
+            ValueError: branch out of range, feature without branch, no attention to cache, or a missing argument.
         """
         m, retrieve = cache_branch_id, cached_feature is not None
         self.check_cache(m, cached_feature, keep_branch_id)
         shallow_branch = m if keep_branch_id is None else keep_branch_id
         shallow = self.shallow_attention(shallow_branch, cached_attention, keep_attention)
 
-        # 1. Conditions. A size that the downsamplers don't divide makes each upsampler aim for its skip's size.
+        # 1. Conditions. If the downsamplers don't divide the size, each upsampler uses its skip's size.
         batch_size, num_frames = len(sample), sample.shape[2]
         condition = self._condition(
             sample, timestep, timestep_cond, encoder_hidden_states, attention_mask, cross_attention_kwargs,
@@ -125,7 +120,7 @@ class UNetMotionModel(CachedUNetMixin, diffusers.UNetMotionModel):
 
         # 3. Middle.
         if retrieve:
-            h = cached_feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
+            h = cached_feature  # cache (2): equation 5, the feature of an earlier step replaces all deeper layers
         else:
             if self.mid_block is not None:
                 frames = {"num_frames": num_frames} if hasattr(self.mid_block, "motion_modules") else {}
@@ -139,11 +134,11 @@ class UNetMotionModel(CachedUNetMixin, diffusers.UNetMotionModel):
             skip = skips.pop()
             k = len(skips)
             if k == m:
-                kept = h  # cache (3): equation 4, what enters u_m from below is kept
+                kept = h  # cache (3): equation 4, what enters u_m from below is cached
             elif k == keep_branch_id:
                 kept_above = h  # cache (4): of two depths, the shallower is re-cached on the way up
             if k in (m, keep_branch_id) and self.freeu:
-                h = h.clone()  # FreeU writes into what an up layer is given
+                h = h.clone()  # FreeU modifies an up layer's input in place
             size = skips[-1].shape[2:] if uneven and skips else None
             h = run_up(self.up_layers[k], h, skip, condition, size, shallow.at(k))
 
@@ -169,7 +164,7 @@ class UNetMotionModel(CachedUNetMixin, diffusers.UNetMotionModel):
         cross_attention_kwargs: dict[str, Any] | None,
         added_cond_kwargs: dict[str, Tensor] | None,
     ) -> Condition:
-        """Time, size and image embeddings, everything repeated for the frames; the mask as a bias."""
+        """Time, size and image embeddings, all repeated for every frame; the mask as a bias."""
         added, num_frames = added_cond_kwargs or {}, sample.shape[2]
         emb = embedding(self, sample, timestep, timestep_cond, added).repeat_interleave(num_frames, dim=0)
         tokens = None if self.encoder_hid_proj is None else image_tokens_of(self, added)  # IP-Adapter
@@ -182,13 +177,6 @@ class UNetMotionModel(CachedUNetMixin, diffusers.UNetMotionModel):
             both = (context, [one.repeat_interleave(num_frames, dim=0) for one in tokens])
         bias = mask_bias(attention_mask, sample.dtype)
         return Condition(ImageCondition.of(emb, both, bias, None, cross_attention_kwargs), num_frames)
-
-    def check_supported_config(self) -> None:
-        """Raises ValueError naming the first block that `forward` does not write out."""
-        for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            for value in self.config[name]:
-                if value not in known:
-                    raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
 
 
 def run_down(d: DownLayer, h: Tensor, condition: Condition, shallow: ShallowAttention | None = None) -> Tensor:
@@ -209,11 +197,8 @@ def run_up(
     size: torch.Size | None,
     shallow: ShallowAttention | None = None,
 ) -> Tensor:
-    """u_k; `size` is what an upsampler aims for where it isn't twice the input's."""
-    factors = {name: getattr(u.block, name, None) for name in ("s1", "s2", "b1", "b2")}  # FreeU's
-    if all(factors.values()):
-        h, skip = apply_freeu(u.block.resolution_idx, h, skip, **factors)  # writes into h
-    h = torch.cat([h, skip], dim=1)  # (B·F, C + C_k, H, W)
+    """u_k; `size` is the upsampler's output size where it isn't twice the input's."""
+    h = with_skip(u, h, skip)  # (B·F, C + C_k, H, W)
     h = u.resnet(h, condition.image.emb, **condition.image.for_layers)
     h = _attend(u, h, condition, shallow)
     if u.upsampler is not None:
@@ -222,14 +207,14 @@ def run_up(
 
 
 def _attend(layer: DownLayer | UpLayer, h: Tensor, condition: Condition, shallow: ShallowAttention | None) -> Tensor:
-    """Over the space of each frame, where the layer does that, then over the frames at each position."""
+    """Attention within each frame, if the layer has it, then over the frames at each position."""
 
     def run(h: Tensor) -> Tensor:
         if layer.attention is not None:
             h = layer.attention(h, **_for_attention(condition.image), return_dict=False)[0]
         if layer.motion is not None:
-            moved = layer.motion(h, num_frames=condition.num_frames)
-            h = moved if isinstance(moved, Tensor) else moved[0]
+            output = layer.motion(h, num_frames=condition.num_frames)
+            h = output if isinstance(output, Tensor) else output[0]
         return h
 
     if layer.attention is None and layer.motion is None:
@@ -238,5 +223,5 @@ def _attend(layer: DownLayer | UpLayer, h: Tensor, condition: Condition, shallow
 
 
 def _for_attention(condition: ImageCondition) -> dict[str, Any]:
-    """The parent's middle block takes no mask of the text in 0.24.0, and no pipeline gives one."""
+    """Attention's arguments without the text mask: 0.24.0's middle block takes none, and no pipeline passes one."""
     return {name: value for name, value in condition.for_attention.items() if name != "encoder_attention_mask"}

@@ -65,7 +65,7 @@ REFUSED = [
     ("lcm", SKIP, {}, "not LCMScheduler"),
     ("svd", SKIP, {}, "skip_interval is not available"),
     ("animatediff", SKIP, {}, "skip_interval is not available"),
-    ("sd", SKIP, {"eta": 0.5}, "DDIMScheduler with noise of its own"),
+    ("sd", SKIP, {"eta": 0.5}, "DDIMScheduler with added noise"),
 ]
 
 
