@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SCRIPTS = "scripts"  # all modules at the top level
 LAYERS = [  # top to bottom: a folder imports only from those below it
-    SCRIPTS, "webui", "benchmarks", "benchmarks/gpu", "comparison", "eval", "eval/paper", "eval/calibration",
+    SCRIPTS, "webui", "asyncdiff", "benchmarks", "benchmarks/gpu", "comparison", "eval", "eval/paper", "eval/calibration",
     "eval/generation", "eval/metrics", "eval/counting", "eval/pages", "shapes", "ldm", "ddpm", "image_sets",
     "pipelines", "integrations", "integrations/comfyui", "integrations/a1111/scripts", "unets", "unets/cache", "common",
 ]  # fmt: skip
