@@ -35,10 +35,9 @@ class OneProcess:
 
     def exchange(self, plan: Plan, made: dict[int, Outputs], like: Outputs) -> dict[int, Outputs]:
         """What is there already; counts what would have been sent."""
-        pairs = [(source, target) for source in made for target in made if source != target]
-        self.bytes_sent += sum(
-            made[source][layer].nbytes for source, target in pairs for layer in plan.sent(source, target)
-        )
+        for source, outputs in made.items():
+            for target in made.keys() - {source}:
+                self.bytes_sent += sum(outputs[layer].nbytes for layer in plan.sent(source, target))
         return made
 
     def wait(self) -> None:

@@ -38,10 +38,8 @@ class AsyncRun:
         """The predicted noise of the next step, whose timestep this is."""
         plan, i = self._plan, self._step
         self._step += 1
-        if i == 0 and plan.warm_up > len(self._scheduler.timesteps):
-            raise ValueError(
-                f"warm_up is {plan.warm_up}; it must be at most {len(self._scheduler.timesteps)}, the calls of the U-Net"
-            )
+        if plan.warm_up > (calls := len(self._scheduler.timesteps)):
+            raise ValueError(f"warm_up is {plan.warm_up}; the U-Net is called {calls} times, so {calls} is the most")
 
         # async (1): "Asynchronous Denoising", the warm-up. Every process runs all parts, each on what is new.
         if i < plan.warm_up:

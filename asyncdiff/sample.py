@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     num_parts = size - args.stride + 1
     if args.cut is not None and len(args.cut) != num_parts - 1:
         raise ValueError(
-            f"--cut has {counted(len(args.cut), 'layer')}; {counted(num_parts, 'part')} need {num_parts - 1}"
+            f"--cut has {counted(len(args.cut), 'layer')}; give {num_parts - 1} for {counted(num_parts, 'part')}"
         )
     first = args.emulate is not None or os.environ["RANK"] == "0"
     if device.type == "cuda" and args.emulate is None:  # one GPU for each process of a machine

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,11 @@ import torch
 
 import pipelines
 from asyncdiff.call import call_in_parts
-from asyncdiff.plan import Plan
+from asyncdiff.plan import Plan, cut
 from asyncdiff.processes import joined
 from common.command_line import run_cli
 from pipelines.loading import new_scheduler
+from tests.families import FAMILIES
 from tests.two_levels import small
 
 CONTEXT: Any = multiprocessing.get_context("forkserver")
@@ -27,16 +31,23 @@ CPU = torch.device("cpu")
 STEPS = 5
 
 
-def latents(name: str, plan: Plan | None, processes: Any, scheduler: str = "ddim", **extra: Any) -> np.ndarray:
-    """Of a family with a U-Net of two levels (nine layers), after a few steps; of the plain fork without a plan."""
-    torch.set_num_threads(1)
+@cache
+def tiny_pipeline(name: str, scheduler: str = "ddim") -> Any:
+    """The fork of a family whose U-Net has two levels, which is nine layers."""
     family = small(name)
     parts = family.parts()
     parts["scheduler"] = new_scheduler(scheduler, parts["scheduler"].config)
     pipe = getattr(pipelines, family.class_name)(**parts)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents(name: str, plan: Plan | None, processes: Any, scheduler: str = "ddim", **extra: Any) -> np.ndarray:
+    """After a few steps; without a plan, those of the plain fork."""
+    torch.set_num_threads(1)
+    pipe = tiny_pipeline(name, scheduler)
     arguments = {
-        **family.arguments, "num_inference_steps": STEPS, "output_type": "latent",
+        **FAMILIES[name].arguments, "num_inference_steps": STEPS, "output_type": "latent",
         "generator": torch.Generator().manual_seed(1), **extra,
     }  # fmt: skip
     with torch.no_grad():
@@ -78,6 +89,20 @@ def save_latents(cases: Sequence[tuple[str, Plan, dict[str, Any]]], folder: Path
     with joined(CPU, 300) as group:
         for k, (name, plan, extra) in enumerate(cases):
             np.save(folder / f"{k}-{group.rank}.npy", latents(name, plan, group, **extra))
+
+
+def die_at_step_2(how: str, timeout: float) -> None:
+    """A run in two processes, of which the second is killed in its third step, or goes to sleep."""
+    with joined(CPU, timeout) as group:
+
+        def end(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+            if group.rank == 1 and step == 2:
+                if how == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(1000)
+            return values
+
+        latents("sd", Plan(cut([1] * 9, 2)), group, callback_on_step_end=end)
 
 
 def _main(rank: int, size: int, port: int, work: Callable[..., None], arguments: Any, errors: Path | None) -> None:
