@@ -13,8 +13,8 @@ from asyncdiff.plan import Plan, cut, cut_at, layer_name
 from asyncdiff.processes import OneProcess
 from asyncdiff.run import AsyncRun
 from eval.counting.macs import count_branches, unet_inputs
-from tests.async_peers import tiny_pipeline
-from unets import fork_class
+from tests.families import FAMILIES
+from unets import fork_class, fork_of
 
 
 @st.composite
@@ -87,7 +87,7 @@ def test_what_can_t_be_planned_is_refused(make, said):
 
 @pytest.mark.parametrize("name", ["sd", "xl", "svd"])
 def test_a_layer_s_cost_is_what_figure_4_counts_of_it(name):
-    unet = tiny_pipeline(name).unet
+    unet = fork_of(FAMILIES[name].parts()["unet"])
     costs = layer_costs(unet, 8, 8, tokens=7, frames=3)
     with torch.device("meta"):
         fork = fork_class(unet).from_config(unet.config).to("meta").eval()
