@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ from .plan import Plan, layer_name
 
 RUNS = ("baseline", "asyncdiff")
 
-Timed = tuple[float, CallTimes]
+Timed = tuple[float, CallTimes, float]
+"""Seconds, those of the pipeline's parts, and those in which this process had a processor."""
 
 
 def compare(
@@ -51,13 +53,15 @@ def compare(
     sent: list[int] = []  # bytes of each run in parts, by this process
 
     def timed(name: str, call: Callable[[], Any]) -> Timed:
+        busy = time.process_time()
         output, seconds, (parts,) = time_call([pipe], call, device)
+        busy = time.process_time() - busy
         if first:
             images = output.frames[0] if hasattr(output, "frames") else output.images
             if not images.isfinite().all():
                 raise RunError(f"the {name} images have non-finite values; try --dtype float32 or bfloat16")
             outputs[name] = images.float().cpu()
-        return seconds, parts
+        return seconds, parts, busy
 
     def baseline() -> Timed | None:
         found = timed("baseline", lambda: pipe(**arguments(), output_type="pt")) if first else None
@@ -81,17 +85,23 @@ def compare(
     alternate([baseline, asyncdiff], warm_up)
     measured = dict(zip(RUNS, alternate([baseline, asyncdiff], repeats), strict=True))
     all_sent = processes.gather(torch.tensor(sent[-1], device=device))
+    of_process = torch.tensor([found[2] for found in measured["asyncdiff"]], device=device)
+    busy = [one.tolist() for one in processes.gather(of_process)]  # by process and repeat
     if not first:
         return {}, {}
     processor = pipe.image_processor
     images = {name: processor.numpy_to_pil(processor.pt_to_numpy(tensor)) for name, tensor in outputs.items()}
-    whole = {name: [seconds for seconds, _ in found] for name, found in measured.items()}
-    unet = {name: [parts.unet for _, parts in found] for name, found in measured.items()}
+    whole = {name: [found[0] for found in all_found] for name, all_found in measured.items()}
+    unet = {name: [found[1].unet for found in all_found] for name, all_found in measured.items()}
     result = {
         "seconds": {name: {"end_to_end": spread(whole[name]), "unet": spread(unet[name])} for name in RUNS},
         "speed_up": {
             "end_to_end": pairwise(*(whole[name] for name in RUNS)),
             "unet": pairwise(*(unet[name] for name in RUNS)),
+        },
+        "processor_seconds": {
+            "baseline": statistics.median(found[2] for found in measured["baseline"]),
+            "asyncdiff": [statistics.median(one) for one in busy],  # by process
         },
         "bytes_sent": [int(one) for one in all_sent],  # in one run, by process
         "distance": _distances(images),

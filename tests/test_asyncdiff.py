@@ -10,6 +10,7 @@ from asyncdiff import sample
 from asyncdiff.call import call_in_parts
 from asyncdiff.plan import Plan, cut
 from asyncdiff.processes import LAUNCHED, OneProcess
+from comparison.saving import check_out
 from tests.async_peers import STEPS, die_at_step_2, ends, latents, save_latents, start, tiny_pipeline
 
 LAYERS = [1] * 9  # of the tiny U-Nets, as if they cost the same
@@ -139,9 +140,8 @@ def test_wrong_arguments_are_one_line(options, said, capsys, tmp_path, monkeypat
 @pytest.mark.parametrize("kind", ["sd", "svd"])
 def test_the_command_writes_both_and_what_it_measured(kind, capsys, tmp_path):
     call = [*SHORT, "--model_type", kind, "--emulate", "3", "--out", str(tmp_path / "out")]
-    call += ["--num-frames", "2"] if kind == "svd" else ["--prompt", "a large red ring"]
-    for _ in range(2):  # an earlier result of the same settings is replaced
-        assert sample.main(call) == 0
+    call += ["--num-frames", "2", "--steps", "2"] if kind == "svd" else ["--prompt", "a large red ring"]
+    assert sample.main(call) == 0
     printed = capsys.readouterr().out
     assert "3 parts on 3 processes (emulated)" in printed and "speed-up" not in printed and "Sent" in printed
     result = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -149,3 +149,4 @@ def test_the_command_writes_both_and_what_it_measured(kind, capsys, tmp_path):
     assert (plan["processes"], plan["warm_up"], len(plan["parts"])) == (3, 1, 3)
     assert 1 < plan["bound"] < 3 and result["bytes_sent"][0] > 0 and result["distance"]["psnr"][0] is not None
     assert (tmp_path / "out" / "asyncdiff_000.png").is_file() and (tmp_path / "out" / "baseline_000.png").is_file()
+    check_out(tmp_path / "out", result["made_from"])  # which the same command may replace
