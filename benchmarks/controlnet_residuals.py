@@ -38,10 +38,10 @@ from shapes.scenes import Scene, random_scene, render
 class ReusingPipeline(StableDiffusionControlNetPipeline):
     """The other way: reuses the residuals of the last full step."""
 
-    def follow(self, *args: Any) -> Any:
+    def run_controlnets(self, *args: Any) -> Any:
         *_, branch = args
         if branch is None:
-            self._residuals = super().follow(*args)
+            self._residuals = super().run_controlnets(*args)
             return self._residuals
         return self._residuals[0][: branch + 1], None
 

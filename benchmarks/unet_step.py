@@ -30,10 +30,10 @@ from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import DTYPES, is_fast, resolve_device, resolve_dtype
 from common.environment import versions
 from common.files import check_can_be_written, write_json
+from common.original_package import original_package
 from common.timing import Clock, alternate, pairwise, spread
 from eval.counting.layouts import SD15, SD21, SDXL
 from eval.counting.macs import count_steps, unet_inputs
-from pipelines.competitors import original_package
 from unets import UNet2DConditionModel
 
 MODELS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}

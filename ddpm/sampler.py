@@ -91,9 +91,9 @@ def denoise(
         # cache (1): equation 6, is this step full or does it retrieve?
         planned = cache.plan(i, len(x))
         output = None
-        if not planned.skips:  # a skip step needs no U-Net
+        if not planned.skips:  # a skipped step needs no U-Net
             output = unet(x.to(unet.dtype), unet_timesteps[i], **planned.unet_arguments)  # cache (2): equations 4 and 5
-        eps = cache.take(planned, output).float()  # cache (3): keeps the feature for the steps to come
+        eps = cache.take(planned, output).float()  # cache (3): caches the feature for later steps
         del output  # or its feature would stay in memory through the next full step
         x = step(x, eps, alphas[t + 1], alphas[t_next + 1])
     return x

@@ -1,1 +1,1 @@
-"""DeepCache in other programs, each folder in the form in which its program wants it."""
+"""DeepCache in other programs: each folder has the layout that its program expects."""

@@ -29,7 +29,7 @@ def small(name: str) -> Any:
 
 
 def short(run: RowRun, scale: str, steps_factor: float) -> RowRun:
-    return replace(run, steps=4, only=None)
+    return replace(run, steps=4, only=None, cache=replace(run.cache, center=2 if run.cache.center else None))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def test_switched_off_or_after_a_failure_the_u_net_is_its_own(web_ui, script, un
 def test_what_can_t_be_cached_is_refused(web_ui, script, unet):
     unet.forward = lambda *args: None  # as an extension for ControlNet does
     try:
-        with pytest.raises(ValueError, match="replaced already"):
+        with pytest.raises(ValueError, match="already replaced"):
             script.process_before_every_sampling(picture(unet), *ON, x=None)
         script.postprocess(picture(unet), None)
         assert "forward" in vars(unet)

@@ -112,7 +112,7 @@ def test_ldm_s_first_order_is_ddim_on_its_own_timesteps():
 
 @pytest.mark.parametrize(
     ("config", "eta", "words"),
-    [({}, 0.5, "eta is 0.5; it is DDIM's"), ({"prediction_type": "v_prediction"}, 0.0, "must be epsilon")],
+    [({}, 0.5, "eta is 0.5; it must be 0"), ({"prediction_type": "v_prediction"}, 0.0, "needs epsilon")],
 )
 def test_unsupported_uses_are_refused(config: dict[str, Any], eta, words):
     scheduler = AdamsBashforthScheduler.from_config(new_scheduler().config, **config)

@@ -137,6 +137,20 @@ def test_a_run_stops_at_its_next_step_and_the_next_one_runs(buttons):
     assert kinds(buttons.text({**FIELDS, "steps": 3}, "a", silent))
 
 
+def test_a_run_that_waits_for_the_device_can_be_stopped_and_asked_for_again(buttons):
+    assert not buttons.stop("a")
+    buttons.announce("a")
+    buttons.announce("a")  # the button was pressed twice
+    assert buttons.stop("a")
+    with pytest.raises(Stopped):
+        buttons.text({**FIELDS, "steps": 3}, "a", silent)
+    buttons.announce("a")
+    assert buttons.stop("a")
+    buttons.announce("a")  # asked for again before its turn came
+    assert kinds(buttons.text({**FIELDS, "steps": 3}, "a", silent))
+    assert not buttons.stop("a")
+
+
 def test_two_visitors_wait_for_each_other(buttons):
     pages = {}
 

@@ -238,14 +238,14 @@ NOT_FINITE = [math.nan, math.inf, [1.0, math.nan], [[0.0, -math.inf]], torch.ten
         ({"refresh_steps": [], "refresh_branch_id": 3}, r"refresh_steps is \[\]; it must be steps from 1 on"),
         (
             {"refresh_steps": [2], "refresh_interval": 2, "refresh_branch_id": 3},
-            "refresh_interval and refresh_steps say",
+            "refresh_interval and refresh_steps exclude each other",
         ),
         ({"forecast_order": 0.5}, r"forecast_order is 0\.5; it must be 1 to 3"),
         ({"forecast_order": 3.5}, r"forecast_order is 3\.5"),
         ({"skip_order": -1}, "skip_order is -1; it must be 0 to 3"),
         ({"skip_order": math.nan}, "skip_order is nan"),
         ({"skip_interval": 0}, "skip_interval is 0; it must be at least 1"),
-        ({"skip_interval": 2, "skip_steps": [1]}, "skip_interval and skip_steps say the same; give one of them"),
+        ({"skip_interval": 2, "skip_steps": [1]}, "skip_interval and skip_steps exclude each other; give one of them"),
         ({"skip_steps": [0, 1]}, r"skip_steps is \[0, 1\]; it must be steps from 1 on, since step 0 is full"),
         ({"cache_steps": [0, 4], "skip_steps": [4]}, "cache_steps and skip_steps both have 4; a step is of one kind"),
         (

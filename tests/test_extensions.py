@@ -65,7 +65,7 @@ def test_out_of_range(call, says, tmp_path, capsys):
     [(stable_diffusion, ["--refresh-interval", "3"], "belong together"),
      (ddpm.sample, ["--refresh-interval", "3", "--refresh-branch-id", "99"], "refresh_branch_id is 99"),
      (generate, ["--refresh-interval", "3", "--refresh-branch-id", "1"], "--refresh-branch-id is 1; it must be above"),
-     (ldm.sample, ["--reuse-attention"], "there is no attention to keep in the layers that branch 0 runs")],
+     (ldm.sample, ["--reuse-attention"], "there is no attention to cache in the layers that branch 0 runs")],
 )  # fmt: skip
 def test_what_the_model_lacks_is_refused_before_anything_is_written(script, call, says, tmp_path, capsys):
     assert script.main([*call, "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]) == 2

@@ -11,8 +11,8 @@ import torch
 from diffusers.models.embeddings import ImageProjection
 
 import pipelines
+from common.original_package import original_package
 from pipelines import tiny
-from pipelines.competitors import original_package
 from tests.families import FAMILIES, NEW, PROMPT, image
 from tests.recorders import full_steps_of
 from unets import UNet2DConditionModel, UNetSpatioTemporalConditionModel

@@ -133,7 +133,7 @@ def test_a_wrong_table_is_named(forecast, words):
 
 
 def test_a_table_of_another_number_of_channels_is_named():
-    with pytest.raises(ValueError, match="5 columns; the kept feature has 3 channels"):
+    with pytest.raises(ValueError, match="5 columns; the cached feature has 3 channels"):
         cache_of({0: feature(0), 10: feature(1)}, forecast=torch.ones(T, 5)).get(11, 2)
 
 

@@ -176,7 +176,8 @@ def test_parti_is_downloaded_once_and_checked(monkeypatch, cache):
     content = b"Prompt\na ring\na cross\n"
     with LocalHub(files={"parti.tsv": content}) as hub:
         monkeypatch.setattr(published, "PARTI", Download(hub.url_of("parti.tsv"), "md5:0"))
-        with pytest.raises(RunError, match=r"is damaged or another file .*try again, or put PartiPrompts\.tsv at"):
+        message = r"is damaged or not the published one .*try again, or put PartiPrompts\.tsv at"
+        with pytest.raises(RunError, match=message):
             open_prompts("parti", quiet=True)
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         monkeypatch.setattr(published, "PARTI", Download(hub.url_of("parti.tsv"), digest))

@@ -192,7 +192,7 @@ def test_what_is_not_supported_is_refused_by_name(pair):
         LdmCall(unet, torch.zeros(1, 4, 8, 8), y=torch.zeros(1))
     with pytest.raises(ValueError, match="num_calls"), CachedForward(unet, CacheConfig(3), num_steps=5):
         ddim(unet, steps=6)
-    with CachedForward(unet, CacheConfig(3), 5), pytest.raises(ValueError, match="replaced already"):
+    with CachedForward(unet, CacheConfig(3), 5), pytest.raises(ValueError, match="already replaced"):
         CachedForward(unet, CacheConfig(3), 5).__enter__()
     assert LdmUNet(unet).num_skip_branches == len(BRANCHES)
     assert isinstance(unet, UNetModel)

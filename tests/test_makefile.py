@@ -26,6 +26,9 @@ def folder(tmp_path):
         pytest.skip("there is no make")
     for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "requirements-app.txt"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "tests" / "plugin").mkdir(parents=True)
+    for requirements in (ROOT / "tests" / "plugin").glob("diffusers-*.txt"):
+        shutil.copy(requirements, tmp_path / "tests" / "plugin")
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
     return tmp_path
@@ -41,7 +44,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_without_a_target_it_explains_itself(folder):
     said = make(folder).stdout
-    assert all(f"make {target}" in said for target in ("demo", "app", "test", "lint", "clean"))
+    assert all(f"make {target}" in said for target in ("demo", "app", "test", "test-plugin", "lint", "clean"))
     assert not (folder / ".venv").exists()
 
 
@@ -90,6 +93,17 @@ def test_the_page_has_an_environment_of_its_own(folder):
     (folder / ".venv-app" / "precious").touch()
     assert make(folder, "app").returncode != 0
     assert [path.name for path in (folder / ".venv-app").iterdir()] == ["precious"]
+
+
+def test_the_plug_in_is_tested_with_every_other_release_in_an_environment_of_its_own(folder):
+    assert make(folder, "test-plugin").returncode == 0
+    said = (folder / "calls").read_text().splitlines()
+    for release in ("0.30", "0.42"):
+        installed = f"--python .venv-diffusers-{release}/bin/python install -r tests/plugin/diffusers-{release}.txt"
+        assert any(installed in line for line in said)
+        assert (folder / f".venv-diffusers-{release}" / "installed").exists()
+    assert said[-2:] == ["-m pytest -q -n auto tests/plugin"] * 2
+    assert "Installing" not in make(folder, "test-plugin").stdout
 
 
 def test_changed_requirements_are_installed_over_what_is_there(folder):

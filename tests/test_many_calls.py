@@ -68,7 +68,7 @@ def refused() -> Callable[[], Any]:
     once: Callable[[], Any] = call("sd", pipe, callback_on_step_end=lambda *_: once())
 
     def in_vain() -> None:
-        with pytest.raises(RuntimeError, match="called already"):
+        with pytest.raises(RuntimeError, match="already running"):
             once()
 
     return in_vain

@@ -233,11 +233,8 @@ def short(monkeypatch) -> None:
         cache = run.cache if run.cache.center is None else replace(run.cache, center=4)
         return replace(run, steps=10, cache=cache)
 
-    def load(name: str) -> Any:
-        return replace(load_scale(name), reference_images=40)
-
     monkeypatch.setattr(RowRun, "at", at)
-    monkeypatch.setattr(tables, "load_scale", load)
+    monkeypatch.setattr(tables, "load_scale", with_few_references)
 
 
 def test_a_table_from_nothing_and_nothing_the_second_time(tmp_path, monkeypatch, capsys):

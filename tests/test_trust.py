@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 def options(tmp_path: Path, scale: Scale | None = None) -> Options:
     places = (tmp_path / "work", tmp_path / "inputs", tmp_path / "out")
-    scale = scale or replace(load_scale("shapes"), reference_images=40)
+    scale = scale or with_few_references("shapes")
     return Options(scale, *places, CPU, num_images=4, quiet=True)
 
 

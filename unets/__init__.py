@@ -1,8 +1,7 @@
 """U-Nets of diffusers 0.24.0 with DeepCache written into their `forward`, the method, and the plug-in.
 
-All that the plug-in needs is in this folder, which is what `pip install` installs, under the name `DeepCache`. What is
-named here is imported when it is first asked for: the method and `ldm` need torch alone, so that programs without
-diffusers have them too.
+`pip install` installs this folder alone, as the package `DeepCache`. Names are imported on first use: the method and
+`ldm` only need torch, so programs without diffusers can use them too.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""DeepCache for U-Nets of latent-diffusion's kind, which CompVis, A1111 and ComfyUI run.
+"""DeepCache for ldm-style U-Nets, those of CompVis's latent-diffusion, A1111 and ComfyUI.
 
-They are lists of blocks. input_blocks[k] makes skip k, input_blocks[0] being the first convolution, and
-output_blocks[M − 1 − k] consumes it: they are d_k and u_k. `LdmCall` is one call of such a U-Net, written out;
-`CachedForward` puts it in the place of the U-Net's own `forward` for one sampling run.
+They are lists of blocks: input_blocks[k] makes skip k, input_blocks[0] being the first convolution, and
+output_blocks[M − 1 − k] consumes it. These are d_k and u_k. `LdmCall` is one call of such a U-Net, written out;
+`CachedForward` replaces the U-Net's `forward` with it for one sampling run.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .cached_unet import CachedUNetMixin
 
 
 class LdmUNet(CachedUNetMixin):
-    """What such a U-Net is to the cache. Raises ValueError for a model of another kind, by name."""
+    """The cache's view of such a U-Net. Raises ValueError for any other model, by name."""
 
     def __init__(self, unet: Any) -> None:
         missing = [n for n in ("input_blocks", "middle_block", "output_blocks", "out") if not hasattr(unet, n)]
         if missing or len(unet.input_blocks) != len(unet.output_blocks):
             raise ValueError(
-                f"DeepCache is for U-Nets, which have as many input_blocks as output_blocks; {type(unet).__name__} is "
-                "none, so run it without"
+                f"DeepCache is for U-Nets with as many input_blocks as output_blocks; {type(unet).__name__} is none; "
+                "run it without"
             )
         self.unet = unet
 
@@ -38,14 +38,14 @@ class LdmUNet(CachedUNetMixin):
 
 
 class LdmCall:
-    """One call of the U-Net, in the steps that a host can have of its own. Shapes are Stable Diffusion 1.5's.
+    """One call of the U-Net, split into methods that a host can override. Shapes are Stable Diffusion 1.5's.
 
     Args:
-        unet: a `UNetModel` of CompVis's code or of what is built on it.
+        unet: a `UNetModel` of CompVis's code or of code built on it.
         x: (B, 4, H, W) noisy latents, scaled by the sampler.
         timesteps: (B,)
         context: (B, tokens, 768) text.
-        y: (B,) labels or (B, D) vectors, of a U-Net that has classes.
+        y: (B,) labels or (B, D) vectors, for a class-conditional U-Net.
     """
 
     def __init__(self, unet: Any, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None) -> None:
@@ -64,9 +64,9 @@ class LdmCall:
         """Predicts the noise. The arguments are those of the other forks.
 
         Args:
-            cache_branch_id: m, 0 to M − 1. None keeps nothing and is the U-Net's own behaviour.
-            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step.
-            keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
+            cache_branch_id: m, 0 to M − 1. None caches nothing, as in the U-Net's own forward.
+            cached_feature: what an earlier step cached at the same branch; makes this a retrieve step.
+            keep_branch_id: a shallower branch at which a full or a retrieve step also caches.
 
         Raises:
             ValueError: branch out of range, or feature without branch.
@@ -85,8 +85,8 @@ class LdmCall:
 
         # 2. Middle.
         if cached_feature is not None:
-            self.pass_over(last)
-            h = cached_feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
+            self.skip_deep_layers(last)
+            h = cached_feature  # cache (2): equation 5, the feature of an earlier step replaces all deeper layers
         else:
             h = self.middle(h)  # (B, 1280, H/8, W/8)
 
@@ -94,7 +94,7 @@ class LdmCall:
         kept = kept_above = None
         for k in range(last, -1, -1):
             if k == m:
-                kept = h  # cache (3): equation 4, what enters u_m from below is kept
+                kept = h  # cache (3): equation 4, what enters u_m from below is cached
             elif k == keep_branch_id:
                 kept_above = h  # cache (4): of two depths, the shallower is re-cached on the way up
             h = self.up(k, h, skips.pop(), skips[-1] if skips else None)
@@ -102,7 +102,7 @@ class LdmCall:
         return CachedOutput(self.end(h), kept, kept_above)  # (B, 4, H, W)
 
     def begin(self) -> Tensor:
-        """The embedding (B, 1280), for later; returns what enters d_0."""
+        """Computes the embedding (B, 1280); returns the input of d_0."""
         unet = self.unet
         t_emb = self.host.timestep_embedding(self.timesteps, unet.model_channels, repeat_only=False)  # (B, 320)
         self.emb = unet.time_embed(t_emb)
@@ -111,35 +111,35 @@ class LdmCall:
         return self.x.type(getattr(unet, "dtype", self.x.dtype))
 
     def down(self, k: int, h: Tensor) -> tuple[Tensor, Tensor]:
-        """d_k: what enters the next layer, and skip k."""
+        """d_k; returns the input of the next layer, and skip k."""
         h = self.unet.input_blocks[k](h, self.emb, self.context)
         return h, h
 
-    def pass_over(self, m: int) -> None:
-        """In the place of d_{m+1} … u_{m+1}, on a retrieve step."""
+    def skip_deep_layers(self, m: int) -> None:
+        """Called on a retrieve step instead of d_{m+1} … u_{m+1}."""
 
     def middle(self, h: Tensor) -> Tensor:
-        """What the middle block makes of what d_{M−1} made."""
+        """The middle block, on the output of d_{M−1}."""
         return self.unet.middle_block(h, self.emb, self.context)
 
     def up(self, k: int, h: Tensor, skip: Tensor, next_skip: Tensor | None) -> Tensor:
-        """u_k. An upsampler can aim for the size of the skip that comes next."""
-        h = self.host.th.cat([h, skip], dim=1)  # (B, C + C_k, H, W); A1111 puts its own `cat` there
+        """u_k. An upsampler can use the size of the next skip."""
+        h = self.host.th.cat([h, skip], dim=1)  # (B, C + C_k, H, W); A1111 replaces `cat` there
         return self.unet.output_blocks[len(self.unet.output_blocks) - 1 - k](h, self.emb, self.context)
 
     def end(self, h: Tensor) -> Tensor:
-        """From what u_0 made to the noise."""
+        """The noise, from the output of u_0."""
         h = h.type(self.x.dtype)
         out = self.unet.id_predictor if getattr(self.unet, "predict_codebook_ids", False) else self.unet.out
         return out(h)
 
 
 def _host(unet: Any) -> Any:
-    """The module of the U-Net's class, whose own functions hosts replace there."""
+    """The module that defines the U-Net's class, in which hosts replace functions."""
     for cls in type(unet).__mro__:
         if hasattr(module := sys.modules.get(cls.__module__), "timestep_embedding"):
             return module
-    raise ValueError(f"{type(unet).__name__} is no UNetModel of ldm's type; run it without DeepCache")
+    raise ValueError(f"{type(unet).__name__} is not an ldm-style UNetModel; run it without DeepCache")
 
 
 def run_cached(run: SplitRun, call: LdmCall, position: int, keys: Sequence[Hashable]) -> Tensor:
@@ -150,20 +150,20 @@ def run_cached(run: SplitRun, call: LdmCall, position: int, keys: Sequence[Hasha
 
 
 class CachedForward:
-    """One sampling run with the cache, of a host that calls `unet(x, timesteps, context, y)`:
+    """Caches one sampling run of a host that calls `unet(x, timesteps, context, y)`:
 
     with CachedForward(model.model.diffusion_model, CacheConfig(cache_interval=3), num_steps=50):
         samples, _ = sampler.sample(S=50, …)
 
     Args:
-        unet: whose `forward` is replaced until the block ends.
-        config: how it caches. Attention and guidance are not reused here.
+        unet: its `forward` is replaced inside the block.
+        config: the cache's settings, without attention or guidance reuse.
         num_steps: of the sampler.
-        num_calls: calls of the U-Net, if there are more than one a step; PLMS makes one more.
-        position: tells at which position of the run the U-Net is being called, where calls can't be counted.
+        num_calls: calls of the U-Net, if there is more than one per step; PLMS makes one more.
+        position: returns the position in the run of the current call, where counting calls is not possible.
 
     Raises:
-        ValueError: a model or an extension that is not supported, by name; more calls than were said.
+        ValueError: an unsupported model or extension, by name; more calls than `num_calls`.
     """
 
     def __init__(
@@ -189,15 +189,15 @@ class CachedForward:
 
     def __enter__(self) -> Self:
         if "forward" in vars(self._unet):
-            raise ValueError(f"the forward of this {type(self._unet).__name__} is replaced already; undo that first")
+            raise ValueError(f"the forward of this {type(self._unet).__name__} was already replaced; undo that first")
         self._run, self._counted = SplitRun(*self._for_run), 0
         self._unet.forward = self._forward
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if vars(self._unet).get("forward") == self._forward:  # else somebody put another there, or took it away
+        if vars(self._unet).get("forward") == self._forward:  # else someone replaced or removed it
             del self._unet.forward
-        self._run = SplitRun(*self._for_run)  # lets go of the features
+        self._run = SplitRun(*self._for_run)  # frees the features
 
     def _forward(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **kwargs: Any) -> Tensor:
         position = self._counted if self._position is None else self._position()

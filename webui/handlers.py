@@ -23,7 +23,7 @@ INPAINT_CHOICE, IMAGE_CHOICE = "redraw what is painted over", "redraw the whole 
 
 
 class Handlers:
-    """The buttons of all visitors, who are distinguished by `session`."""
+    """The buttons of all visitors. `session` is a visitor's page and tab, which has one run at a time."""
 
     def __init__(self, engine: Engine, model: str | None) -> None:
         self._engine = engine
@@ -61,8 +61,14 @@ class Handlers:
             outcome = self._engine.video(options, frames, motion, stop, progress)
         return outcome_page(outcome, command, fps=fps)
 
+    def announce(self, session: str) -> None:
+        """Called when a run is asked for, so that it can be stopped while it waits for the device."""
+        stop = self._stops.get(session)
+        if stop is None or stop.is_set():
+            self._stops[session] = threading.Event()
+
     def stop(self, session: str) -> bool:
-        """Stops the visitor's run at its next step; returns whether there is one."""
+        """Stops the session's run at its next step, or before its first; returns whether there is one."""
         stop = self._stops.get(session)
         if stop is not None:
             stop.set()
@@ -74,7 +80,7 @@ class Handlers:
 
     @contextmanager
     def _stop_of(self, session: str) -> Iterator[threading.Event]:
-        stop = self._stops[session] = threading.Event()
+        stop = self._stops.setdefault(session, threading.Event())
         try:
             yield stop
         finally:

@@ -19,7 +19,7 @@ from .engine import Engine
 from .handlers import Handlers
 from .private import KeepToSelf
 from .shown import CSS
-from .tabs import image_tab, text_tab, video_tab
+from .tabs import TABS, image_tab, session_of, text_tab, video_tab
 
 MOST_WAITING = 16  # runs in the queue
 LARGEST_UPLOAD = "20mb"
@@ -51,7 +51,8 @@ def build(engine: Engine, model: str | None) -> gr.Blocks:
                 cost_tab(draw(read_measured()), fields, tabs)
 
         def leave(request: gr.Request) -> None:
-            handlers.stop(str(request.session_hash))
+            for tab in TABS:
+                handlers.stop(session_of(request.session_hash, tab))
 
         page.unload(leave)
     return page.queue(max_size=MOST_WAITING, default_concurrency_limit=None, api_open=False)

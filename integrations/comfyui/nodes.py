@@ -19,27 +19,27 @@ def _whole(default: int, least: int, most: int, tooltip: str) -> tuple[str, dict
 
 
 class DeepCacheNode:
-    """Most steps run the shallow layers alone, and take the rest from the last full step."""
+    """Most steps run only the shallow layers, and take the deep feature from the last full step."""
 
     CATEGORY = "model_patches/unet"
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "apply"
-    DESCRIPTION = "DeepCache: most steps run the U-Net's shallow layers alone."
+    DESCRIPTION = "DeepCache: most steps run only the U-Net's shallow layers."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "model": ("MODEL",),
-                "interval": _whole(3, 1, 1000, "Every so many-th step is full. 1 is no cache."),
-                "branch": _whole(0, 0, 23, "Skip branch of the cached feature. 0 is fastest, deeper is nearer."),
+                "interval": _whole(3, 1, 1000, "N: every N-th step is full. 1 turns the cache off."),
+                "branch": _whole(0, 0, 23, "Skip branch of the cached feature. 0 is fastest, deeper is more accurate."),
                 "forecast": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": (
-                    "How far the feature is extrapolated from the last two: 0 copies, as in the paper, 1 is a line."
+                    "How far the feature is extrapolated from the last two: 0 copies, as in the paper; 1 is linear."
                 )}),
-                "refresh_interval": _whole(0, 0, 1000, "So many steps after a full step, a cheap refresh. 0 is off."),
-                "refresh_branch": _whole(5, 1, 23, "The deeper branch that a refresh retrieves at."),
-                "start_percent": ("FLOAT", {"default": 0.0, **PERCENT, "tooltip": "Before it every step is full."}),
-                "end_percent": ("FLOAT", {"default": 1.0, **PERCENT, "tooltip": "After it every step is full."}),
+                "refresh_interval": _whole(0, 0, 1000, "A cheap refresh every so many steps after a full one. 0: off."),
+                "refresh_branch": _whole(5, 1, 23, "The deeper branch at which a refresh step retrieves."),
+                "start_percent": ("FLOAT", {"default": 0.0, **PERCENT, "tooltip": "Before it, every step is full."}),
+                "end_percent": ("FLOAT", {"default": 1.0, **PERCENT, "tooltip": "After it, every step is full."}),
             }
         }  # fmt: skip
 
@@ -47,12 +47,12 @@ class DeepCacheNode:
         self, model: Any, interval: int, branch: int, forecast: float, refresh_interval: int, refresh_branch: int,
         start_percent: float, end_percent: float,
     ) -> tuple[Any]:  # fmt: skip
-        """Raises ValueError for a model without a U-Net, and for a branch that it does not have."""
+        """Raises ValueError for a model without a U-Net, or a branch that it does not have."""
         unet = model.model.diffusion_model
         if not isinstance(unet, UNetModel):
             raise ValueError(
                 f"DeepCache is for U-Nets such as SD 1.5, SDXL and SVD; {type(model.model).__name__} has a "
-                f"{type(unet).__name__}: take the node out"
+                f"{type(unet).__name__}: remove the node"
             )
         config = CacheConfig(
             interval,
@@ -67,7 +67,7 @@ class DeepCacheNode:
             (WrappersMP.OUTER_SAMPLE, cached.outer_sample),
             (WrappersMP.DIFFUSION_MODEL, cached.diffusion_model),
         ):
-            model.remove_wrappers_with_key(kind, KEY)  # of another of these nodes before this one
+            model.remove_wrappers_with_key(kind, KEY)  # of an earlier DeepCache node
             model.add_wrapper_with_key(kind, KEY, wrapper)
         return (model,)
 

@@ -1,4 +1,4 @@
-"""One call of ComfyUI's U-Net: what its `_forward` does besides the blocks, for the blocks that run."""
+"""One call of ComfyUI's U-Net, with everything that its `_forward` does around the blocks that run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class ComfyCall(LdmCall):
-    """With ControlNets, patches of other nodes, and videos.
+    """`LdmCall` with ControlNets, patches of other nodes, and videos.
 
     Args:
-        control: lists of residuals, each taken from the end; `output` has one for each skip, that of skip 0 first.
-        options: `transformer_options`. What patches are told in it, such as the block's number, is as without a cache.
+        control: lists of residuals, consumed from the end; `output` has one for each skip, that of skip 0 first.
+        options: `transformer_options`. Patches find the same values in it as without a cache, such as block numbers.
         video: the other keyword arguments.
     """
 
@@ -55,8 +55,8 @@ class ComfyCall(LdmCall):
             h = patch(h, self.options)
         return h, skip
 
-    def pass_over(self, m: int) -> None:
-        """Leaves residuals and counters as the blocks that do not run would have."""
+    def skip_deep_layers(self, m: int) -> None:
+        """Consumes the residuals, and counts the transformers, of the blocks that do not run."""
         count = len(self.unet.output_blocks) - 1 - m
         middle = [] if self.unet.middle_block is None else [self.unet.middle_block]
         for block in (*self.unet.input_blocks[m + 1 :], *middle, *self.unet.output_blocks[:count]):
@@ -75,7 +75,7 @@ class ComfyCall(LdmCall):
         self.options["block"] = ("output", number)
         skip = openaimodel.apply_control(skip, self.control, "output")
         patches = self.patches.get("output_block_patch", ())
-        h = h.clone() if patches else h  # FreeU writes into it, and it can be what is kept
+        h = h.clone() if patches else h  # FreeU modifies it in place, and it can be the cached feature
         for patch in patches:
             h, skip = patch(h, skip, self.options)
         h = openaimodel.th.cat([h, skip], dim=1)

@@ -1,7 +1,7 @@
-"""The cache of one run whose host calls the U-Net in parts: conditions apart, two of them in one batch, tiles.
+"""The cache of a run whose host splits its calls of the U-Net: one condition at a time, two in a batch, or tiles.
 
-Which of them come together can change from step to step, as memory allows. So each condition has a cache of its own,
-under a key that the host gives. A batch retrieves if all its conditions can; else the step is full, for all of them.
+How conditions are batched can change from step to step, depending on free memory. So each condition has its own cache,
+under a key from the host. A batch retrieves if all its conditions can; otherwise the step is full for all of them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .run import CacheRun, Step
 
 
 class CachedOutput(NamedTuple):
-    """What a U-Net returns to the cache, of a batch (B, …)."""
+    """The output of a U-Net for a batch (B, …)."""
 
     sample: Tensor  # the predicted noise
-    cached_feature: Tensor | None  # what entered u_m from below; None keeps nothing
+    cached_feature: Tensor | None  # what entered u_m from below; None: nothing is cached
     shallow_feature: Tensor | None  # the same at a shallower branch
     attention: None = None
 
@@ -40,24 +40,24 @@ class Call(NamedTuple):
 
     conditions: list[_Condition]
     steps: list[Step]
-    branch: int | None  # where it retrieves, or keeps; None does neither
-    cached_feature: Tensor | None  # what it retrieves; None is a full step
-    keep_branch: int | None  # a shallower branch, where it keeps as well
-    noise: Tensor | None  # given, the U-Net is not called
+    branch: int | None  # where it retrieves or caches; None for neither
+    cached_feature: Tensor | None  # what it retrieves; None for a full step
+    keep_branch: int | None  # a shallower branch at which it also caches
+    noise: Tensor | None  # if given, the U-Net is not called
 
 
 class SplitRun:
     """The caches of one run's conditions.
 
-    A position can have several calls, as in samplers of second order or by tiles. The n-th call of a condition at one
-    position retrieves what its n-th call at an earlier one kept, or is full if there was none. So is whatever comes
-    back after a step that would have renewed it: a stale feature is never used.
+    A position can have several calls, with second-order samplers or tiles. A condition's n-th call at a position
+    retrieves what its n-th call at an earlier position cached, and is full if there was none. It is also full if the
+    condition missed a step that would have refreshed its feature: a stale feature is never used.
 
     Args:
-        config: how it caches. Attention and guidance are not reused here.
-        unet: what has the U-Net's `check_branch`.
+        config: its settings, without attention or guidance reuse.
+        unet: has the U-Net's `check_branch`.
         num_steps: inference steps, for which the schedule is made.
-        num_calls: T, positions, where there are more of them.
+        num_calls: T, the number of positions, if it is larger.
 
     Raises:
         ValueError: as `CacheRun`; an extension that is not available.
@@ -66,13 +66,13 @@ class SplitRun:
     def __init__(self, config: CacheConfig, unet: Any, num_steps: int, num_calls: int | None = None) -> None:
         config.refuse("reuse_attention", "reuse_guidance", "guidance_stop")
         self._for_run = (config, unet, num_steps, num_steps if num_calls is None else num_calls)
-        CacheRun(*self._for_run)  # refuses now what it would refuse at the first step
+        CacheRun(*self._for_run)  # raises now instead of at the first step
         self._conditions: dict[Hashable, _Condition] = {}
         self._position = 0
         self._calls: Counter[Hashable] = Counter()  # at this position
 
     def plan(self, position: int, keys: Sequence[Hashable], rows: int) -> Call:
-        """What the call at a position does, for a batch of one condition after the other, of `rows` rows each."""
+        """What the call at a position does, for a batch of conditions one after the other, of `rows` rows each."""
         if position < self._position:  # the sampler went back to more noise
             self._conditions.clear()
         if position != self._position:
@@ -83,14 +83,14 @@ class SplitRun:
         steps = [condition.run.plan(position, rows) for condition in conditions]
         if all(step.noise is not None for step in steps):
             return Call(conditions, steps, None, None, None, torch.cat([s.noise for s in steps if s.noise is not None]))
-        # Where some have something to retrieve and some do not, these want a full step, or are skipped by the others.
+        # If only some conditions can retrieve or be skipped, the step is full for all of them.
         step = next((step for step in steps if step.cached is None and not step.skips), steps[0])
         features = [step.cached[0] for step in steps if step.cached is not None]
         feature = torch.cat(features) if len(features) == len(steps) else None
         return Call(conditions, steps, step.branch, feature, step.keep_branch, None)
 
     def take(self, call: Call, output: CachedOutput | None) -> Tensor:
-        """Keeps what later calls retrieve; returns the predicted noise. No output is that of a skipped step."""
+        """Caches what later calls retrieve; returns the predicted noise. `output` is None for a skipped step."""
         if call.noise is not None:
             return call.noise
         assert output is not None
@@ -101,10 +101,10 @@ class SplitRun:
         return output.sample
 
     def _condition(self, position: int, key: Hashable) -> _Condition:
-        """That of the key's next call at this position, new if what it keeps should have been renewed since."""
+        """The cache for the key's next call at this position; a new one if its feature is stale."""
         numbered = (key, self._calls[key])
         self._calls[key] += 1
-        for other, condition in list(self._conditions.items()):  # what is stale leaves memory
+        for other, condition in list(self._conditions.items()):  # frees stale features
             if any(condition.position < i < position for i in condition.run.refreshed_steps):
                 del self._conditions[other]
         condition = self._conditions.setdefault(numbered, _Condition(CacheRun(*self._for_run), position))

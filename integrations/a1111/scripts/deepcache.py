@@ -9,12 +9,12 @@ from DeepCache.cache.config import CacheConfig
 from DeepCache.ldm import CachedForward
 from modules import script_callbacks, scripts, sd_unet
 
-# Samplers call the model as often as they like, and a schedule of every so many-th step goes on for ever.
+# The number of calls depends on the sampler, so the schedule is made for more calls than any run has.
 MOST_CALLS = 2000
 
 
 class DeepCacheScript(scripts.Script):  # type: ignore[misc]
-    """Switched on, most steps run the shallow layers alone."""
+    """The panel. Enabled, most steps run only the shallow layers."""
 
     def __init__(self) -> None:
         self._cached: CachedForward | None = None
@@ -30,28 +30,30 @@ class DeepCacheScript(scripts.Script):  # type: ignore[misc]
     def ui(self, is_img2img: bool) -> list[Any]:
         with gr.Accordion("DeepCache", open=False):
             enabled = gr.Checkbox(False, label="Enable")
-            interval = gr.Slider(1, 20, 3, step=1, label="Interval: every so many-th step is full")
-            branch = gr.Slider(0, 11, 0, step=1, label="Branch: 0 is fastest, deeper is nearer")
-            forecast = gr.Slider(0.0, 1.0, 0.0, step=0.05, label="Forecast: 0 copies the feature, 1 extends its line")
+            interval = gr.Slider(1, 20, 3, step=1, label="Interval N: every N-th step is full")
+            branch = gr.Slider(0, 11, 0, step=1, label="Branch: 0 is fastest, deeper is more accurate")
+            forecast = gr.Slider(
+                0.0, 1.0, 0.0, step=0.05, label="Forecast: 0 copies the feature, 1 extrapolates linearly"
+            )
         return [enabled, interval, branch, forecast]
 
     def process(self, p: Any, *_: Any) -> None:
-        self._end()  # of a picture that failed
+        self._end()  # in case an earlier picture failed
 
     def process_before_every_sampling(
         self, p: Any, enabled: bool, interval: float, branch: float, forecast: float, **_: Any
     ) -> None:
-        """Also before the second pass of a high-resolution fix, which is a run of its own.
+        """Starts the cache. The second pass of a high-resolution fix is a run of its own.
 
         Raises:
-            ValueError: another extension has the U-Net's forward, or this is no U-Net of ldm's type. The web UI shows
-                it, and makes the picture without the cache.
+            ValueError: another extension has replaced the U-Net's forward, or the U-Net is not ldm-style. The web UI
+                shows it, and makes the picture without the cache.
         """
         self._end()
         if not enabled:
             return
         if sd_unet.current_unet is not None:
-            raise ValueError("another U-Net is chosen in the settings; DeepCache needs the checkpoint's own")
+            raise ValueError("another U-Net is selected in the settings; DeepCache needs the checkpoint's own")
         unet = p.sd_model.model.diffusion_model
         config = CacheConfig(int(interval), int(branch), forecast=forecast)
         self._step = 0
@@ -66,7 +68,7 @@ class DeepCacheScript(scripts.Script):  # type: ignore[misc]
         self._end()
 
     def _before_step(self, params: Any) -> None:
-        """A step can be several calls of the U-Net, of prompts and pictures one after the other."""
+        """Notes the step: it can be several calls of the U-Net, for prompts and pictures one after the other."""
         self._step = params.denoiser.step
 
     def _end(self) -> None:
