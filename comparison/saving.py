@@ -24,7 +24,7 @@ from unets.cache.config import CacheConfig
 
 RESULT = "result.json"
 UNTIMED = "made_from.json"  # takes its place until everything is measured
-OURS = re.compile(r"output\.(png|mp4|gif)|(baseline|deepcache)_\d{3,}\.png")  # the files written beside it
+OURS = re.compile(r"output\.(png|mp4|gif)|(baseline|deepcache|asyncdiff)_\d{3,}\.png")  # the files written beside it
 FRAMES_SHOWN = 5
 NO_SETTINGS = ("out", "quiet", "repeats", "warm_up", "calibrated")  # don't change the images, or are part of the cache
 FILES = ("image", "mask")

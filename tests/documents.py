@@ -26,7 +26,7 @@ MARKS = (
     "serves a page",
 )
 SHELL = ("sh", "bash")
-COMMAND = re.compile(r"^([A-Z_]+=\S+ )?(\.venv/bin/python|python|make|accelerate launch|pip|bash) \S")
+COMMAND = re.compile(r"^([A-Z_]+=\S+ )?(\.venv/bin/python|python|make|accelerate launch|torchrun|pip|bash) \S")
 RECORDS = ("CHANGELOG.md",)  # records of the past: their commands may be gone
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SCRIPTS = "scripts"  # all modules at the top level
 LAYERS = [  # top to bottom: a folder imports only from those below it
-    SCRIPTS, "webui", "benchmarks", "benchmarks/gpu", "apple", "comparison", "eval", "eval/paper", "eval/calibration",
-    "eval/generation", "eval/metrics", "eval/counting", "eval/pages", "shapes", "ldm", "ddpm", "image_sets",
-    "pipelines", "integrations", "integrations/comfyui", "integrations/a1111/scripts", "unets", "unets/cache", "common",
+    SCRIPTS, "webui", "asyncdiff", "benchmarks", "benchmarks/gpu", "apple", "comparison", "eval", "eval/paper",
+    "eval/calibration", "eval/generation", "eval/metrics", "eval/counting", "eval/pages", "shapes", "ldm", "ddpm",
+    "image_sets", "pipelines", "integrations", "integrations/comfyui", "integrations/a1111/scripts", "unets",
+    "unets/cache", "common",
 ]  # fmt: skip
 MOST_LINES = 400
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(work|root|tmp|home)/")

@@ -47,6 +47,7 @@ ONE = ["--prompt", "a large red ring on the left on a gray background"]
 TIMED = ["--repeats", "1", "--warm-up", "0", "--quiet", "--device", "cpu"]
 SET = ["--quiet", "--device", "cpu"]
 SMALLER = {  # appended to the commands that are run
+    "asyncdiff.sample": [*TIMED, *ONE, "--steps", "8"],
     "stable_diffusion": [*TIMED, *ONE],
     "stable_diffusion_xl": TIMED,
     "stable_video_diffusion": TIMED,
@@ -66,7 +67,7 @@ STEPS = {  # appended where the command's own options don't depend on the number
 }
 OF_STEPS = {"--steps", "--calibrated", "--cache-steps"}
 VARIABLES = {"$SLURM_ARRAY_TASK_ID": "4"}
-LAUNCHERS = (("srun",), ("accelerate", "launch"))
+LAUNCHERS = (("srun",), ("accelerate", "launch"), ("torchrun",))
 ELSEWHERE = {"pip", "pre-commit"}  # commands of others that the documents name
 
 
@@ -96,6 +97,8 @@ def program(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
     for launcher in LAUNCHERS:
         if tuple(rest[: len(launcher)]) == launcher:
             rest = rest[len(launcher) :]
+    if words[0] == "torchrun":
+        rest = rest[rest.index("-m") :]
     if rest[0] == "make":
         recipe = made(tuple(rest))
         return program(recipe) if Path(recipe[0]).name == "python" else (None, [])
