@@ -37,7 +37,7 @@ from unets import CacheConfig, DeepCacheSDHelper
 
 
 class TextToVideoZeroPipeline(diffusers.TextToVideoZeroPipeline):
-    """diffusers 0.24.0's with the line mended for which it can't be built: the last argument is passed by name."""
+    """diffusers 0.24.0's with its constructor fixed, which passes the last argument in the wrong position."""
 
     def __init__(
         self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, safety_checker: Any,
@@ -51,7 +51,7 @@ class TextToVideoZeroPipeline(diffusers.TextToVideoZeroPipeline):
 
 
 class Kind(NamedTuple):
-    """One type of model: its pipeline, published weights, and what stands in for them with --tiny."""
+    """One type of model: its pipeline, its published weights, and their stand-in for --tiny."""
 
     pipeline: Any
     model: str
@@ -87,7 +87,7 @@ KINDS = {
 }
 VIDEOS = {"svd": 7, "t2v-zero": 4}  # frames per second
 TINY_SIZE, TINY_STEPS = 64, 10  # pixels, denoising steps
-PROMPTS = {  # by whether the models are the small ones, whose captions have few words
+PROMPTS = {  # by --tiny; the small models know few words
     True: "a large red circle above a small blue square on a green background",
     False: "a sailing boat on a lake in the evening, oil painting",
 }
@@ -103,13 +103,13 @@ def parser() -> Parser:
         "--image",
         metavar="FILE",
         default=str(EXAMPLE_IMAGE),
-        help="of the types that take one; cropped to the picture's shape, never squeezed; what is transparent is white",
+        help="for types that take one; cropped to the output's shape, never stretched; transparency becomes white",
     )
     p.add_argument("--steps", type=numbers.steps, help="denoising steps (default: 50; 25 for svd; 10 with --tiny)")
-    p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="of sdxl-refine")
-    p.add_argument("--controlnet-model", metavar="ID_OR_PATH", default=CONTROLNET, help="of controlnet")
+    p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="refiner, for sdxl-refine")
+    p.add_argument("--controlnet-model", metavar="ID_OR_PATH", default=CONTROLNET, help="ControlNet, for controlnet")
     p.add_argument(
-        "--decode-chunk-size", type=numbers.whole(1, 10_000), help="of svd, frames decoded at once (default: all)"
+        "--decode-chunk-size", type=numbers.whole(1, 10_000), help="frames decoded at once, for svd (default: all)"
     )
     add_cache_arguments(p, interval=3, branch=0)
     add_run_arguments(p)
@@ -132,23 +132,23 @@ def open_stages(args: argparse.Namespace, kind: Kind, dtype: torch.dtype) -> dic
 
 
 def open_controlnet(args: argparse.Namespace, dtype: torch.dtype) -> Any:
-    """The ControlNet; with --tiny, one of random weights for the shapes model."""
+    """The ControlNet; with --tiny, one with random weights for the shapes model."""
     if args.tiny:
         return tiny.controlnet(diffusers.UNet2DConditionModel.from_pretrained(SHAPES_SD / "unet")).to(dtype)
     if (config := Path(args.controlnet_model) / "config.json").is_file():
         check_config(config)
     try:
         return diffusers.ControlNetModel.from_pretrained(args.controlnet_model, torch_dtype=dtype)
-    except Exception as error:  # the readers of damaged files raise nearly everything
+    except Exception as error:  # readers of damaged files raise almost anything
         if is_out_of_memory(error):
             raise
         raise ValueError(
-            f"cannot get {args.controlnet_model}; connect once, or give --controlnet-model a path"
+            f"cannot load {args.controlnet_model}; connect once, or pass a local path to --controlnet-model"
         ) from None
 
 
-def pictures(args: argparse.Namespace, kind: Kind) -> dict[str, Any]:
-    """The images that a type takes: the picture, a disc to redraw, or the picture's edges to follow."""
+def image_arguments(args: argparse.Namespace, kind: Kind) -> dict[str, Any]:
+    """The image arguments of a type: the image, with a disc as mask for inpainting; its edges for ControlNet."""
     if kind.size is None:
         return {}
     size = (TINY_SIZE, TINY_SIZE) if args.tiny else (1024 if args.model_type == "svd" else kind.size, kind.size)
@@ -167,9 +167,9 @@ def pictures(args: argparse.Namespace, kind: Kind) -> dict[str, Any]:
 
 
 def check_schedule(args: argparse.Namespace, cache: CacheConfig) -> None:
-    """Raises ValueError if the schedule does not fit the shortest loop that it is for."""
+    """Raises ValueError if the schedule does not fit the shortest loop that uses it."""
     steps = args.steps
-    if args.model_type in ("sdxl-refine", "sd-img2img"):  # of which this share is run with it
+    if args.model_type in ("sdxl-refine", "sd-img2img"):  # the schedule is for this share of the steps
         steps = max(1, int(0.8 * steps))
     elif args.model_type == "t2v-zero":
         if steps < 2:
@@ -187,10 +187,8 @@ def run(args: argparse.Namespace) -> None:
     cache, dtype = settings.cache, settings.dtype
     check_schedule(args, cache)
     if args.model_type == "svd" and dtype is torch.bfloat16:
-        raise ValueError(
-            "diffusers' own SVD pipeline can't run in bfloat16; take float16, or stable_video_diffusion.py"
-        )
-    images = pictures(args, kind)
+        raise ValueError("diffusers' own SVD pipeline can't run in bfloat16; use float16, or stable_video_diffusion.py")
+    images = image_arguments(args, kind)
     out = result_folder(args, settings, args.model_type + ("-tiny" if args.tiny else ""))
 
     # 2. Load, and put a helper on each pipeline. Its interval is 1, which changes nothing, while the baseline runs.
@@ -217,7 +215,7 @@ def run(args: argparse.Namespace) -> None:
         for k, helper in enumerate(helpers):
             if way == "baseline":
                 helper.set_params(cache_branch_id=cache.cache_branch_id)
-            else:  # the refiner's few steps are no place for a schedule that is made for the whole run
+            else:  # a schedule made for the whole run does not fit the refiner's few steps
                 shaped = schedule if k == 0 else {}
                 mode = "uniform" if cache.uniform or k > 0 else "non_uniform"
                 helper.set_params(cache.cache_interval, cache.cache_branch_id, mode, **shaped)
@@ -235,7 +233,7 @@ def make(model_type: str, pipes: list[Any], arguments: dict[str, Any], generator
         return SimpleNamespace(images=pipes[0](**settings, output_type="pt").frames[0])
     if model_type == "t2v-zero":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # diffusers' own, of what it calls itself
+            warnings.simplefilter("ignore")  # diffusers' own, about its own calls
             frames = np.asarray(pipes[0](**settings).images)  # (F, H, W, 3)
         return SimpleNamespace(images=torch.from_numpy(frames).permute(0, 3, 1, 2))
     if model_type == "sdxl-refine":

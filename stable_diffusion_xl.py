@@ -36,18 +36,18 @@ from unets.cache.config import CacheConfig
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
-BASE_SHARE = 0.8  # of the noise is removed by the base model where there is a refiner, as in the original's script
-PROMPTS = {False: ["a photo of an astronaut on a moon"], True: ["a large red ring"]}  # by whether the model is tiny
+BASE_SHARE = 0.8  # of the noise is removed by the base model if there is a refiner, as in the original script
+PROMPTS = {False: ["a photo of an astronaut on a moon"], True: ["a large red ring"]}  # by --tiny
 
 
 def parser() -> Parser:
     p = Parser(description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", default=BASE, help="diffusers directory or hub id")
     p.add_argument(
-        "--refine", action="store_true", help=f"remove the last {1 - BASE_SHARE:.0%}% of the noise by a refiner"
+        "--refine", action="store_true", help=f"remove the last {1 - BASE_SHARE:.0%}% of the noise with a refiner"
     )
-    p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="of --refine")
-    p.add_argument("--tiny", action="store_true", help="small models of this layout with random weights instead")
+    p.add_argument("--refine-model", metavar="ID_OR_PATH", default=REFINER, help="refiner, for --refine")
+    p.add_argument("--tiny", action="store_true", help="use small models of this layout with random weights")
     add_picture_arguments(p, steps=50, guidance="5")
     add_cache_arguments(p, interval=5, branch=1, extensions=EXTENSIONS)
     add_run_arguments(p)
@@ -60,7 +60,7 @@ def open_refiner(args: argparse.Namespace, dtype: torch.dtype) -> Any:
     refiner = open_pipeline(StableDiffusionXLImg2ImgPipeline, args, args.refine_model, dtype, tiny_parts=tiny_parts)
     if refiner.text_encoder is not None or not refiner.config.requires_aesthetics_score:
         raise ValueError(
-            f"{args.refine_model} is not a refiner, which has one text encoder and takes a score; try {REFINER}"
+            f"{args.refine_model} is not a refiner (one text encoder, conditioned on an aesthetic score); try {REFINER}"
         )
     return refiner
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     settings = check_arguments(args)
     cache, dtype = settings.cache, settings.dtype
     if args.refine and args.image:
-        raise ValueError("--refine goes on from the base model's picture; leave --image and --mask out")
+        raise ValueError("--refine continues from the base model's output; leave out --image and --mask")
     prompts = args.prompt or PROMPTS[args.tiny]
     num_images = len(prompts) * args.num_images
     images = read_images(args, num_images)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     images = fit_to_model(images, args, base)
     stages = {"base": base}
     refiner: Any = None
-    # The refiner's few steps are no place for a schedule that is made for the whole run.
+    # A schedule made for the whole run does not fit the refiner's few steps.
     refiner_cache = replace(cache, uniform=True, pow=None, center=None, cache_steps=None)
     if args.refine:
         refiner = open_refiner(args, dtype)

@@ -28,32 +28,32 @@ from pipelines.loading import check_steps
 from pipelines.tiny import svd_parts
 
 SVD_XT = "stabilityai/stable-video-diffusion-img2vid-xt"
-SIZES = {False: (1024, 576), True: (64, 64)}  # width and height, by whether the model is tiny
+SIZES = {False: (1024, 576), True: (64, 64)}  # width and height, by --tiny
 
 
 def parser() -> Parser:
     p = Parser(description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", default=SVD_XT, help="diffusers directory or hub id")
-    p.add_argument("--tiny", action="store_true", help="a small model of this layout with random weights instead")
+    p.add_argument("--tiny", action="store_true", help="use a small model of this layout with random weights")
     p.add_argument(
         "--image",
         metavar="FILE",
         default=str(EXAMPLE_IMAGE),
-        help="the first frame; cropped to the video's shape, never squeezed; what is transparent is white",
+        help="the first frame; cropped to the video's shape, never stretched; transparency becomes white",
     )
-    p.add_argument("--num-frames", type=numbers.whole(1, 10_000), help="(default: what the model was trained on)")
+    p.add_argument("--num-frames", type=numbers.whole(1, 10_000), help="(default: as many as the model was trained on)")
     p.add_argument("--steps", type=numbers.steps, default=25, help="denoising steps")
-    p.add_argument("--min-guidance-scale", type=numbers.guidance, default=1.0, help="of the first frame")
-    p.add_argument("--max-guidance-scale", type=numbers.guidance, default=3.0, help="of the last frame")
+    p.add_argument("--min-guidance-scale", type=numbers.guidance, default=1.0, help="guidance scale of the first frame")
+    p.add_argument("--max-guidance-scale", type=numbers.guidance, default=3.0, help="guidance scale of the last frame")
     p.add_argument("--height", type=numbers.pixels, help="pixels (default: 576)")
     p.add_argument("--width", type=numbers.pixels, help="pixels (default: 1024)")
     p.add_argument("--fps", type=numbers.whole(1, 1000), default=7, help="frames per second")
-    p.add_argument("--motion-bucket-id", type=numbers.whole(0, 10_000), default=127, help="more is more motion")
+    p.add_argument("--motion-bucket-id", type=numbers.whole(0, 10_000), default=127, help="higher means more motion")
     p.add_argument(
         "--noise-aug-strength",
         type=numbers.real(0, 10),
         default=0.02,
-        help="noise added to the image; more is less like it",
+        help="noise added to the image; higher means less similar",
     )
     p.add_argument(
         "--decode-chunk-size",

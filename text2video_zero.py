@@ -24,36 +24,36 @@ PROMPTS = {  # by whether the model is the shipped one
     True: "a large red circle left of a small blue square on a striped gray background",
     False: "a panda is playing guitar on times square",
 }
-MOTION = {True: 64.0, False: 12.0}  # latents move by whole cells, and the shipped model's are 64 of these pixels wide
+MOTION = {True: 64.0, False: 12.0}  # latents move by whole cells; the shipped model's are 64 of these pixels wide
 
 
 def parser() -> Parser:
     p = Parser(description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="diffusers directory or hub id (default: the shipped model)")
     p.add_argument("--prompt", help="(default: an example)")
-    p.add_argument("--negative-prompt", help="what not to show")
+    p.add_argument("--negative-prompt", help="negative prompt")
     p.add_argument("--video-length", type=numbers.whole(1, 10_000), default=8, metavar="FRAMES", help="frames")
     p.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
     p.add_argument("--steps", type=numbers.whole(2, numbers.MOST_STEPS), default=50, help="denoising steps")
     p.add_argument(
         "--t0",
         type=numbers.whole(0, numbers.MOST_STEPS),
-        help="steps before the last at which frames are moved (default: 44 of 50)",
+        help="step at which motion is added, counted back from the last (default: 44 of 50)",
     )
     p.add_argument(
         "--t1",
         type=numbers.whole(0, numbers.MOST_STEPS),
-        help="steps before the last from which all frames are denoised (default: 47 of 50)",
+        help="step from which all frames are denoised, counted back from the last (default: 47 of 50)",
     )
     for axis in "xy":
         p.add_argument(
             f"--motion-{axis}", type=numbers.real(-512, 512), metavar="PIXELS",
-            help="from frame to frame, of 512 pixels (default: 12; 64 for the shipped model)",
+            help="motion per frame, for a frame of 512 pixels (default: 12; 64 for the shipped model)",
         )  # fmt: skip
     p.add_argument("--guidance-scale", type=numbers.guidance, help="(default: 7.5; 2.5 for the shipped model)")
     p.add_argument("--height", type=numbers.pixels, help="pixels (default: the model's own)")
     p.add_argument("--width", type=numbers.pixels, help="pixels (default: the model's own)")
-    p.add_argument("--fps", type=numbers.whole(1, 1000), default=4, help="frames per second of the files")
+    p.add_argument("--fps", type=numbers.whole(1, 1000), default=4, help="frames per second")
     add_cache_arguments(p, interval=5, branch=1)
     add_run_arguments(p)
     return p
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         for given, usual in zip((args.t0, args.t1), default_moments(args.steps), strict=True)
     )
     if not 0 <= t0 < t1 < args.steps:
-        raise ValueError(f"--t0 is {t0} and --t1 {t1}; 0 ≤ t0 < t1 < {args.steps} (the steps) is needed")
+        raise ValueError(f"--t0 is {t0} and --t1 {t1}; they must satisfy 0 ≤ t0 < t1 < {args.steps} (the steps)")
     shipped = args.model is None
     model = SHAPES_SD if shipped else args.model
     out = result_folder(args, settings, f"{Path(model).name}-video")
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     check_steps(pipe, args.steps)
     loops = (args.steps - t1, t1 - t0, t1 + 1)
     if min(loops) <= max(cache.center or 0, *(cache.cache_steps or ()), 0):
-        raise ValueError(f"--center and --cache-steps hold in each of the three loops, which have {loops} steps")
+        raise ValueError(f"--center and --cache-steps apply to each of the three loops, which have {loops} steps")
     pipe.start_cache(cache, min(loops), min(loops))
     if shipped:
         print("No --model given: using the small model of coloured shapes that ships with this repository.")

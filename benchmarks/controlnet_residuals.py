@@ -1,10 +1,10 @@
-"""Two ways to serve a ControlNet's residuals on retrieve steps, by how close the pictures stay to the baseline's.
+"""Compares two ways to get a ControlNet's residuals on retrieve steps, by the distance to the baseline's images.
 
     python -m benchmarks.controlnet_residuals
 
-"run" is what the pipeline does: the ControlNet is run down to the branch, for residuals of this very step. "reuse"
-gives the residuals of the last full step again, which costs nothing. The ControlNet is trained here, for a few minutes,
-to make the shipped model's pictures follow outlines.
+"run" is what the pipeline does: run the ControlNet down to the branch, for residuals of the current step. "reuse"
+takes the residuals of the last full step again, which costs nothing. The ControlNet is trained here, in a few minutes,
+to make the shipped model's images follow outlines.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from shapes.scenes import Scene, random_scene, render
 
 
 class ReusingPipeline(StableDiffusionControlNetPipeline):
-    """The other way: what the last full step's residuals were is taken again."""
+    """The other way: reuses the residuals of the last full step."""
 
-    def follow(self, *args: Any) -> Any:
+    def run_controlnets(self, *args: Any) -> Any:
         *_, branch = args
         if branch is None:
-            self._residuals = super().follow(*args)
+            self._residuals = super().run_controlnets(*args)
             return self._residuals
         return self._residuals[0][: branch + 1], None
 
@@ -49,7 +49,7 @@ class ReusingPipeline(StableDiffusionControlNetPipeline):
 def outlines(picture: np.ndarray) -> torch.Tensor:
     """Where an image (64, 64, 3) changes: (3, 64, 64), 0 or 1."""
     edges = np.asarray(Image.fromarray(picture).filter(ImageFilter.FIND_EDGES)).max(2) > 90
-    edges[[0, -1]] = edges[:, [0, -1]] = False  # the filter leaves the border as it is
+    edges[[0, -1]] = edges[:, [0, -1]] = False  # the filter leaves the border unchanged
     return torch.from_numpy(edges).float().expand(3, -1, -1)
 
 
@@ -63,7 +63,7 @@ def examples(count: int, seed: int, held_out: bool = False) -> tuple[list[Scene]
 
 
 def train_controlnet(pipe: Any, steps: int, batch: int, quiet: bool) -> diffusers.ControlNetModel:
-    """A ControlNet for the pipeline's U-Net, trained on what that was trained on; the U-Net stays as it is."""
+    """A ControlNet for the pipeline's U-Net, trained on the same data; the U-Net is frozen."""
     torch.manual_seed(0)
     net = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32, 32)).train()
     pipe.unet.requires_grad_(False)
@@ -132,8 +132,8 @@ def run(args: argparse.Namespace) -> None:
                 images, seconds = make(way, cache_interval=interval, cache_branch_id=branch)
                 psnr = distance(baseline, images)["psnr"]
                 rows.append({"interval": interval, "branch": branch, "way": way, "psnr": psnr, "seconds": seconds})
-                apart = f"{statistics.median(psnr):.2f} dB ({min(psnr):.2f})"
-                print(f"{interval:<4}{branch:<5}{way:<8}{apart:<39}{seconds:.1f}")
+                psnr_text = f"{statistics.median(psnr):.2f} dB ({min(psnr):.2f})"
+                print(f"{interval:<4}{branch:<5}{way:<8}{psnr_text:<39}{seconds:.1f}")
     if args.out:
         result = {"rows": rows, "arguments": {k: str(v) for k, v in vars(args).items()}}
         result["versions"] = versions(torch.device("cpu"))
@@ -152,12 +152,12 @@ def make_without(pipe: Any, scenes: list[Scene], args: argparse.Namespace) -> li
 
 def parser() -> Parser:
     p = Parser(prog="python -m benchmarks.controlnet_residuals", description=__doc__)
-    p.add_argument("--train-steps", type=numbers.whole(0, 1_000_000), default=800, help="of the ControlNet")
+    p.add_argument("--train-steps", type=numbers.whole(0, 1_000_000), default=800, help="training steps")
     p.add_argument("--count", type=numbers.images, default=32, help="pictures")
     p.add_argument("--steps", type=numbers.steps, default=50, help="denoising steps (DDIM)")
     p.add_argument("--intervals", type=numbers.interval, nargs="+", default=[3, 5, 10], metavar="N")
     p.add_argument("--branches", type=numbers.branch, nargs="+", default=[0, 1, 2, 5], metavar="m")
-    p.add_argument("--out", type=Path, metavar="DIR", help="write figures and pictures there")
+    p.add_argument("--out", type=Path, metavar="DIR", help="write results and images to this folder")
     add_quiet_argument(p)
     return p
 

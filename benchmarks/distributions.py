@@ -1,6 +1,6 @@
-"""Seconds and peak memory of FID, its standard error, precision and recall, KID: random features of Inception's size.
+"""Time and peak memory of FID, its standard error, precision and recall, and KID on random features.
 
-python -m benchmarks.distributions                    each in a process of its own: 50,000 × 2,048; 10,000 and 10,000
+python -m benchmarks.distributions                 each in its own process: 50,000 × 2,048; 10,000 against 10,000
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from eval.metrics.kid import kid
 
 def parser() -> Parser:
     p = Parser(prog="python -m benchmarks.distributions", description=__doc__)
-    p.add_argument("--images", type=numbers.whole(2, numbers.MOST_IMAGES), default=50_000, help="of FID's statistics")
+    p.add_argument("--images", type=numbers.whole(2, numbers.MOST_IMAGES), default=50_000, help="for FID's statistics")
     p.add_argument(
         "--neighbours",
         type=numbers.whole(4, numbers.MOST_IMAGES),
         default=10_000,
-        help="images on each side, of the others",
+        help="images on each side, for the other metrics",
     )
     p.add_argument("--features", type=numbers.whole(1, 100_000), default=2_048)
     p.add_argument("--batch-size", type=numbers.batch, default=64)
@@ -74,7 +74,7 @@ def _measured(work: Callable, *args: int) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    context = multiprocessing.get_context("spawn")  # a peak belongs to a process
+    context = multiprocessing.get_context("spawn")  # peak memory is per process
     for title, call in (
         (f"FID of two sets of {args.images:,} images", (statistics, args.images, args.features, args.batch_size)),
         (f"its standard error, {args.neighbours:,} images", (influences, args.neighbours, args.features)),

@@ -1,15 +1,15 @@
-"""All that needs a GPU to be known, in one command of under ten minutes, with random weights of the published layouts.
+"""Everything that needs a GPU to check, in one command of under ten minutes, with random weights.
 
 python -m benchmarks.gpu_check                       the first GPU; results/gpu/NAME.md and NAME.json
-python -m benchmarks.gpu_check --only sdxl           the checks with this in their names
-python -m benchmarks.gpu_check --device cpu --tiny   the same on small models, to try the command
+python -m benchmarks.gpu_check --only sdxl           only checks with this in their names
+python -m benchmarks.gpu_check --device cpu --tiny   the same on small models, to try the command out
 
-Full and retrieve steps and whole loops, eager and compiled, in float16 and bfloat16, batch 1 and 8, beside what the
-ratio of MACs allows; memory; noise, and steps in float32, against the CPU's; CUDA graphs; CPU offload; decoding; the
-device's clock; that no step waits for the device. Files are written after every check, one that fails is a row of its
-own, and one that --minutes has no room for is named: the same command again runs those.
+Times full and retrieve steps and end-to-end loops of the published layouts, eager and compiled, in float16 and
+bfloat16, batch 1 and 8, beside the speed-up expected from MACs. Checks memory, noise and float32 steps against the
+CPU's, CUDA graphs, CPU offload, decoding, the device's clock, and that no step waits for the device. Files are written
+after every check, including failed ones. Checks for which --minutes leaves no time are listed; rerun to resume.
 
-No GPU was at hand when this was written: it was run with --device cpu --tiny alone.
+This was written without a GPU: it has only been run with --device cpu --tiny.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from .gpu.checks import Check, all_checks
 from .gpu.record import FAILED, NEEDS_CUDA, NO_MEMORY, NO_TIME, OK, TOO_LONG, WRONG, Record
 
 ROOT = Path(__file__).parent.parent
-CODE = ("benchmarks/gpu", "common", "ddpm", "ldm", "pipelines", "unets", "unets/cache")  # what is measured, and how
-PATIENCE = 3  # a check is stopped after this many times what it may take
+CODE = ("benchmarks/gpu", "common", "ddpm", "ldm", "pipelines", "unets", "unets/cache")  # all code that matters
+PATIENCE = 3  # a check is stopped after this many times its limit
 
 
 class OutOfTime(BaseException):
-    """A check took too long. Not an Exception, or a library could go on after it."""
+    """A check took too long. Not an Exception, or a library might catch it."""
 
 
 def parser() -> Parser:
     p = Parser(prog="python -m benchmarks.gpu_check", description=__doc__)
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
-    p.add_argument("--tiny", action="store_true", help="small models: to try the command; the times say nothing")
-    p.add_argument("--minutes", type=numbers.real(0, 10_000), default=10.0, help="what has no room in them is not run")
-    p.add_argument("--only", nargs="+", metavar="PART", help="of the checks, those with one of these in their names")
-    p.add_argument("--again", action="store_true", help="also what has a result already")
-    p.add_argument("--name", help="of the files (default: the device's)")
+    p.add_argument("--tiny", action="store_true", help="small models, to try the command out; the times mean nothing")
+    p.add_argument("--minutes", type=numbers.real(0, 10_000), default=10.0, help="time limit, in which checks must fit")
+    p.add_argument("--only", nargs="+", metavar="PART", help="run only checks with one of these in their names")
+    p.add_argument("--again", action="store_true", help="also rerun checks that have a result")
+    p.add_argument("--name", help="name of the files (default: the device's)")
     p.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR")
     return p
 
@@ -69,16 +69,16 @@ def run(args: argparse.Namespace) -> None:
     checks = all_checks(bench.dtypes)
     chosen = [check for check in checks if not args.only or any(part in check.name for part in args.only)]
     if not chosen:
-        raise ValueError(f"--only {' '.join(args.only)} is in no check's name; there are {'; '.join(_names(checks))}")
+        raise ValueError(f"--only {' '.join(args.only)} matches no check; there are {'; '.join(_names(checks))}")
     path = args.out / f"{name}.json"
     check_can_be_written(path, path.with_suffix(".md"))
 
-    # 2. What is there already.
+    # 2. Load earlier results.
     record = Record(path, about, _names(checks))
     if not record.take_over():
-        print(f"{path} is of another device, version or code: all anew")
+        print(f"{path} is from another device, version or code: starting over")
 
-    # 3. Run, as far as time goes; last what took too long before, or it would take the time of the others each time.
+    # 3. Run as many as time allows; those that took too long before come last, or they would use up the time again.
     chosen.sort(key=lambda check: record.rows.get(check.name, {}).get("state") == TOO_LONG)
     end = time.monotonic() + 60 * args.minutes
     for check in chosen:
@@ -89,18 +89,18 @@ def run(args: argparse.Namespace) -> None:
     bench.clear()
     record.write()
 
-    # 4. Say what came out.
+    # 4. Report.
     states = {check.name: record.rows[check.name]["state"] for check in chosen}
     later = sum(state in (NO_TIME, TOO_LONG) for state in states.values())
     print(f"written {path.with_suffix('.md')} and {path.name}")
     if later:
-        print(f"no time was left for {later} of {len(chosen)} checks; the same command runs those")
+        print(f"no time was left for {later} of {len(chosen)} checks; rerun the same command to run those")
     if bad := [name for name, state in states.items() if state in (WRONG, FAILED)]:
-        raise RunError(f"{len(bad)} of {len(chosen)} checks went wrong: {'; '.join(bad)}")
+        raise RunError(f"{len(bad)} of {len(chosen)} checks failed: {'; '.join(bad)}")
 
 
 def run_check(check: Check, bench: Bench, record: Record, end: float) -> None:
-    """Runs one check, and records what became of it, whatever that is."""
+    """Runs one check and records its outcome, even if it fails."""
     seconds = 0.0 if bench.tiny else check.seconds
     left = end - time.monotonic()
     if check.needs_cuda and bench.device.type != "cuda":
@@ -121,13 +121,13 @@ def run_check(check: Check, bench: Bench, record: Record, end: float) -> None:
         if is_out_of_memory(error):
             state, text = NO_MEMORY, ""
     if state not in (OK, WRONG):
-        bench.clear()  # out of the handler, where the error holds on to what was on the device
+        bench.clear()  # outside the handler, in which the error keeps device memory alive
     record.add(check.name, state, time.monotonic() - start, text, figures)
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime in the block once it took that long, where the system has such a signal."""
+    """Raises OutOfTime in the block after that many seconds, where the system has such a signal."""
 
     def stop(*_: Any) -> NoReturn:
         raise OutOfTime
@@ -145,13 +145,13 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def default_name(device: str, tiny: bool) -> str:
-    """A file's name from the device's: "cuda: NVIDIA H100 80GB HBM3" to "nvidia-h100-80gb-hbm3"."""
+    """A file name from the device: "cuda: NVIDIA H100 80GB HBM3" becomes "nvidia-h100-80gb-hbm3"."""
     words = re.findall(r"[a-z0-9]+", device.partition(": ")[2].lower())
     return "-".join([*words, *(["tiny"] if tiny else [])]) or "device"
 
 
 def code_digest() -> str:
-    """Of the code that is measured, and that measures."""
+    """A digest of the measured code and the measuring code."""
     files = [Path(__file__), *(file for folder in CODE for file in sorted((ROOT / folder).glob("*.py")))]
     return digest(((file.name, file.read_text(encoding="utf-8")) for file in files), [])
 

@@ -1,10 +1,10 @@
-"""The whole denoising loop of Stable Diffusion 1.5's own layout, random weights: this repository and the package.
+"""Times the whole denoising loop of Stable Diffusion 1.5 with random weights: this repository and the package.
 
 python -m benchmarks.loop                          512 × 512, 50 steps, N = 5, bfloat16, one image; an hour on two cores
 python -m benchmarks.loop --steps 10 --repeats 1   minutes
 
-The package DeepCache is timed at the same interval, once at the same branch and once at m = 1, the paper's for Stable
-Diffusion, in the same dtype and memory format. Weights are random, so that this measures time alone.
+The package DeepCache is timed at the same interval, dtype and memory format, once at the same branch and once at
+m = 1, the paper's for Stable Diffusion. With random weights this measures only time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def parser() -> Parser:
     p.add_argument("--channels-last", action="store_true")
     p.add_argument("--repeats", type=numbers.repeats, default=2)
     p.add_argument("--guidance-scale", type=numbers.guidance, default=7.5)
-    p.add_argument("--only", nargs="+", metavar="RUN", help="of the runs, by their names in the table (default: all)")
+    p.add_argument("--only", nargs="+", metavar="RUN", help="only these runs, as named in the table (default: all)")
     p.add_argument("--baseline", action="store_true", help="time the stock pipeline too")
     p.add_argument("--device", default="cpu")
     return p

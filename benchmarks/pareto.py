@@ -1,12 +1,12 @@
-"""Quality against time on the shipped models: the paper's cache, what goes beyond it, fewer steps, methods of others.
+"""Quality against time on the shipped models: the paper's cache, our extensions, fewer steps, other methods.
 
 python -m benchmarks.pareto --count 500
 python -m benchmarks.pareto --models text --count 64 --points "plain N=5, m=1" "forecast N=5, m=0"
 
 Quality is the distance of each picture to the baseline's from the same noise (mean squared error, PSNR, SSIM, cosine
 distance of the CLIP scorer's features), agreement with the prompt (its CLIP Score) and FID to fresh renders. The
-baseline is not exact itself: a second distance, over --fine-count pictures, is to a fine solution of the same equation
-from the same noise. Time is the U-Net's and end-to-end, all points in turn in one process. Pictures are kept in
+baseline itself is not exact: a second distance, over --fine-count pictures, is to a fine solution of the same equation
+from the same noise. Time is the U-Net's and end-to-end, all points in turn in one process. Pictures are saved in
 --work, and a larger --count adds to them; results are a table, a CSV file and a plot for each model in --out.
 """
 
@@ -49,7 +49,7 @@ SEED = 3
 
 
 def pictures(point: Point, file: Path, count: int, batch_size: int, quiet: bool) -> np.ndarray:
-    """uint8 (count, H, W, 3): those of the file, which is given what it lacks, in whole batches from the first on."""
+    """uint8 (count, H, W, 3), from the file, to which missing ones are added in whole batches."""
     made = 0
     parts: list[np.ndarray] = []
     if file.is_file():
@@ -93,7 +93,7 @@ def median_interval(values: np.ndarray, resamples: int = 1000) -> tuple[float, f
 
 
 def distances(ours: np.ndarray, baseline: np.ndarray, extractor: ShapesFeatures) -> dict[str, float]:
-    """Of each picture to its own of the baseline, from the same noise."""
+    """Distances of each picture to the baseline's from the same noise."""
     x, y = (torch.from_numpy(a).permute(0, 3, 1, 2).double() for a in (ours, baseline))
     ssim = structural_similarity_index_measure(x, y, data_range=255.0, reduction="none")
     features = [
@@ -109,14 +109,14 @@ def distances(ours: np.ndarray, baseline: np.ndarray, extractor: ShapesFeatures)
 
 
 def named(point: Point) -> str:
-    """Of the files in which it is kept."""
+    """The name of its files."""
     return re.sub(r"[^\w.+=]+", "-", point.name)
 
 
 def quality(
     model: str, points: list[Point], count: int, fine_count: int, batch_size: int, work: Path, quiet: bool
 ) -> list[dict[str, Any]]:
-    """What was measured of each point's pictures, but for the fine solution's: from its file, if it is there.
+    """The measurements of each point's pictures, except the fine solution's: from its file, if it exists.
 
     Args:
         points: the baseline first, the fine solution last.
@@ -150,8 +150,8 @@ def quality(
                 captions = [shapes_caption(k) for k in range(count)]
                 row["clip_score"] = clip_score.compute(images, captions, model="shapes", quiet=True)["mean"]
             write_text(summary, json.dumps(row) + "\n")
-        there = read_json(summary, dict, remedy="remove it to have it measured again")
-        rows.append({"name": point.name, "kind": point.kind, **there})
+        saved = read_json(summary, dict, remedy="remove it to have it measured again")
+        rows.append({"name": point.name, "kind": point.kind, **saved})
     return rows
 
 
@@ -187,19 +187,19 @@ def parser() -> Parser:
         "--points",
         nargs="+",
         metavar="NAME",
-        help="these alone, with the baseline, by their names in the table (default: all)",
+        help="only these and the baseline, by their names in the table (default: all)",
     )
-    p.add_argument("--count", type=numbers.whole(2, numbers.MOST_IMAGES), default=500, help="pictures of each point")
+    p.add_argument("--count", type=numbers.whole(2, numbers.MOST_IMAGES), default=500, help="pictures per point")
     p.add_argument(
         "--fine-count", type=numbers.whole(2, numbers.MOST_IMAGES), metavar="COUNT",
-        help="how many of them are compared with the fine solution too (default: 100, or --count if that is less)",
+        help="how many are also compared with the fine solution (default: 100, or --count if that is less)",
     )  # fmt: skip
     p.add_argument("--batch-size", type=numbers.batch, default=32)
-    p.add_argument("--time-batch", type=numbers.batch, default=8, help="pictures of a timed call")
+    p.add_argument("--time-batch", type=numbers.batch, default=8, help="pictures per timed call")
     p.add_argument("--repeats", type=numbers.repeats, default=3, help="timed rounds")
     p.add_argument("--quality-only", action="store_true", help="time nothing, write no tables")
     p.add_argument(
-        "--work", type=Path, default=Path("outputs/pareto"), metavar="DIR", help="pictures, what they showed"
+        "--work", type=Path, default=Path("outputs/pareto"), metavar="DIR", help="pictures and their measurements"
     )
     p.add_argument("--out", type=Path, default=Path("results/pareto"), metavar="DIR")
     p.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -29,7 +29,7 @@ COLUMNS = {  # heading and decimals
     "psnr_fine": ("PSNR to the fine solution (dB)", 1),
     "mse_fine": ("MSE to it × 10⁴", 2),
 }
-INTERVALS = ("psnr", "psnr_fine")  # those that have one, NAME_low to NAME_high
+INTERVALS = ("psnr", "psnr_fine")  # columns with an interval, NAME_low to NAME_high
 KINDS = {
     "baseline": "black", "plain": "#4c78a8", "skipped": "#bab0ac", "forecast": "#e45756", "two depths": "#7b3294",
     "recommended": "#d02090", "calibrated": "#17becf", "fewer steps": "#888888",
@@ -86,7 +86,7 @@ def plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     for axes, column, label in zip(panels, INTERVALS, ("the baseline", "the fine solution"), strict=True):
         for kind, colour in KINDS.items():
             points = sorted((r["speed_up"], r[column]) for r in rows if r["kind"] == kind and column in r)
-            # without a point too, so that both panels have the same legend
+            # even without points, so that both panels have the same legend
             axes.plot([x for x, _ in points], [y for _, y in points], "o", color=colour, label=kind, ms=4)
         axes.set(xlabel="speed-up, end-to-end", ylabel=f"PSNR to {label} (dB)")
         axes.spines[["top", "right"]].set_visible(False)

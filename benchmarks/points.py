@@ -28,11 +28,11 @@ from pipelines.competitors import package_enabled, stock_pipeline, tokens_merged
 from pipelines.loading import load_pipeline, new_scheduler
 from unets.cache.config import CacheConfig
 
-from .operations import Layout
+from .macs import Layout
 from .published import AlignYourStepsScheduler, PFDiffScheduler, easycache, pfdiff_sample, tgate
 
 CHEAP: dict[str, Any] = {"reuse_attention": True, "reuse_guidance": True}
-LISTED: dict[str, dict[str, Any]] = {  # for runs of 50 steps, found by trying
+LISTED: dict[str, dict[str, Any]] = {  # for runs of 50 steps, found by trial and error
     f"{name}, branch {branch}": {
         "cache_steps": full, "refresh_steps": refresh, "cache_branch_id": 0, "refresh_branch_id": branch,
         "forecast": 1.0, "forecast_order": order, **CHEAP,
@@ -47,7 +47,7 @@ LISTED: dict[str, dict[str, Any]] = {  # for runs of 50 steps, found by trying
 
 
 class Run(NamedTuple):
-    """What the U-Net is called for in one run of our own loops."""
+    """The U-Net calls of one run of our own loops."""
 
     cache: CacheConfig
     num_calls: int
@@ -61,24 +61,24 @@ class Point(NamedTuple):
     kind: str
     unet: Any
     make: Callable[[Batch], Tensor]  # (B, 3, H, W) in [−1, 1]
-    run: Run | None = None  # of our own loops alone; None of other methods
+    run: Run | None = None  # for our own loops only; None for other methods
 
 
 class Model(NamedTuple):
     """A shipped model's points: the first is the baseline, the last, of the kind "fine", solves the ODE finely.
 
-    With twice the steps, the fine solutions move by this much (median PSNR of 8 pictures, LDM 2 with half the steps):
+    With twice the steps, the fine solutions change by this much (median PSNR of 8 pictures, LDM 2 with half the steps):
     text (200 steps) 61.1 dB, DDPM (250) 65.6 dB, LDM (500) 59.7 dB, if it begins at the same timestep. Runs of LDM with
     fewer steps begin at a lower one, which their distances include: 997 for 999 makes 49.7 dB of that.
     """
 
-    stands_for: str  # whose pictures are drawn anew as FID's reference
+    stands_for: str  # FID's reference is newly drawn like its training pictures
     points: Callable[[], list[Point]]
-    layouts: Mapping[str, Layout]  # by the column that their operations are shown in
+    layouts: Mapping[str, Layout]  # by the column that shows their MACs
 
 
 class TextRun(NamedTuple):
-    """One of the ways to make the text-to-image pictures that need nothing but a sampler and a cache."""
+    """A way to make the text-to-image pictures that needs only a sampler and a cache."""
 
     name: str
     kind: str
@@ -158,7 +158,7 @@ def text_points() -> list[Point]:
         points.append(other("tomesd, half of the tokens", "other packages", merged, stock))
     for gate in (20, 10):
         points.append(other(f"T-GATE, gate {gate} of 50", "published", partial(tgate, pipe.unet, gate)))
-    for threshold in (0.05, 0.1):  # the first is theirs
+    for threshold in (0.05, 0.1):  # the first is the authors'
         around = partial(easycache, pipe.unet, 51, threshold, guided=True)
         points.append(other(f"EasyCache, {100 * threshold:g} %", "published", around))
     for name, scheduler in (("Align Your Steps", "ays"), ("PFDiff-1", "pfdiff")):
@@ -167,7 +167,7 @@ def text_points() -> list[Point]:
 
 
 def calibrations(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """What eval.calibrate found for a shipped model, by name."""
+    """The schedules that eval.calibrate found for a shipped model, by name."""
     settings = []
     for file in sorted(folder.glob("calibrated-*.json")):
         cache = read_calibration(file).cache
@@ -183,7 +183,7 @@ def two_depths(n: int, m: int, refresh: int, deeper: int) -> tuple[str, dict[str
 
 
 def skip(n: int, m: int, order: float) -> dict[str, Any]:
-    """Settings of a run in which every n-th call is full and all others are skipped."""
+    """Settings for a run in which every n-th call is full and all others are skipped."""
     return {"cache_interval": n, "cache_branch_id": m, "skip_interval": n, "skip_order": order}
 
 

@@ -1,9 +1,9 @@
-"""Methods of others that need no training, to compare with: T-GATE, EasyCache, PFDiff, Align Your Steps.
+"""Other training-free methods to compare with: T-GATE, EasyCache, PFDiff, Align Your Steps.
 
-They are written from their papers, for the pipelines and samplers of this repository; none of their code is here, and
-their published figures are of other models. Each has its authors' settings. What had to be decided here is said at each
-under "Ours". SADA (Jiang et al. 2025, arXiv 2507.17135) is left out: its steps are decided together with the tokens
-that it prunes, which its text alone does not settle.
+They are implemented from their papers, for the pipelines and samplers of this repository; none of their code is here,
+and their published results are for other models. Each has its authors' settings; our own choices are listed under
+"Ours". SADA (Jiang et al. 2025, arXiv 2507.17135) is left out: it decides its steps together with the tokens that it
+prunes, and the paper does not describe that in enough detail.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ddpm.sampler import alphas_cumprod, denoise, noise_like, timesteps_of
 from image_sets.batches import Batch
 
-AYS_TIMESTEPS = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)  # of Stable Diffusion 1.5, 10 steps and their end
+AYS_TIMESTEPS = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)  # for Stable Diffusion 1.5, 10 steps and the end
 
 
 @contextmanager
@@ -32,20 +32,20 @@ def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator
     try:
         yield
     finally:
-        del module.forward  # the class's is behind it
+        del module.forward  # uncovers the class's own
 
 
 @contextmanager
 def tgate(unet: Any, gate_step: int) -> Iterator[None]:
     """T-GATE (Zhang et al. 2024, arXiv 2404.02747), on one run of a guided pipeline.
 
-    The first `gate_step` calls are as they were. In the last of them each cross-attention's output is kept, averaged
-    over the two halves of guidance. All later calls add that instead of running cross-attention, and since nothing
-    tells the halves apart any more, they run one half, whose noise is taken without guidance.
+    The first `gate_step` calls are unchanged. In the last of them each cross-attention's output is cached, averaged
+    over the two halves of guidance. All later calls add that instead of running cross-attention, and since the two
+    halves are then the same, they run only one, whose noise is used without guidance.
 
-    The authors have 10 of 25 steps, and 5 in their table of MACs (SD 1.5: 16.938 → 9.875 T, which is 5 whole steps and
-    20 halves without cross-attention). Their later version, which leaves out self-attention before the gate too, is
-    not here. Ours: with 50 steps the gate is at the same fraction of the run.
+    The authors use 10 of 25 steps, and 5 in their table of MACs (SD 1.5: 16.938 → 9.875 T, which is 5 whole steps and
+    20 halves without cross-attention). Their later version, which also skips self-attention before the gate, is not
+    implemented. Ours: with 50 steps the gate is at the same fraction of the run.
     """
     run, calls = unet.forward, 0
     kept: dict[str, Tensor] = {}
@@ -85,17 +85,17 @@ def easycache(
 ) -> Iterator[None]:
     """EasyCache (Zhou et al. 2025, arXiv 2507.02860), on one run of `num_calls` calls of the U-Net.
 
-    With input x and output v of a call, the difference Δ = v − x of the last computed call stands for that of the next
-    ones, v ≈ x + Δ, while the error that is expected of them has a sum E below `threshold`:
+    With input x and output v of a call, the next calls reuse the difference Δ = v − x of the last computed call,
+    v ≈ x + Δ, as long as the sum E of their expected errors is below `threshold`:
 
         E ← E + k ‖x − x′‖ / ‖v′‖,    k = ‖v_i − v_i′‖ / ‖x_i − x_i′‖ of the last computed call i,
 
-    ′ being the call before, norms means of absolute values. The call at which E gets there is computed, and E is 0
-    again. The first `warm_up` calls and the last are computed always. 5 % and 10 are the authors' for 50 steps of
-    Wan2.1, a flow model of videos.
+    where ′ is the previous call and norms are means of absolute values. The call at which E reaches the threshold is
+    computed, and E is reset to 0. The first `warm_up` calls and the last are always computed. 5 % and 10 are the
+    authors' settings for 50 steps of Wan2.1, a flow model of videos.
 
-    Ours: one decision for all pictures of a batch, by their means. With guidance it is made by the conditional half,
-    as theirs is.
+    Ours: one decision for all pictures of a batch, by their means. With guidance the conditional half decides, as in
+    the original.
     """
     run, calls = unet.forward, 0
     before: tuple[Tensor, Tensor] | None = None  # x and v of the last call
@@ -142,7 +142,7 @@ class PFDiff:
         self._k = 0  # position of the next call
 
     def add(self, noise: Tensor) -> Tensor:
-        """The way of y from the call whose predicted noise is given to the next, or to the end, (B, …)."""
+        """The change of y (B, …) from this call, given its predicted noise, to the next one or to the end."""
         k, last = self._k, len(self._sigmas) - 1
         target = self._sigmas[min(k + 2, last)]
         if self._earlier is None:
@@ -157,12 +157,12 @@ class PFDiff:
 class PFDiffScheduler(DDIMScheduler):
     """PFDiff-1 for a pipeline, `num_inference_steps` being the calls of the model.
 
-    Ours: the grid is even from the last timestep to 0, as for DPM++ here; and of a model that predicts v, it is the
-    noise that is carried over.
+    Ours: the grid is evenly spaced from the last timestep to 0, as for DPM++ here; for a model that predicts v, the
+    noise is what is carried over.
     """
 
     def set_timesteps(self, num_inference_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Every other one of a grid of 2n − 1 timesteps; a run begins anew."""
+        """Every other one of a grid of 2n − 1 timesteps; starts a new run."""
         super().set_timesteps(num_inference_steps, *args, **kwargs)
         grid = np.linspace(self.config.num_train_timesteps - 1, 0, 2 * num_inference_steps).round().astype(np.int64)
         self._sigmas = (1 / self.alphas_cumprod.double() - 1).sqrt().numpy()
@@ -171,7 +171,7 @@ class PFDiffScheduler(DDIMScheduler):
         self._pfdiff = PFDiff(self._sigmas[grid].tolist())
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *, return_dict: bool = True, **_: Any) -> Any:
-        """x at the next timestep (B, …), of x and what the model predicts."""
+        """x at the next timestep (B, …), from x and the model's prediction."""
         sigma, target = self._sigmas[int(timestep)], self._sigmas[self._targets[int(timestep)]]
         alpha = 1 / (1 + sigma**2)  # ᾱ
         noise = model_output
@@ -199,12 +199,12 @@ def pfdiff_sample(unet: Any, batch: Batch, calls: int) -> Tensor:
 class AlignYourStepsScheduler(DPMSolverMultistepScheduler):
     """DPM++ on the timesteps of Align Your Steps (Sabour et al. 2024, arXiv 2404.14507) for Stable Diffusion 1.5.
 
-    Theirs are 10; for other numbers log σ is interpolated linearly, as they advise. They were found for that model's
-    pictures: here its noise schedule is the same, and the pictures are others.
+    They give 10 timesteps; for other numbers log σ is interpolated linearly, as they advise. Those were optimised for
+    that model's images; the model here has the same noise schedule but other images.
     """
 
     def set_timesteps(self, num_inference_steps: int, *args: Any, **kwargs: Any) -> None:
-        """As the parent's, on those timesteps."""
+        """Like the parent's, on those timesteps."""
         super().set_timesteps(num_inference_steps, *args, **kwargs)
         log_sigmas = (1 / self.alphas_cumprod.double() - 1).sqrt().log().numpy()
         theirs = log_sigmas[list(AYS_TIMESTEPS)]

@@ -1,4 +1,4 @@
-"""Seconds in the U-Net with and without DeepCache, in turn: the shipped models of the layouts of DDPM and LDM-4-G.
+"""Times the U-Net with and without DeepCache, in turn, for the shipped models in the layouts of DDPM and LDM-4-G.
 
 python -m benchmarks.samplers
 """

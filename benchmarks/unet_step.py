@@ -3,8 +3,8 @@
   python -m benchmarks.unet_step                                   Stable Diffusion 1.5, random weights, branch 1
   python -m benchmarks.unet_step --dtypes bfloat16 --branches 0,1,2,5 --profile
 
-All four run in one process, in turn (A B C D A B C D …), after a warm-up; figures are medians, ratios are medians of
-the ratios of neighbouring runs. The inputs are a batch of 2, as guidance makes it, of 64 × 64 latents.
+All four run in one process, in turn (A B C D A B C D …), after a warm-up; times are medians, ratios are medians of
+the ratios of neighbouring runs. The inputs are a batch of 2, as with guidance, of 64 × 64 latents.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from common.command_line import Parser, add_quiet_argument, run_cli
 from common.device import DTYPES, is_fast, resolve_device, resolve_dtype
 from common.environment import versions
 from common.files import check_can_be_written, write_json
+from common.original_package import original_package
 from common.timing import Clock, alternate, pairwise, spread
 from eval.counting.layouts import SD15, SD21, SDXL
 from eval.counting.macs import count_steps, unet_inputs
-from pipelines.competitors import original_package
 from unets import UNet2DConditionModel
 
 MODELS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 OWN_DTYPES = ("float32", "bfloat16")
-GROUPS = {  # parts of operator names, in the order in which they are looked for
+GROUPS = {  # parts of operator names, in the order in which they are matched
     "attention": ("scaled_dot_product", "softmax", "bmm", "baddbmm"),
     "convolution": ("convolution", "mkldnn_conv", "slow_conv", "cudnn_conv"),
     "linear": ("addmm", "linear", "mm"),
@@ -52,7 +52,7 @@ GROUPS = {  # parts of operator names, in the order in which they are looked for
 def package_step(
     unet: diffusers.UNet2DConditionModel, inputs: dict[str, Any], branch: int
 ) -> Iterator[Callable[[], Any]]:
-    """A retrieve step of the package DeepCache at the branch; while open, `unet` is wrapped by it."""
+    """A retrieve step of the package DeepCache at the branch; while open, the package wraps `unet`."""
     try:
         package = original_package()
     except ImportError as error:
@@ -88,7 +88,7 @@ def measure(
     branch: int,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Everything about one branch; `wrapped` is a copy of `stock` for the package, if that is measured too."""
+    """All measurements of one branch; `wrapped` is a copy of `stock` for the package, if it is measured."""
     fork, device = UNet2DConditionModel.sharing(stock), stock.device
     inputs = unet_inputs(fork, args.size // 8, args.size // 8, batch=2)
     kept = fork(**inputs, cache_branch_id=branch).cached_feature
@@ -138,7 +138,7 @@ def measure(
 
 
 def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
-    """Bytes of activations that a step holds at most, beyond what was there before it."""
+    """Peak bytes of activations in a step, beyond the memory used before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -190,7 +190,7 @@ def report(result: dict[str, Any]) -> str:
 def parser() -> Parser:
     p = Parser(prog="python -m benchmarks.unet_step", description=__doc__)
     p.add_argument("--model", choices=MODELS, default="sd15", help="architecture; weights are random")
-    p.add_argument("--size", type=numbers.pixels, default=512, help="pixels, height and width")
+    p.add_argument("--size", type=numbers.pixels, default=512, help="height and width in pixels")
     p.add_argument("--branches", type=numbers.branches, default=[1], metavar="m,…", help="skip branches")
     p.add_argument(
         "--dtypes", metavar="TYPE,…",
@@ -201,8 +201,8 @@ def parser() -> Parser:
     p.add_argument("--warm-up", type=numbers.warm_up, default=1)
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--package", action="store_true", help="also the package DeepCache (pip install DeepCache==0.1.1)")
-    p.add_argument("--memory", action="store_true", help="also peak memory of activations")
-    p.add_argument("--profile", action="store_true", help="also seconds by kind of operator, on the CPU")
+    p.add_argument("--memory", action="store_true", help="also measure peak memory of activations")
+    p.add_argument("--profile", action="store_true", help="also show seconds by kind of operator, on the CPU")
     p.add_argument("--out", type=Path, metavar="FILE", help="write everything to this JSON file")
     add_quiet_argument(p)
     return p
@@ -233,7 +233,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def save(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Writes what there is so far, whole or not at all."""
+    """Writes the results so far, whole or not at all."""
     about = {"model": args.model, "size": args.size, "versions": versions(resolve_device(args.device))}
     write_json(args.out, {**about, "results": results})
 

@@ -13,7 +13,7 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 class ArrayStream(NamedTuple):
-    """An array whose contents are still to be read: as many bytes as its shape and type say."""
+    """An array whose contents have not been read yet; shape and dtype give the number of bytes."""
 
     file: IO[bytes]
     shape: tuple[int, ...]
@@ -22,7 +22,7 @@ class ArrayStream(NamedTuple):
 
 
 class NpzFile:
-    """An `.npz`, open. Raises ValueError if it is none."""
+    """An open `.npz`. Raises ValueError if the file is not one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,14 +38,14 @@ class NpzFile:
         self._archive.close()
 
     def names(self) -> list[str]:
-        """What the arrays are called."""
+        """Names of the arrays."""
         return [name.removesuffix(".npy") for name in self._archive.namelist() if name.endswith(".npy")]
 
     def stream(self, name: str) -> ArrayStream:
-        """The array of that name, of which nothing has been read but the header.
+        """The array of that name; only its header has been read.
 
         Raises:
-            ValueError: no such array, a header that can't be read, objects, other contents than the header says.
+            ValueError: no such array, an unreadable header, an object array, or contents that don't match the header.
         """
         if name not in self.names():
             raise ValueError(f"{self.path} holds {', '.join(self.names()) or 'no arrays'}, not {name}")
@@ -56,7 +56,7 @@ class NpzFile:
             if version not in HEADERS:
                 raise ValueError(f"its header is of version {version}")
             shape, fortran_order, dtype = HEADERS[version](file)
-        except Exception as error:  # Python's parser reads the header, and zipfile and zlib what is before it
+        except Exception as error:  # Python's parser reads the header, zipfile and zlib what precedes it
             raise ValueError(f"cannot read {name} of {self.path}: {_reason(error)}; is the file whole?") from None
         if dtype.hasobject:
             raise ValueError(f"{name} of {self.path} holds Python objects, which could run code; save numbers or text")
@@ -72,7 +72,7 @@ class NpzFile:
         try:
             with self._archive.open(f"{name}.npy") as file:
                 return np.lib.format.read_array(file, allow_pickle=False)
-        except Exception as error:  # of what is damaged behind the header, and no memory
+        except Exception as error:  # damage behind the header, or out of memory
             raise ValueError(f"cannot read {name} of {self.path}: {_reason(error)}; is the file whole?") from None
 
 

@@ -14,26 +14,26 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-# What an ASCII terminal, or one of another code page, gets for signs that it doesn't have.
+# Replacements for characters that an ASCII terminal, or one with another code page, can't show.
 PLAIN = {"×": "x", "–": "-", "−": "-", "…": "...", "±": "+/-", "≤": "<=", "≥": ">=", "÷": "/", "→": "->", "²": "^2"}
 
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "a file is too big",
+    errno.EDQUOT: "the disk quota is exceeded",
+    errno.EFBIG: "the file is too large",
 }
 
 
 class RunError(Exception):
-    """A right call that failed: exit status 1."""
+    """A valid command that failed: exit status 1."""
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which batch systems send before they kill."""
+    """SIGTERM, which batch systems send before they kill a job."""
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, except where there is none to show."""
+    """Shows defaults, except where there are none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_flag = action.nargs == 0
@@ -41,26 +41,26 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ValueError for a wrong call, for `run_cli` to end in one line as it does for all others."""
+    """Raises ValueError for invalid arguments, which `run_cli` reports in one line like any other error."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=Formatter, **settings)
 
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument ([^:/]+)[^:]*: is ", r"\1 is ", message)  # as all other messages are
+        message = re.sub(r"^argument ([^:/]+)[^:]*: is ", r"\1 is ", message)  # like our other messages
         raise ValueError(f"{message.removeprefix('argument ')} ({self.prog} --help)")
 
 
 def add_quiet_argument(parser: Any) -> None:
-    """`--quiet`, which is given by itself where the bars would go to a file: they would fill it with their frames."""
+    """`--quiet`, on by default unless stderr is a terminal: progress bars would fill a log file."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     parser.add_argument(
-        "--quiet", action="store_true", default=not is_terminal, help="no progress bars, as where there is no terminal"
+        "--quiet", action="store_true", default=not is_terminal, help="no progress bars (default without a terminal)"
     )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was no memory left, on the device or on the host."""
+    """Whether the device or the host ran out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and any(words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory"))
@@ -68,13 +68,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_cli(run: Callable[[], None], *, resumable: bool = False) -> int:
-    """Runs a command: a wrong call ends in one line and 2, a failed run in one line and 1, Ctrl-C in 130.
+    """Runs a command. Returns its exit status: 2 for invalid arguments, 1 for a failed run, 130 for Ctrl-C.
 
-    SIGTERM ends it as Ctrl-C does, with 143, and a reader of its output that went away with 141 and nothing said.
+    Errors are one line on stderr. SIGTERM is handled like Ctrl-C, with status 143. If the reader of its output goes
+    away, the command ends silently, with status 141.
 
     Args:
-        run: parses the arguments, and does what they ask for.
-        resumable: the same command goes on where it ended.
+        run: parses the arguments and does the work.
+        resumable: rerunning the same command continues where it stopped.
     """
     _use_plain_signs()
     with _sigterm_interrupts():
@@ -94,28 +95,28 @@ def run_cli(run: Callable[[], None], *, resumable: bool = False) -> int:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            remedy = "fewer images, a smaller size, --dtype float16, --cpu-offload, for videos --decode-chunk-size 1"
+            remedy = "fewer images, a smaller size, --dtype float16, --cpu-offload, or for videos --decode-chunk-size 1"
             message, status = f"out of memory; try {remedy}", 1
         except KeyboardInterrupt as error:
             status = 143 if isinstance(error, _Terminated) else 130
-            message = "interrupted" + ("; the same command goes on from here" if resumable else "")
+            message = "interrupted" + ("; rerun the same command to resume" if resumable else "")
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def _of_system(error: OSError) -> str:
-    """What the system refused, and what helps."""
+    """An error of the operating system in one line, with the remedy."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in NO_ROOM:
-        return f"{NO_ROOM[error.errno]}{where}; make room, and run the same command again"
+        return f"{NO_ROOM[error.errno]}{where}; free some space and rerun the command"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{error.strerror}{where}; change the permissions, or name another folder"
+        return f"{error.strerror}{where}; change the permissions or choose another folder"
     return str(error) or type(error).__name__
 
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """While open, SIGTERM raises KeyboardInterrupt, so that what is half written is removed."""
+    """While open, SIGTERM raises KeyboardInterrupt, so that half-written files are removed."""
 
     def interrupt(_: int, __: FrameType | None) -> NoReturn:
         raise _Terminated
@@ -144,8 +145,8 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def _discard_output() -> None:
-    """What is still to be flushed goes nowhere, or the interpreter would complain while it ends."""
+    """Discards unflushed output, about which the interpreter would complain on exit."""
     with open(os.devnull, "w") as nowhere:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):  # a stream that is no file
+            with suppress(OSError):  # a stream without a file
                 os.dup2(nowhere.fileno(), stream.fileno())

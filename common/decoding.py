@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-STILLS = ("MPO", "PSD")  # of several pictures, the first is the whole: a phone's JPEG, the sum of layers
+STILLS = ("MPO", "PSD")  # formats of several pictures, the first of which is the whole: a phone's JPEG, merged layers
 PAGED = ("TIFF", "DCX")
-UPRIGHT = {  # by EXIF's orientation
+UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -23,22 +23,22 @@ UPRIGHT = {  # by EXIF's orientation
 
 
 def decode(path: str | Path, *, upright: bool = False) -> Image.Image:
-    """The still picture in a file, its pixels and mode as they are stored.
+    """The still picture in a file, with pixels and mode as stored.
 
     Args:
-        upright: turned as its EXIF says.
+        upright: rotate it as its EXIF says.
 
     Raises:
-        ValueError: no such file, not to be read, no picture, a broken one, several pages, an animation.
+        ValueError: a missing, unreadable or broken file, not an image, several pages, or an animation.
     """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         raise ValueError(f"there is no image {path}; check the path") from None
-    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+    except (OSError, ValueError) as error:  # an impossible file name raises ValueError
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot read the image {path}: {reason}; check the path") from None
-    if not stat.S_ISREG(mode):  # a pipe would be waited for
+    if not stat.S_ISREG(mode):  # opening a pipe would block
         what = "a folder" if stat.S_ISDIR(mode) else "not a file"
         raise ValueError(f"cannot read the image {path}: it is {what}; give a still image such as a PNG")
     try:
@@ -48,7 +48,7 @@ def decode(path: str | Path, *, upright: bool = False) -> Image.Image:
             turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1)) if upright else None
             upright_picture = picture if turn is None else picture.transpose(turn)
     except Exception as error:
-        # Pillow has no one class for broken files: its decoders raise nearly everything, MemoryError too.
+        # Pillow has no single exception for broken files: its decoders raise almost anything, even MemoryError.
         raise ValueError(f"cannot read the image {path}: {_reason(error)}") from None
     if count > 1:
         several = f"of {count} pages" if picture.format in PAGED else f"an animation of {count} frames"
@@ -58,7 +58,7 @@ def decode(path: str | Path, *, upright: bool = False) -> Image.Image:
 
 @functools.cache
 def _formats() -> list[str]:
-    """What Pillow reads by itself: of an EPS, it would have Ghostscript run the program that it is."""
+    """The formats that Pillow reads itself. An EPS is a program, which it would have Ghostscript run."""
     Image.init()
     return [name for name in Image.ID if name != "EPS"]
 

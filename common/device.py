@@ -1,4 +1,4 @@
-"""Where, and in which precision, a command runs."""
+"""The device and dtype of a command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def add_device_arguments(parser: Any, dtype: str | None = None) -> None:
     """`--device` and `--dtype`, whose default is `dtype` or what suits the device."""
     parser.add_argument("--device", help="cuda, mps or cpu (default: first available)")
-    help_text = "of the networks" if dtype else "(default: float16 on CUDA, else float32)"
+    help_text = "dtype of the networks" if dtype else "(default: float16 on CUDA, else float32)"
     parser.add_argument("--dtype", choices=list(DTYPES), default=dtype, help=help_text)
 
 
@@ -38,9 +38,9 @@ def resolve_device(name: str | None) -> torch.device:
 
 
 def resolve_dtype(name: str | None, device: torch.device, default: str | None = None) -> torch.dtype:
-    """The dtype of that name, or `default`, or what suits the device; warns of one that the device is slow in.
+    """The dtype of that name, or `default`, or what suits the device; warns if it is slow on the device.
 
-    Nothing that was not asked for by name is slow: float32 takes its place.
+    A slow default is replaced by float32: only an explicit request is slow.
     """
     if name is None:
         default = default or ("float16" if device.type == "cuda" else "float32")
@@ -51,10 +51,10 @@ def resolve_dtype(name: str | None, device: torch.device, default: str | None = 
 
 
 def is_fast(dtype: str, device: torch.device) -> bool:
-    """Whether the device computes in that dtype itself, instead of value by value; True where torch doesn't say.
+    """Whether the device computes in that dtype natively, without emulation; True where torch doesn't say.
 
-    x86 processors without AVX-512 or AMX take 80 times as long for a convolution in 16 bit as in float32. The answer is
-    that of oneDNN, which is asked before every convolution.
+    On x86 processors without AVX-512 or AMX a convolution in 16 bit takes 80 times as long as in float32. The answer is
+    oneDNN's, which torch asks before every convolution.
     """
     queries = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
     if dtype not in queries or device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):

@@ -1,7 +1,7 @@
-"""SHA-256 of files and models. Those of big files are remembered, for they are asked for at every start.
+"""SHA-256 of files and models. Digests of large files are cached, since every start needs them.
 
-What is remembered belongs to a file's device, inode, size and time of change: a file that was written again has
-another one. It is kept in $XDG_CACHE_HOME/deepcache or ~/.cache/deepcache, which can be deleted at any time.
+The cache key has a file's path, device, inode, size and modification time, so a rewritten file is hashed again. The
+cache is in $XDG_CACHE_HOME/deepcache or ~/.cache/deepcache, and can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 from .files import write_text
 
-REMEMBERED_FROM = 2**20  # bytes; smaller files are read faster than looked up
+CACHED_FROM = 2**20  # bytes; smaller files are read faster than looked up
 CONFIGURATIONS = ("model_index.json", "config.json")  # at the top of a model's directory
 WEIGHTS = (".safetensors", ".bin")
-SETTLED = 2.0  # seconds; within one tick of the file system's clock, a file can change and keep its time
+SETTLED = 2.0  # seconds; within one tick of the file system's clock, a file can change and keep its modification time
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal. Raises OSError if it can't be read."""
     stat = path.stat()
-    if stat.st_size < REMEMBERED_FROM:
+    if stat.st_size < CACHED_FROM:
         return _digest(path)
     key = f"{path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
     note = _folder() / hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -35,15 +35,15 @@ def file_digest(path: Path) -> str:
             return remembered
     digest = _digest(path)
     if time.time() - stat.st_mtime > SETTLED and path.stat().st_mtime_ns == stat.st_mtime_ns:
-        with contextlib.suppress(OSError, ValueError):  # a home that can't be written to costs time alone
+        with contextlib.suppress(OSError, ValueError):  # an unwritable home only costs time
             write_text(note, digest)
     return digest
 
 
 def model_digest(path: Path) -> str:
-    """SHA-256 of a checkpoint; or of a directory of diffusers, by its configuration and all that its folders hold.
+    """SHA-256 of a checkpoint; or of a diffusers directory: its configuration and everything in its folders.
 
-    What lies beside them at the top, such as notes and logs, is no part of the model.
+    Other files at the top level, such as notes and logs, are not part of the model.
     """
     if not path.is_dir():
         return file_digest(path)
@@ -57,7 +57,7 @@ def model_digest(path: Path) -> str:
 
 
 def settings_key(settings: Any) -> str:
-    """Eight hexadecimal digits that tell settings apart, for the end of a folder's name."""
+    """A hash of settings, eight hexadecimal digits, for the end of a folder's name."""
     content = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 

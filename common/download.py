@@ -1,4 +1,4 @@
-"""Files from the internet: continued where they broke off, checked, and under their name only once they are whole."""
+"""Downloads: resumed after an interruption, verified, and renamed into place only once they are complete."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .command_line import RunError
 from .files import atomic_write
 
 TIMEOUT = 60.0  # seconds without an answer
-TRIES = 3  # in a row that bring nothing
+TRIES = 3  # consecutive ones without progress
 WAIT = 1.0  # seconds before the second, twice that before the third
-CHUNK = 1 << 16  # bytes; what came of one that breaks off is lost
+CHUNK = 1 << 16  # bytes; a partial chunk is lost
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file on the internet, and what is published of it."""
+    """A file on the internet, with its published digest and size."""
 
     url: str
     digest: str | None = None  # md5:… or sha256:…, in hexadecimal
@@ -36,13 +36,13 @@ class Download:
 
 
 def download(source: Download, path: Path, *, quiet: bool = False, remedy: str = "") -> None:
-    """Downloads a file to `path` unless it is there; continues `PATH.part` if an earlier try left one.
+    """Downloads a file to `path` unless it exists; resumes `PATH.part` if an earlier try left one.
 
     Args:
-        remedy: what the error says to do, besides trying again.
+        remedy: advice for the error message, besides trying again.
 
     Raises:
-        RunError: no connection, no room, or not the published file; what came of another file is removed.
+        RunError: no connection, no disk space, or not the published file, which is then removed.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -51,13 +51,13 @@ def download(source: Download, path: Path, *, quiet: bool = False, remedy: str =
                 pooch.get_logger().setLevel("ERROR")
                 resume = Resume(part, source.size, quiet)
                 pooch.retrieve(source.url, source.digest, path.name, path.parent, downloader=resume)
-    except OSError as error:  # requests' errors are among them
+    except OSError as error:  # requests' errors included
         raise RunError(f"cannot download {source.url}: {reason(error)}{remedy and '; '}{remedy}") from None
     except ValueError as error:
         part.unlink(missing_ok=True)
-        what = str(error).partition(". Deleted")[0]  # pooch says more of it
+        what = str(error).partition(". Deleted")[0]  # pooch says more than that
         raise RunError(
-            f"what {source.url} sent is damaged or another file and was removed ({what}); "
+            f"the file from {source.url} is damaged or not the published one and was removed ({what}); "
             f"try again{remedy and ', or '}{remedy}"
         ) from None
 
@@ -65,9 +65,9 @@ def download(source: Download, path: Path, *, quiet: bool = False, remedy: str =
 def download_and_unpack(
     source: Download, path: Path, unpack: Callable[[Path, Path], None], *, quiet: bool = False, remedy: str = ""
 ) -> None:
-    """Downloads an archive, and has `unpack(archive, tmp_path)` write what is wanted of it, unless `path` is there.
+    """Downloads an archive and calls `unpack(archive, tmp_path)` to extract what is needed, unless `path` exists.
 
-    The archive is downloaded to the same folder, and removed in the end unless it was there before.
+    The archive is downloaded to the same folder, and removed afterwards unless it existed before.
 
     Raises:
         RunError: as `download`; or the archive holds something else.
@@ -84,7 +84,8 @@ def download_and_unpack(
             with atomic_write(path) as tmp_path:
                 unpack(archive, tmp_path)
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
-            raise RunError(f"{archive} is damaged or another archive ({error}); move it away and try again") from None
+            what = f"{archive} is damaged or not the expected archive ({error})"
+            raise RunError(f"{what}; move it away and try again") from None
         finally:
             if not is_users_own:
                 archive.unlink(missing_ok=True)
@@ -92,11 +93,11 @@ def download_and_unpack(
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Of all processes that want to make this file, one at a time is inside; its folder is made."""
+    """Lets one process at a time make this file; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock := path.with_name(f".{path.name}.lock")):
         yield
-    lock.unlink(missing_ok=True)  # never before the file is there: two could then hold different locks
+    lock.unlink(missing_ok=True)  # never before the file exists, or two processes could hold different locks
 
 
 def difference(source: Download, path: Path) -> str | None:
@@ -111,35 +112,35 @@ def difference(source: Download, path: Path) -> str | None:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raises OSError if so many bytes are not free where a folder is, or will be made."""
+    """Raises OSError if the disk of a folder, existing or not, has less free space than that."""
     while not folder.exists():
         folder = folder.parent
     if (free := shutil.disk_usage(folder).free) < size:
-        raise OSError(f"{size / 1e9:.2f} GB are wanted and {free / 1e9:.2f} GB are free in {folder}")
+        raise OSError(f"{size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free in {folder}")
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a few words; the errors of requests fill several lines."""
+    """What went wrong, in a few words; requests' own messages fill several lines."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server says {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
-        return "no answer in time"
+        return "the connection timed out"
     if isinstance(error, requests.exceptions.ChunkedEncodingError) or "IncompleteRead" in str(error):
-        return "the connection broke off; the same command continues"
+        return "the connection was lost; rerun the same command to resume"
     if isinstance(error, requests.ConnectionError):
         return "no connection"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def torch_cache(*names: str) -> Path:
-    """A place in `torch.hub.get_dir()`, without importing torch, which takes seconds."""
+    """A path in `torch.hub.get_dir()`, without importing torch, which takes seconds."""
     home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
     return Path(home).expanduser().joinpath("hub", *names)
 
 
 @dataclass(frozen=True)
 class Resume:
-    """pooch's downloader, but one that goes on where an earlier try ended."""
+    """A downloader for pooch that resumes where an earlier try stopped."""
 
     part: Path
     size: int | None
@@ -148,30 +149,30 @@ class Resume:
     def __call__(self, url: str, output_file: str, _: object) -> None:
         failures = 0
         while True:
-            before = self._there()
+            before = self._size_so_far()
             try:
                 self._get(url, before)
                 break
             except requests.RequestException as error:
                 response = error.response
-                if response is not None and response.status_code < 500:  # it won't be there in a second either
+                if response is not None and response.status_code < 500:  # trying again won't help
                     raise
-                failures = failures + 1 if self._there() <= before else 1
+                failures = failures + 1 if self._size_so_far() <= before else 1
                 if failures >= TRIES:
                     raise
                 time.sleep(WAIT * failures)
         os.replace(self.part, output_file)
 
-    def _there(self) -> int:
+    def _size_so_far(self) -> int:
         return self.part.stat().st_size if self.part.is_file() else 0
 
     def _get(self, url: str, start: int) -> None:
         if start == self.size:
             return
-        # Compressed, the bytes that are there could not be told from those that are wanted.
+        # If the server compressed the rest, it would not continue the bytes on disk.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            if response.status_code == 416:  # nothing comes after these bytes
+            if response.status_code == 416:  # no bytes after these
                 if response.headers.get("Content-Range") == f"bytes */{start}":
                     return
                 self.part.unlink()
@@ -190,5 +191,5 @@ class Resume:
                 for chunk in response.iter_content(CHUNK):
                     file.write(chunk)
                     bar.update(len(chunk))
-        if self.size is not None and self._there() != self.size:
-            raise ValueError(f"it has {self._there():,} bytes instead of {self.size:,}")
+        if self.size is not None and self._size_so_far() != self.size:
+            raise ValueError(f"it has {self._size_so_far():,} bytes instead of {self.size:,}")

@@ -1,4 +1,4 @@
-"""What figures depend on besides the arguments: versions and machine."""
+"""What measurements depend on besides the arguments: versions and machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import transformers
 
 
 def versions(device: torch.device) -> dict[str, str | int | bool]:
-    """Versions of Python and of the libraries, the machine, and what of torch's settings can change a result."""
+    """Versions of Python and of the libraries, the machine, and the torch settings that can change a result."""
     cuda = device.type == "cuda"
     return {
         "python": platform.python_version(),
@@ -31,7 +31,7 @@ def versions(device: torch.device) -> dict[str, str | int | bool]:
 
 
 def _processor() -> str:
-    """Its name, where the system tells."""
+    """The CPU's name, where the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -15,7 +15,7 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows, where what killed processes left stays
+except ImportError:  # Windows, where leftovers of killed processes stay
     fcntl = None  # type: ignore[assignment]
 
 HALF_WRITTEN = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp(\.\w+)?")  # stem and suffix
@@ -28,10 +28,10 @@ def atomic_write(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     Its name is random and it is made here, so that two processes never write to the same one, nor through a link.
 
     Args:
-        tidy: remove what killed processes left of the same file. It takes a look at the whole folder.
+        tidy: remove what killed processes left of the same file. This lists the whole folder.
 
     Raises:
-        ValueError: `path` is a directory, or nothing can be written there.
+        ValueError: `path` is a directory, or can't be written.
     """
     check_can_be_written(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,14 +41,14 @@ def atomic_write(path: Path, *, tidy: bool = True) -> Iterator[Path]:
         try:
             yield tmp_path
             with tmp_path.open("rb") as file:
-                os.fsync(file.fileno())  # or a crash can leave the name with nothing behind it
+                os.fsync(file.fileno())  # or a crash can leave an empty file of that name
             os.replace(tmp_path, path)
         finally:
             tmp_path.unlink(missing_ok=True)
 
 
 def check_can_be_written(*paths: Path | None) -> None:
-    """Raises ValueError if one is a directory, or nothing can be written there; before work that would be lost."""
+    """Raises ValueError if one is a directory or can't be written; to be called before work that would be lost."""
     for path in filter(None, paths):
         if path.is_dir():
             raise ValueError(f"{path} is a directory; name a file")
@@ -56,15 +56,15 @@ def check_can_be_written(*paths: Path | None) -> None:
 
 
 def check_can_be_made(folder: Path) -> None:
-    """Raises ValueError if `folder` is a file, or is not there and can't be made. Makes nothing."""
+    """Raises ValueError if `folder` is a file, or doesn't exist and can't be created. Creates nothing."""
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise ValueError(f"cannot make the folder {folder}: {error.strerror}; name another") from None
+    except OSError as error:  # a name that is too long, a parent that may not be read
+        raise ValueError(f"cannot create the folder {folder}: {error.strerror}; choose another") from None
     if not existing.is_dir():
         raise ValueError(f"{existing} is a file; name a folder")
     if not os.access(existing, os.W_OK):
-        raise ValueError(f"cannot write to {existing}; name another folder")
+        raise ValueError(f"cannot write to {existing}; choose another folder")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,18 +74,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON, a line for each entry. Raises as `atomic_write`."""
+    """JSON, one line per entry. Raises as `atomic_write`."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def half_written(folder: Path, name: str | None = None) -> list[Path]:
-    """What there is in a folder of writes that are under way or were killed: of `name`, or of any."""
+    """Temporary files in a folder, of writes in progress or killed ones: those of `name`, or all."""
     found = [(path, HALF_WRITTEN.fullmatch(path.name)) for path in folder.glob(".*.tmp*")]
     return [path for path, half in found if half and name in (None, f"{half[1]}{half[2] or ''}")]
 
 
 def remove_abandoned(path: Path) -> None:
-    """Removes what killed processes left of a file or folder, and nothing that a running one is writing."""
+    """Removes what killed processes left of a file or folder, but nothing that a running one is writing."""
     for tmp_path in half_written(path.parent, path.name):
         with locked(tmp_path) as ours:
             if ours and tmp_path.is_dir():
@@ -96,12 +96,12 @@ def remove_abandoned(path: Path) -> None:
 
 @contextmanager
 def new_and_locked(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """Makes something of a random name beside `path`, and locks it until the end of the block."""
+    """Makes a file or folder with a random name beside `path`, locked until the end of the block."""
     while True:
         tmp_path = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
         make(tmp_path)
         with locked(tmp_path, wait=True):
-            if tmp_path.exists():  # else it was taken for abandoned before it was locked
+            if tmp_path.exists():  # else another process removed it as abandoned before it was locked
                 yield tmp_path
                 return
 

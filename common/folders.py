@@ -15,14 +15,14 @@ from .files import check_can_be_made, new_and_locked, remove_abandoned
 def atomic_folder(out: Path, *, last: str | None = None) -> Iterator[Path]:
     """A temporary folder beside `out`, which becomes `out` if nothing failed.
 
-    If `out` has files already, those of the same names are replaced one by one, and all others stay. What killed
-    processes left behind is removed, and what a running one is writing is not.
+    Existing files of `out` with the same names are replaced one by one; all others stay. What killed processes left
+    behind is removed, but nothing that a running one is writing.
 
     Args:
         last: the file that is replaced after all others.
 
     Raises:
-        ValueError: nothing can be written there.
+        ValueError: `out` can't be written.
     """
     check_can_be_made(out)
     out.parent.mkdir(parents=True, exist_ok=True)

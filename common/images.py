@@ -1,4 +1,4 @@
-"""Images from files as people have them, and several of them as one picture."""
+"""Reads everyday image files, and combines images into one."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .decoding import decode
 
 SHOWN = 160  # pixels; smaller images are enlarged to at least this height
 SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")  # modes of 16 bits
-OF_16_BITS = ("PNG", "PPM")  # files that Pillow reads into mode I, and that have no more
+OF_16_BITS = ("PNG", "PPM")  # formats that Pillow reads into mode I, with no more bits than that
 
 
 def read_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
     """The still image in a file, upright as its EXIF says: as `to_rgb` makes it, or with mode L as `to_mask` does.
 
     Raises:
-        ValueError: it can't be read, or what it holds can't be told.
+        ValueError: it can't be read, or its values have no known range.
     """
-    with warnings.catch_warnings(action="ignore"):  # Pillow's, of odd files; the error says what matters
+    with warnings.catch_warnings(action="ignore"):  # Pillow's about odd files; the error says what matters
         picture = decode(path, upright=True)
         return (to_rgb if mode == "RGB" else to_mask)(picture, f"the image {path}")
 
 
 def to_rgb(picture: Image.Image, name: str = "the image") -> Image.Image:
-    """A picture of any mode in RGB: 16 bits scaled to 8, what is transparent laid on white.
+    """A picture of any mode in RGB: 16 bits scaled to 8, transparency composited onto white.
 
     Raises:
         ValueError: its values have no known range, or there is no conversion.
@@ -43,8 +43,7 @@ def to_rgb(picture: Image.Image, name: str = "the image") -> Image.Image:
 def to_mask(picture: Image.Image, name: str = "the mask") -> Image.Image:
     """A picture of any mode as a mask of mode L, white where it is painted.
 
-    Of a picture that is transparent anywhere the mask is what is opaque, whatever its colours. Of any other it is the
-    luminance, 16 bits scaled to 8.
+    The mask is the picture's opacity if it is transparent anywhere, else its luminance, 16 bits scaled to 8.
 
     Raises:
         ValueError: its values have no known range, or there is no conversion.
@@ -60,12 +59,12 @@ def to_mask(picture: Image.Image, name: str = "the mask") -> Image.Image:
 def fitted(
     picture: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
-    """The picture at another size (width, height), cropped around its centre to that shape and never squeezed."""
+    """The picture resized to (width, height), cropped around its centre rather than stretched."""
     return ImageOps.fit(picture, size, resample)
 
 
 def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
-    """Of 16 bits, scaled to 8, in L or, if a value stands for transparency, LA; others as they are."""
+    """A picture of 16 bits scaled to 8, in L or, if one value means transparency, LA; others unchanged."""
     if picture.mode in SIXTEEN or (picture.mode == "I" and picture.format in OF_16_BITS):
         values = np.asarray(picture).astype(np.uint32)
         grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
@@ -74,7 +73,7 @@ def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
         return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
     if picture.mode in ("I", "F"):
         what = "floating-point numbers" if picture.mode == "F" else "numbers of 32 bits"
-        raise ValueError(f"{name} holds {what}, of which none says what is white; save it with 8 or 16 bits")
+        raise ValueError(f"{name} holds {what}, whose white level is unknown; save it with 8 or 16 bits")
     return picture
 
 
@@ -86,7 +85,7 @@ def _convert(picture: Image.Image, mode: str, name: str) -> Image.Image:
 
 
 def side_by_side(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:
-    """One picture of several rows of images, small ones enlarged by a whole factor."""
+    """Rows of images as one picture, small ones enlarged by an integer factor."""
     width, height = rows[0][0].size
     factor = max(1, -(-SHOWN // height))
     cell = (width * factor, height * factor)

@@ -1,4 +1,4 @@
-"""Numbers of a command line: `type=` functions with bounds, so that what can't be right is refused while it is read."""
+"""Numbers of a command line: `type=` functions with bounds, so that invalid values are rejected on parsing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import math
 from collections.abc import Callable
 
-MOST_PIXELS = 16384  # of a side; attention over more needs terabytes
+MOST_PIXELS = 16384  # per side; attention over more needs terabytes
 MOST_STEPS = 10_000
 MOST_IMAGES = 10_000_000
 MOST_LISTED = 1000
-LARGEST = 2**31 - 1  # of what has no bound of its own
+LARGEST = 2**31 - 1  # where there is no other bound
 
 
 def whole(least: int = 1, most: int = LARGEST) -> Callable[[str], int]:
@@ -57,7 +57,7 @@ def wholes(least: int = 0, most: int = LARGEST) -> Callable[[str], list[int]]:
 
 
 def pixels(text: str) -> int:
-    """A height or width in pixels, of which latents have an eighth."""
+    """A height or width in pixels; latents have an eighth of it."""
     side = whole(8, MOST_PIXELS)(text)
     if side % 8:
         raise argparse.ArgumentTypeError(

@@ -1,4 +1,4 @@
-"""matplotlib for files."""
+"""Plots, drawn to files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .files import atomic_write
 
 
 def pyplot() -> Any:
-    """`matplotlib.pyplot`, which then needs no screen; imported late, since most runs draw nothing."""
+    """`matplotlib.pyplot`, set up to work without a display; imported late, since most runs draw nothing."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -19,7 +19,7 @@ def pyplot() -> Any:
 
 
 def save_figure(figure: Any, path: Path, *, dpi: int) -> None:
-    """The figure as a file, whole or not at all; it is closed then."""
+    """Writes the figure to a file, whole or not at all, and closes it."""
     with atomic_write(path) as tmp_path:
         figure.savefig(tmp_path, dpi=dpi)
     pyplot().close(figure)

@@ -1,7 +1,7 @@
 """`--help` at once, though commands import torch and diffusers, which take seconds.
 
-An option parser needs nothing of these libraries, and a call with `--help` ends in the parser. So while Python's own
-command line has `-h` or `--help`, stand-ins are imported in their place: classes that can be subclassed, called and
+The option parsers don't use these libraries, and a call with `--help` ends in the parser. So if the command line
+has `-h` or `--help`, stand-ins are imported in their place: classes that can be subclassed, called and
 used as decorators, and that compute nothing.
 """
 
@@ -21,24 +21,24 @@ SLOW = (
 
 
 def is_asked_for(argv: Sequence[str]) -> bool:
-    """Whether this command line ends in a parser's help; what follows `--` is no option."""
+    """Whether this command line asks for help; what follows `--` is not an option."""
     options = argv[: argv.index("--")] if "--" in argv else argv
     return "-h" in options or "--help" in options
 
 
 def install() -> None:
-    """From now on, stand-ins are imported for `SLOW`."""
+    """From now on, imports of `SLOW` give stand-ins."""
     sys.meta_path.insert(0, _Finder())
 
 
 class _StandIn(type):
-    """The class of all stand-ins; each is a class of its own, so that several can be bases of one."""
+    """The metaclass of stand-ins; each is a separate class, so that a class can have several as bases."""
 
     def __getattr__(cls, name: str) -> Any:
         return _stand_in(name, cls.__module__)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Of a decorator, what it decorates."""
+        """As a decorator, returns what it decorates."""
         decorates = len(args) == 1 and callable(args[0]) and not kwargs
         return args[0] if decorates else _stand_in(cls.__name__, cls.__module__)
 

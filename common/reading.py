@@ -1,4 +1,4 @@
-"""Text and JSON from files that may be damaged: what they hold, or one line that names the file and the remedy."""
+"""Text and JSON from files that may be damaged: the content, or a one-line error with the file and the remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def read_text(path: Path, remedy: str = "check the path") -> str:
     """Text in UTF-8, without the byte-order mark that some editors put first.
 
     Raises:
-        ValueError: no such file, not to be read, or not UTF-8.
+        ValueError: a missing or unreadable file, or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -21,20 +21,20 @@ def read_text(path: Path, remedy: str = "check the path") -> str:
         raise ValueError(f"there is no file {path}; {remedy}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}); {remedy}") from None
-    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+    except (OSError, ValueError) as error:  # an impossible file name raises ValueError
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot read {path}: {reason}; {remedy}") from None
 
 
 def read_json(path: Path, *kinds: Any, remedy: str = "check the path") -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Args:
-        kinds: `dict`, `list` or both, if it can't be anything else.
-        remedy: what the error says to do.
+        kinds: `dict`, `list` or both, if nothing else is accepted.
+        remedy: advice for the error message.
 
     Raises:
-        ValueError: no such file, not JSON, or of another kind.
+        ValueError: a missing file, not JSON, or not of these kinds.
     """
     text = read_text(path, remedy)
     try:

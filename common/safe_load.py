@@ -1,4 +1,4 @@
-"""Weights from files that may be damaged or hostile, and into a model that they must fit exactly."""
+"""Loads weights from files that may be damaged or hostile, into a model that they must fit exactly."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import Tensor
 
 
 class ModelCheckpointName:
-    """In the place of a class of PyTorch Lightning that old checkpoints name and that nothing here needs."""
+    """Stands in for a PyTorch Lightning class that old checkpoints name and nothing here needs."""
 
 
 HARMLESS: list[Any] = [(ModelCheckpointName, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
 
 
 def read_checkpoint(path: str | Path, remedy: str = "download it again") -> Any:
-    """What a .safetensors file, or any file of `torch.save`, holds, on the CPU. Nothing that the file names is run.
+    """The content of a .safetensors or `torch.save` file, on the CPU. No code that the file names is run.
 
     Args:
         path: a name that ends in .safetensors is read as such, any other as a pickle of tensors and plain containers.
-        remedy: what the error says to do about a file that can't be read.
+        remedy: advice for the error message of an unreadable file.
 
     Raises:
-        ValueError: no such file; empty, truncated or not a checkpoint; or it wants to run code, which it names.
+        ValueError: a missing, empty or truncated file, not a checkpoint, or one that asks to run code, naming it.
     """
     path = Path(path)
     if path.is_dir():
@@ -42,12 +42,12 @@ def read_checkpoint(path: str | Path, remedy: str = "download it again") -> Any:
             return load_file(path)
         with torch.serialization.safe_globals(HARMLESS):
             _refuse_code(path)
-            with warnings.catch_warnings(action="ignore"):  # what torch says of odd files; the error says it
+            with warnings.catch_warnings(action="ignore"):  # torch's about odd files; the error says what matters
                 return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}; check the path") from None
     except PermissionError:
-        raise ValueError(f"{path} may not be read; change its permissions") from None
+        raise ValueError(f"no permission to read {path}; change its permissions") from None
     except pickle.UnpicklingError as error:
         if wanted := [name for name in re.findall(r"GLOBAL (\S+)", str(error)) if _names(path, name)]:
             raise _wants_to_run(path, wanted) from None
@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path, remedy: str = "download it again") -> Any:
         if str(error).startswith(str(path)):
             raise
         raise _unreadable(path, size, error, remedy) from error
-    except Exception as error:  # the readers of damaged files raise nearly everything
+    except Exception as error:  # readers of damaged files raise almost anything
         raise _unreadable(path, size, error, remedy) from error
 
 
@@ -70,13 +70,13 @@ def is_state_dict(content: Any) -> bool:
 
 
 def shapes_of(cls: Any, config: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """Name and shape of every weight of the model `cls(**config)`, which is not given any memory."""
+    """Name and shape of every weight of the model `cls(**config)`, without allocating it."""
     with torch.device("meta"):
         return {name: weight.shape for name, weight in cls(**config).state_dict().items()}
 
 
 def check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: str | Path) -> None:
-    """Raises ValueError naming the first three weights that are missing, of another shape, or too many."""
+    """Raises ValueError naming the first three weights that are missing, of another shape, or unexpected."""
     wrong = []
     for name, shape in shapes.items():
         if name not in state:
@@ -92,12 +92,12 @@ def raise_on_mismatch(differences: list[str], source: str | Path) -> None:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
             f"{source} has another architecture: {'; '.join(differences[:3])}{more}; "
-            "give the checkpoint that belongs to the configuration, or the configuration that belongs to it"
+            "give a checkpoint and a configuration that belong together"
         )
 
 
 def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """The model `cls(**config)` with just these weights, not copied unless their type changes; in evaluation mode."""
+    """The model `cls(**config)` in evaluation mode with these weights, copied only if their dtype changes."""
     with torch.device("meta"):
         model = cls(**config)
     model.load_state_dict({name: weight.to(dtype) for name, weight in state.items()}, assign=True)
@@ -105,7 +105,7 @@ def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtyp
 
 
 def _refuse_code(path: Path) -> None:
-    """Refuses a file of today's format by all that it names; one of before 2020 is refused while it is read."""
+    """Rejects a file in today's format by the code it names; one in the format before 2020 is rejected on loading."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return
@@ -114,7 +114,7 @@ def _refuse_code(path: Path) -> None:
 
 
 def _names(path: Path, name: str) -> bool:
-    """Whether a pickle names this in full, and is not cut off in the midst of a name."""
+    """Whether a pickle has this name in full, rather than cut off in the middle."""
     pattern = b"c" + b"[.\n]".join(re.escape(part.encode()) for part in name.split(".")) + b"\n"
     return re.search(pattern, path.read_bytes()) is not None
 
@@ -122,12 +122,12 @@ def _names(path: Path, name: str) -> bool:
 def _wants_to_run(path: Path, wanted: list[str]) -> ValueError:
     names = ", ".join(sorted(set(wanted))[:3])
     return ValueError(
-        f"{path} was not opened: it asks for code, namely {names}; get the weights from a source you trust"
+        f"{path} was not opened: it asks to run code, namely {names}; get the weights from a source you trust"
     )
 
 
 def _unreadable(path: Path, size: int, error: Exception, remedy: str) -> ValueError:
     message = str(error) or type(error).__name__
-    inner = re.search(r"WeightsUnpickler error:\s*(.+)", message)  # torch wraps it in advice to do without safety
+    inner = re.search(r"WeightsUnpickler error:\s*(.+)", message)  # torch wraps it in advice to turn the safety off
     reason = (inner[1] if inner else message.strip().split("\n")[0])[:120]
     return ValueError(f"{path} ({size:,} bytes) is truncated or not a checkpoint ({reason}); {remedy}")

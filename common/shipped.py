@@ -1,4 +1,4 @@
-"""The small models that ship with this repository: where they are, and what suits them."""
+"""The small models that ship with this repository: their paths and recommended settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHAPES_LDM = ASSETS / "shapes-ldm"  # class to image
 SHAPES_DDPM = ASSETS / "shapes-ddpm"  # unconditional
 SHAPES_DIT = ASSETS / "shapes-dit"  # class to image, with a transformer
 SHAPES_CLIP = ASSETS / "shapes-clip"  # the image-text encoder that scores their pictures
-EXAMPLE_IMAGE = ASSETS / "example.png"  # what the video scripts start from if no image is given
+EXAMPLE_IMAGE = ASSETS / "example.png"  # default input of the video scripts
 
 PROMPTS = {  # by whether the model is the shipped one
     True: [
@@ -22,9 +22,9 @@ PROMPTS = {  # by whether the model is the shipped one
     ],
     False: ["a photo of an astronaut on a moon"],
 }
-GUIDANCE = {True: 2.5, False: 7.5}  # on so small a model 7.5 is too much: PLMS with few steps falls apart
+GUIDANCE = {True: 2.5, False: 7.5}  # 7.5 is too much for such a small model: PLMS with few steps falls apart
 
-RECOMMENDED: dict[str, dict[str, Any]] = {  # caches of the text-to-image model; docs/extensions.md has what they give
+RECOMMENDED: dict[str, dict[str, Any]] = {  # caches for the text-to-image model; results in docs/extensions.md
     name: {
         "cache_interval": interval,
         "cache_branch_id": 0,

@@ -1,4 +1,4 @@
-"""Seconds of a pipeline's parts, and of two ways to run it, side by side in one process."""
+"""Times a pipeline's parts, and compares ways to run it in turn in one process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Clock:
         self.device = device
 
     def mark(self) -> Any:
-        """A moment, to be given to `seconds`."""
+        """A moment, for `seconds`."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
@@ -54,7 +54,7 @@ class Clock:
         return end - start
 
     def synchronise(self) -> None:
-        """Waits until the device has done all it was given."""
+        """Waits until the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -63,7 +63,7 @@ class Clock:
 
 @contextmanager
 def timed_parts(pipe: Any, clock: Clock) -> Iterator[CallTimes]:
-    """While open, notes when each part of `pipe` starts and ends; the seconds are there once it is closed."""
+    """While open, records when each part of `pipe` starts and ends; the seconds are available once it is closed."""
     times = CallTimes()
     marks: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
     starts: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def time_call(
 
 
 def alternate(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[Any]]:
-    """Results of each call, made in turn (A B A B …), so that what slows the machine down hits all alike."""
+    """Results of each call, made in turn (A B A B …), so that whatever slows the machine down affects all alike."""
     results: list[list[Any]] = [[] for _ in calls]
     for _ in range(repeats):
         for call, own in zip(calls, results, strict=True):
@@ -122,10 +122,10 @@ def alternate(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[Any
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def pairwise(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """Median, least and greatest of the ratios of pairs measured one after the other: the speed-up."""
+    """Median, minimum and maximum of the ratios of pairs measured one after the other: the speed-up."""
     return spread([s / f for s, f in zip(slow, fast, strict=True)])

@@ -1,3 +1,3 @@
-"""What the scripts share: a pipeline run with and without DeepCache, measured, shown, saved."""
+"""Shared by the scripts: runs a pipeline with and without DeepCache, measures, reports and saves."""
 
 import common  # noqa: F401  # silences a warning that diffusers triggers at import

@@ -1,4 +1,4 @@
-"""The scripts' arguments, and what can be checked of them before a model is loaded."""
+"""The scripts' arguments, and the checks that need no model."""
 
 from __future__ import annotations
 
@@ -22,20 +22,18 @@ from unets.cache.config import CacheConfig
 
 from .saving import check_out, made_from
 
-MOST_LARGER = 2  # times the pixels of the model's own pictures that --image may have and keep its size
+MOST_LARGER = 2  # --image keeps its size up to this many times the pixels of the model's native resolution
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Device, precision, timing, seed and output."""
     group = parser.add_argument_group("run")
     group.add_argument("--repeats", type=numbers.repeats, default=3, help="timed pairs of baseline and DeepCache")
-    group.add_argument(
-        "--warm-up", type=numbers.warm_up, default=1, metavar="PAIRS", help="pairs before that, not timed"
-    )
-    group.add_argument("--variant", help="of the weights, such as fp16 (default: the plain ones, or all there is)")
+    group.add_argument("--warm-up", type=numbers.warm_up, default=1, metavar="PAIRS", help="untimed pairs before those")
+    group.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one available)")
     add_device_arguments(group)
-    group.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
-    group.add_argument("--compile", action="store_true", help="torch.compile the U-Net, a graph for each kind of step")
+    group.add_argument("--channels-last", action="store_true", help="memory format channels_last for U-Net and VAE")
+    group.add_argument("--compile", action="store_true", help="torch.compile the U-Net, one graph per kind of step")
     group.add_argument("--cpu-offload", action="store_true", help="offload idle models to the CPU (CUDA)")
     group.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
@@ -44,16 +42,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_picture_arguments(p: argparse.ArgumentParser, *, steps: int, guidance: str) -> None:
     """Prompt, image and mask, sampler and size."""
-    p.add_argument("--prompt", action="append", help="may be given several times (default: an example)")
-    p.add_argument("--negative-prompt", help="for all prompts")
+    p.add_argument("--prompt", action="append", help="can be repeated (default: an example)")
+    p.add_argument("--negative-prompt", help="negative prompt, for all prompts")
     p.add_argument(
         "--image", metavar="FILE",
-        help="start from this image instead of noise; resized if it is much larger than the model's own pictures, "
-        "unless a size is given; cropped to another shape, never squeezed; what is transparent is white",
+        help="start from this image instead of noise; scaled down if much larger than the model's native resolution, "
+        "unless a size is given; cropped to another shape, never stretched; transparency becomes white",
     )  # fmt: skip
     p.add_argument(
         "--mask", metavar="FILE",
-        help="redraw --image where this image is white, or, if it is transparent anywhere, where it is opaque",
+        help="redraw --image where this mask is white, or opaque if it has transparency",
     )  # fmt: skip
     p.add_argument(
         "--strength",
@@ -65,7 +63,7 @@ def add_picture_arguments(p: argparse.ArgumentParser, *, steps: int, guidance: s
     p.add_argument("--guidance-scale", type=numbers.guidance, help=f"(default: {guidance})")
     p.add_argument("--height", type=numbers.pixels, help="pixels (default: the model's own, or the image's)")
     p.add_argument("--width", type=numbers.pixels, help="pixels (default: the model's own, or the image's)")
-    p.add_argument("--num-images", type=numbers.images, default=1, help="images of each prompt")
+    p.add_argument("--num-images", type=numbers.images, default=1, help="images per prompt")
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class RunSettings:
 
 
 def check_arguments(args: argparse.Namespace) -> RunSettings:
-    """What the arguments of the cache and of the run ask for, checked as far as they are without a model.
+    """The settings of cache and run, checked as far as possible without a model.
 
     Raises:
         ValueError: naming the argument that is wrong.
@@ -91,17 +89,17 @@ def check_arguments(args: argparse.Namespace) -> RunSettings:
 
 
 def fit_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """What is given as `--image`, at that size (width, height); says so if it is cropped to that shape."""
+    """The image given as `--image`, resized to (width, height); prints a note if it has to be cropped."""
     if image.width * size[1] != image.height * size[0]:
         print(
-            f"--image is {image.width} × {image.height}: it is cropped around its centre to the shape of "
+            f"--image is {image.width} × {image.height}: cropped around its centre to the shape of "
             f"{size[0]} × {size[1]}, then resized."
         )
     return fitted(image, size)
 
 
 def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
-    """The pipeline's arguments for `--image` and `--mask`, of the size that is to be made, once for each result."""
+    """The pipeline's arguments for `--image` and `--mask`, at the output size, repeated for each output image."""
     if args.image is None:
         if args.mask is not None or args.strength is not None:
             raise ValueError("--mask and --strength need --image")
@@ -110,7 +108,7 @@ def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
     mask = read_image(args.mask, "L") if args.mask else None
     if mask is not None and mask.size != image.size:
         raise ValueError(
-            f"--mask is {mask.width} × {mask.height}, --image {image.width} × {image.height}; make them equal"
+            f"--mask is {mask.width} × {mask.height}, --image {image.width} × {image.height}; make them the same size"
         )
     size = (args.width or _multiple_of_8(image.width), args.height or _multiple_of_8(image.height))
     strength = args.strength if args.strength is not None else 0.8 if mask is None else 1.0
@@ -122,10 +120,10 @@ def read_images(args: argparse.Namespace, num_images: int) -> dict[str, Any]:
 
 
 def fit_to_model(images: dict[str, Any], args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
-    """What `read_images` gives, no larger than the model's own pictures, unless a size is asked for.
+    """The output of `read_images`, scaled down to the model's native resolution unless a size was given.
 
-    A picture of up to twice as many pixels stays as it is. Attention takes the square of them: one of a megapixel takes
-    minutes a step where the model's own take milliseconds, and shows less.
+    An image of up to twice as many pixels keeps its size. Attention is quadratic in them: where a step takes
+    milliseconds at the native resolution, it takes minutes at a megapixel, for a worse image.
     """
     own = pipe.unet.config.sample_size * pipe.vae_scale_factor
     if "image" not in images or args.width or args.height:
@@ -136,8 +134,8 @@ def fit_to_model(images: dict[str, Any], args: argparse.Namespace, pipe: Any) ->
     factor = own / math.sqrt(width * height)
     size = (_multiple_of_8(width * factor), _multiple_of_8(height * factor))
     print(
-        f"--image is {width} × {height} and the model's own pictures {own} × {own}: it is resized to "
-        f"{size[0]} × {size[1]}; --width and --height ask for another size."
+        f"--image is {width} × {height}, the model's native resolution {own} × {own}: resized to "
+        f"{size[0]} × {size[1]}; set --width and --height for another size."
     )
     found = {**images, "image": [fitted(image, size) for image in images["image"]]}
     if "mask_image" in images:
@@ -151,7 +149,7 @@ def _multiple_of_8(side: float) -> int:
 
 
 class ResultFolder(NamedTuple):
-    """Where the result goes, and what it is made from as it was when it was read."""
+    """Where the result goes, and a record of its inputs as they were when read."""
 
     path: Path
     made_from: dict[str, Any]

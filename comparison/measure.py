@@ -25,7 +25,7 @@ PARTS = {"text": "text encoder", "image_encoder": "image encoder", "controlnet":
 
 
 class UNetCall(NamedTuple):
-    """What a call of the U-Net was given."""
+    """The arguments of one U-Net call."""
 
     shape: tuple[int, ...]
     branch: int | None  # where it retrieved; None: a full step
@@ -33,7 +33,7 @@ class UNetCall(NamedTuple):
 
 
 class StageMacs(TypedDict):
-    """MACs of a full and of the cheapest retrieve step for one image or video without guidance; what they allow."""
+    """MACs of a full and of the cheapest retrieve step for one image or video without guidance; expected speed-up."""
 
     full_macs: int
     retrieve_macs: int
@@ -44,7 +44,7 @@ class StageMacs(TypedDict):
 
 
 class StageResult(TypedDict):
-    """Of one pipeline."""
+    """Measurements of one pipeline."""
 
     seconds: dict[str, dict[str, Any]]  # by run: `spread` of each part, numbers of steps
     speed_up: dict[str, float]  # of the U-Net
@@ -52,7 +52,7 @@ class StageResult(TypedDict):
 
 
 class Distances(TypedDict):
-    """Of DeepCache's images to the baseline's. PSNR is None where they are equal, its median over the others."""
+    """Of DeepCache's images to the baseline's. PSNR is None for equal images; its median is over the others."""
 
     psnr: list[float | None]
     ssim: list[float]
@@ -91,13 +91,13 @@ def compare(
         stages: the pipelines that `call` runs, by name.
         call: given the run's name ("baseline" or "deepcache") and a generator for each image, makes the images; an
             output with `images` (B, 3, H, W) in [0, 1]. Image k starts from the noise of `seed + k` in both runs.
-        show_first: given the images by run as soon as both have been made once, before anything else is run.
+        show_first: called with the images by run once both have been made, before anything else is run.
 
     Returns:
         The images by run, and what was measured.
 
     Raises:
-        RunError: if an image holds values that are not finite.
+        RunError: if an image has non-finite values.
     """
     peaks = dict.fromkeys(RUNS, 0)
     unsafe = dict.fromkeys(RUNS, 0)
@@ -109,7 +109,7 @@ def compare(
     def pictures() -> dict[str, list[Image.Image]]:
         for name, tensor in outputs.items():
             if not tensor.isfinite().all():
-                raise RunError(f"the {name} images hold values that are not finite; try --dtype float32 or bfloat16")
+                raise RunError(f"the {name} images have non-finite values; try --dtype float32 or bfloat16")
         return {name: processor.numpy_to_pil(processor.pt_to_numpy(tensor)) for name, tensor in outputs.items()}
 
     def run(name: str) -> tuple[float, list[CallTimes]]:
@@ -130,7 +130,7 @@ def compare(
         if device.type == "cuda":
             peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device))
         unsafe[name] = sum(getattr(output, "nsfw_content_detected", None) or [])
-        outputs[name] = output.images.float().cpu()  # off the device, or the next run would have less memory
+        outputs[name] = output.images.float().cpu()  # off the device, to free its memory for the next run
         progress.ended(name, whole)
         if progress.done == len(RUNS) and show_first is not None:
             show_first(pictures(), progress)
@@ -168,7 +168,7 @@ def _record(calls: list[UNetCall], _: Any, args: tuple, kwargs: dict[str, Any]) 
 
 
 def _stage(pipe: Any, *, times: dict[str, list[CallTimes]], calls: dict[str, list[UNetCall]]) -> StageResult:
-    """From the times of each repeat, and the U-Net's calls of the last one, by run."""
+    """One pipeline's measurements, from the times of each repeat and the U-Net calls of the last one, by run."""
     seconds: dict[str, dict[str, Any]] = {}
     for name, repeats in times.items():
         first = repeats[0]
@@ -188,7 +188,7 @@ def _stage(pipe: Any, *, times: dict[str, list[CallTimes]], calls: dict[str, lis
 
 
 def _macs(pipe: Any, calls: dict[str, list[UNetCall]], speed_up: float) -> StageMacs:
-    """Counted for the shape of the latents; `bound` is of all calls with the batches that they had."""
+    """MACs for the shape of the latents; `bound` is from all calls at their actual batch sizes."""
     shape = calls["baseline"][0].shape
     tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     tokens = tokenizer.model_max_length if tokenizer is not None else 1
@@ -233,7 +233,7 @@ def _distances(images: dict[str, list[Image.Image]]) -> Distances:
 
 
 def _peak_memory(device: torch.device, peaks: dict[str, int]) -> dict[str, int]:
-    """Bytes: on CUDA what each run allocated at most, else what the process held at most, both runs together."""
+    """Bytes: on CUDA each run's peak allocation, else the peak of the process, for both runs together."""
     if device.type == "cuda":
         return peaks
     return {"process": peak_memory()}

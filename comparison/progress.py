@@ -1,4 +1,4 @@
-"""How far a comparison is, for whoever waits for it."""
+"""The progress of a comparison, and the time left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class RunProgress:
-    """Counts runs that take turns, and reckons the time that is left from the last of each."""
+    """Counts alternating runs, and estimates the time left from the last run of each."""
 
     def __init__(self, names: Sequence[str], rounds: int) -> None:
         self.names = names
@@ -19,7 +19,7 @@ class RunProgress:
         self.seconds[name] = seconds
 
     def seconds_left(self) -> float | None:
-        """None before each has run once."""
+        """None until each has run once."""
         if len(self.seconds) < len(self.names):
             return None
         return sum(self.seconds[self.names[k % len(self.names)]] for k in range(self.done, self.total))

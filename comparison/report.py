@@ -1,4 +1,4 @@
-"""What a comparison measured, as a table to read."""
+"""The measurements of a comparison as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .measure import PARTS, RUNS, Comparison, Distances
 
 
 def report(result: Comparison) -> str:
-    """The measurements as a table to read."""
+    """The measurements as a table for the terminal."""
 
     def row(title: str, values: list[dict[str, float] | None], ratio: dict[str, float] | None = None) -> str:
         cells = ["–" if value is None else _seconds(value["median"]) for value in values]

@@ -1,4 +1,4 @@
-"""A script's run: what is checked once the model is loaded, both ways in turn, the result on disk."""
+"""A script's run: checks that need the model, baseline and DeepCache in turn, the result on disk."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def check_run(pipe: Any, args: argparse.Namespace, strength: float | None, cache
         timesteps, steps = pipe.get_timesteps(args.steps, strength, "cpu")
         if not 0 <= strength <= 1 or steps < 1:
             raise ValueError(
-                f"--strength is {strength}; it must be up to 1, and leave one of {counted(args.steps, 'step')} to run"
+                f"--strength is {strength}; it must be at most 1, and leave at least 1 of {counted(args.steps, 'step')}"
             )
     pipe.start_cache(cache, steps, len(timesteps))
 
 
 def _model_name(pipe: Any, args: argparse.Namespace) -> str:
-    """What was loaded: a hub id, or a directory; random weights were not."""
+    """The hub id or directory that was loaded, or that the weights are random."""
     given = None if getattr(args, "tiny", False) else getattr(args, "model", None)
     loaded = pipe.config.get("_name_or_path") or given or RANDOM
     return "shapes-sd, the shipped model" if str(loaded) == str(SHAPES_SD) else str(loaded)
@@ -75,9 +75,9 @@ def compare_and_save(
     num_images: int,
     fps: int | None = None,
 ) -> None:
-    """Moves the pipelines to the device, runs `call` both ways in turn, prints what was measured, writes all to `out`.
+    """Moves the pipelines to the device, runs `call` both ways in turn, prints the measurements, writes all to `out`.
 
-    `resolved` is what was decided besides the arguments, for the record. With `fps`, the images are a video's frames.
+    `resolved` has the values of defaulted arguments, for the record. With `fps`, the images are a video's frames.
     """
     device = settings.device
     for pipe in stages.values():
@@ -93,7 +93,7 @@ def compare_and_save(
         f"DeepCache {settings.cache_name}"
     )
     if resolved["model"] == RANDOM:
-        print("Random weights: what comes out is noise. It shows that all runs, and nothing of quality.")
+        print("Random weights: the output is noise. This shows that everything runs, but nothing about quality.")
     shown = (
         "output.mp4, output.gif (left baseline, right DeepCache)"
         if fps

@@ -23,17 +23,16 @@ from common.reading import read_json
 from unets.cache.config import CacheConfig
 
 RESULT = "result.json"
-UNTIMED = "made_from.json"  # stands in its place until all is measured
-OURS = re.compile(
-    r"output\.(png|mp4|gif)|(baseline|deepcache|cached)_\d{3,}\.png"
-)  # the names that are written beside it
+UNTIMED = "made_from.json"  # takes its place until everything is measured
+# The files written beside it.
+OURS = re.compile(r"output\.(png|mp4|gif)|(baseline|deepcache|asyncdiff|cached)_\d{3,}\.png")
 FRAMES_SHOWN = 5
-NO_SETTINGS = ("out", "quiet", "repeats", "warm_up", "calibrated")  # change no picture, or are in the cache
+NO_SETTINGS = ("out", "quiet", "repeats", "warm_up", "calibrated")  # don't change the images, or are part of the cache
 FILES = ("image", "mask")
 
 
 def made_from(args: argparse.Namespace, cache: CacheConfig) -> dict[str, Any]:
-    """What the pictures depend on: the arguments, the cache, and what is in the files that are given.
+    """Everything the images depend on: arguments, cache, and the content of the given files.
 
     Raises:
         ValueError: a file that can't be read.
@@ -47,21 +46,21 @@ def made_from(args: argparse.Namespace, cache: CacheConfig) -> dict[str, Any]:
 
 
 def check_out(out: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError if the result can't go to `out`: a file, other things, or the result of other settings."""
+    """Raises ValueError if `out` is a file, or holds other things or the result of other settings."""
     check_can_be_made(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     others = [path.name for path in out.iterdir() if path.name not in (RESULT, UNTIMED) and not _is_ours(path)]
     record = next((out / name for name in (RESULT, UNTIMED) if (out / name).is_file()), None)
     if others or record is None:
-        raise ValueError(f"--out {out} holds something other than an earlier result; name another folder")
-    earlier = read_json(record, dict, remedy="remove the folder, or name another --out").get("made_from")
+        raise ValueError(f"--out {out} holds something other than an earlier result; choose another folder")
+    earlier = read_json(record, dict, remedy="remove the folder, or choose another --out").get("made_from")
     if not isinstance(earlier, dict):
-        raise ValueError(f"--out {out} holds a result that doesn't say what it was made from; name another folder")
+        raise ValueError(f"--out {out} holds a result that doesn't say what it was made from; choose another folder")
     names = [name for name in sorted(earlier.keys() | settings.keys()) if earlier.get(name) != settings.get(name)]
     if names:
-        what = ", ".join(f"{name} is {earlier.get(name)!r} there and {settings.get(name)!r} now" for name in names)
-        raise ValueError(f"--out {out} holds the result of other settings: {what}; name another folder")
+        what = ", ".join(f"{name} was {earlier.get(name)!r} and is now {settings.get(name)!r}" for name in names)
+        raise ValueError(f"--out {out} holds the result of other settings: {what}; choose another folder")
 
 
 def save_comparison(
@@ -108,14 +107,14 @@ def _write_pictures(folder: Path, runs: dict[str, list[Image.Image]], fps: int |
 
 
 def _write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
-    # A macro block of 2 keeps sizes as they are: all that the pixel format asks is that they are even.
+    # A macro block of 2 keeps the size: the pixel format only requires even sides.
     imageio.imwrite(path, frames, fps=fps, codec="libx264", macro_block_size=2)
     try:
         written, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
     except RuntimeError:
         written = 0
-    if written != len(frames):  # ffmpeg says nothing of a full disk
-        raise RunError("the video could not be written whole; make room on the disk, and run the same command again")
+    if written != len(frames):  # ffmpeg does not report a full disk
+        raise RunError("the video could not be written in full; free some disk space and rerun the command")
 
 
 def _is_ours(path: Path) -> bool:

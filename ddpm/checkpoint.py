@@ -1,6 +1,6 @@
 """Weights of DDPM's U-Net: from ermongroup/ddim's names to those of diffusers, and back.
 
-The same code base, by way of taming-transformers, gave the first stage of latent diffusion its names.
+Latent diffusion's first stage has the same names, by way of taming-transformers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unets.unet_2d import UNet2DModel
 
 from .configs import CONFIGS, Config
 
-# A name of diffusers becomes the original's by all of these, in turn.
+# All of these, in turn, turn a diffusers name into the original's.
 RENAMES = [
     (r"^time_embedding\.linear_1\.", "temb.dense.0."),
     (r"^time_embedding\.linear_2\.", "temb.dense.1."),
@@ -42,7 +42,7 @@ RENAMES = [
 
 
 def original_name(name: str, levels: int) -> str:
-    """The original's name of a weight, by its name in diffusers. `up.0` is the highest of the resolutions there."""
+    """The original's name of a weight, from its name in diffusers. There, `up.0` is the highest resolution."""
     name = re.sub(r"\bup_blocks\.(\d+)", lambda match: f"up_blocks.{levels - 1 - int(match[1])}", name)
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
@@ -50,7 +50,7 @@ def original_name(name: str, levels: int) -> str:
 
 
 def original_shape(name: str, shape: torch.Size) -> torch.Size:
-    """Its shape there, by its name in diffusers: attention's linear maps are 1 × 1 convolutions."""
+    """The original's shape of a weight, by its name in diffusers: attention's linear layers are 1 × 1 convolutions."""
     return torch.Size([*shape, 1, 1]) if ".attentions." in name and len(shape) == 2 else shape
 
 
@@ -60,7 +60,7 @@ def to_diffusers(
     """The same weights under the names of `diffusers.UNet2DModel(**unet)`.
 
     Raises:
-        ValueError: naming the first three weights of `source` that are missing, too many, or of another shape.
+        ValueError: naming the first three weights of `source` that are missing, unexpected, or of another shape.
     """
     shapes = shapes_of(UNet2DModel, unet)
     names = {name: original_name(name, len(unet["block_out_channels"])) for name in shapes}
@@ -80,10 +80,10 @@ def load_unet(path: str | Path, config: Config | None = None, dtype: torch.dtype
     Args:
         path: a state dict with ermongroup/ddim's names, a checkpoint of its training loop, or a diffusers directory
             (a UNet's, or a pipeline's with unet/ in it).
-        config: what the file was made for. A directory says so itself, and is only compared with it.
+        config: the file's configuration. A directory has its own, which is only compared with this one.
 
     Raises:
-        ValueError: no such file, not a checkpoint, another architecture, or a published name with other content.
+        ValueError: no such file, not a checkpoint, another architecture, or a published file name with other content.
     """
     path = Path(path)
     if path.is_dir():
@@ -98,7 +98,7 @@ def load_unet(path: str | Path, config: Config | None = None, dtype: torch.dtype
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The weights in what DDIM's training loop saves: [model, optimizer, epoch, step, moving average if there is one].
+    """The weights in a checkpoint of DDIM's training loop: [model, optimizer, epoch, step, moving average if any].
 
     The moving average is what DDIM samples with.
     """
@@ -116,7 +116,7 @@ def _check_md5(path: Path, published: Config) -> None:
         md5 = hashlib.file_digest(file, "md5").hexdigest()
     if md5 != published.md5:
         raise ValueError(
-            f"{path} has the name of {published.name} and another content: md5 {md5} instead of {published.md5}; "
+            f"{path} has the name of {published.name} but other content: md5 {md5} instead of {published.md5}; "
             f"download it again from {published.url}, or rename it if it is another model"
         )
 
@@ -133,7 +133,7 @@ def _load_directory(path: Path, config: Config | None, dtype: torch.dtype) -> UN
             str(path), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-    except Exception as error:  # the readers of damaged files raise nearly everything
+    except Exception as error:  # readers of damaged files raise almost anything
         if is_out_of_memory(error):
             raise
         reason = str(error).strip().split("\n")[0]

@@ -16,7 +16,7 @@ class Config:
     """A published model."""
 
     unet: Mapping[str, Any]  # arguments of UNet2DModel
-    skip_type: str  # "quad" or "uniform": which timesteps a sampler with fewer steps takes, if not told otherwise
+    skip_type: str  # "quad" or "uniform": which timesteps a sampler with fewer steps takes, by default
     name: str  # what pytorch_diffusion calls the file
     file: str  # where DDIM's and pytorch_diffusion's scripts put it, below ~/.cache/diffusion_models_converted
     url: str
@@ -37,11 +37,11 @@ def _unet(sample_size: int, channels: tuple[int, ...], attention_level: int) -> 
         "block_out_channels": channels,
         "down_block_types": tuple(down),
         "up_block_types": tuple(name.replace("Down", "Up") for name in reversed(down)),
-        "downsample_padding": 0,  # which diffusers takes for (0, 1, 0, 1), as the original pads
+        "downsample_padding": 0,  # in diffusers this means (0, 1, 0, 1), the original's padding
         "flip_sin_to_cos": False,
         "freq_shift": 1,
         "norm_eps": 1e-6,
-        "attention_head_dim": None,  # one head; the class's default, 8, has the same weights and another output
+        "attention_head_dim": None,  # one head; the class's default, 8, has the same weights but another output
     }
 
 

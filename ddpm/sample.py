@@ -39,7 +39,7 @@ from .sampler import ab_sample, ddim_sample, ddpm_sample, noise_like, timesteps_
 
 @dataclass(frozen=True)
 class Settings:
-    """What the images of a set are made with."""
+    """The settings that the images of a set are made with."""
 
     config: str = "shapes"  # which model, of CONFIGS or the shipped one
     checkpoint: str | None = None
@@ -48,7 +48,7 @@ class Settings:
     sampler: str = "ddim"
     eta: float = 0.0
     cache: CacheConfig = field(default_factory=CacheConfig)
-    cache_label: str | None = None  # of the folder's name, where the cache's own name will not do
+    cache_label: str | None = None  # in the folder's name, instead of the cache's own name
     zero_cache: bool = False
     seed: int = 0
     dtype: str = "float32"
@@ -61,7 +61,7 @@ class Settings:
 
     @property
     def folder(self) -> str:
-        """Where the set goes if nobody says."""
+        """The default folder of the set."""
         name = f"{self.config}-{self.sampler}-{self.steps}-{self.timestep_spacing}-"
         name += (self.cache_label or self.cache.name()) + ("-zero" if self.zero_cache else "")
         return f"{name}-eta{self.eta:g}-seed{self.seed}-{self.dtype}"
@@ -77,17 +77,17 @@ def parser() -> Parser:
     p.add_argument("--skip-type", choices=["uniform", "quad"], help="(default: uniform for LSUN, else quad)")
     p.add_argument(
         "--sampler", choices=["ddim", "ddpm", *ORDERS], default="ddim",
-        help="ddpm is ancestral sampling; ab2 and ab3 are of second and third order, for few steps",
+        help="ddpm is ancestral sampling; ab2 and ab3 are of second and third order, for runs of few steps",
     )  # fmt: skip
-    p.add_argument("--eta", type=numbers.real(0, 1), default=0.0, help="of ddim; 0 is deterministic")
+    p.add_argument("--eta", type=numbers.real(0, 1), default=0.0, help="ddim's η; 0 is deterministic")
     add_cache_arguments(p, interval=5, branch=2, extensions=("forecast", "refresh_interval", "skip_interval"))
-    p.add_argument("--zero-cache", action="store_true", help="zeros for the cached feature: the paper's Table 5")
+    p.add_argument("--zero-cache", action="store_true", help="replace the cached feature by zeros: the paper's Table 5")
     add_set_arguments(p)
     return p
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """What the arguments ask for. Raises ValueError naming the one that is wrong."""
+    """The settings of these arguments. Raises ValueError naming the one that is wrong."""
     cache = cache_config(args)
     return Settings(
         config=args.config, checkpoint=args.checkpoint, steps=args.steps, skip_type=args.skip_type,
@@ -97,7 +97,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def prepare(settings: Settings, *, device: torch.device, out: Path | None = None, quiet: bool = False) -> Run:
-    """Loads the model; what is made with it goes to `out`, or to a folder under outputs/.
+    """Loads the model; its images go to `out`, or to a folder under outputs/.
 
     Raises:
         ValueError: naming the setting that is wrong.
@@ -107,7 +107,7 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
         raise ValueError("--config and --checkpoint belong together, for example --config cifar10 --checkpoint FILE")
     timesteps = timesteps_of(settings.steps, settings.timestep_spacing)
     if settings.eta < 0 or (settings.eta and settings.sampler != "ddim"):
-        raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is ddim's alone")
+        raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is for ddim only")
     if settings.sampler == "ddpm" or settings.eta:
         settings.cache.refuse("skip_interval", "skip_steps")  # as the loop does, before a folder is made
 
@@ -144,7 +144,7 @@ def sample(
     device: torch.device | str = "cpu",
     **cache: Any,
 ) -> Tensor:
-    """Images (B, 3, H, W) in [−1, 1] of a batch. `cache` are arguments of `denoise`."""
+    """Images (B, 3, H, W) in [−1, 1] of a batch. `cache` has arguments of `denoise`."""
     side = unet.config.sample_size
     x = noise_like(
         torch.empty(len(batch.indices), unet.config.in_channels, side, side, device=device), batch.generators

@@ -27,7 +27,7 @@ def timesteps_of(steps: int, skip_type: str) -> list[int]:
     is a step of length 0.
 
     Raises:
-        ValueError: an unknown type, or more steps than the model was trained on.
+        ValueError: an unknown type, or more steps than in training.
     """
     if not 1 <= steps <= NUM_TRAIN_TIMESTEPS:
         raise ValueError(f"steps is {steps}; it must be 1 to {NUM_TRAIN_TIMESTEPS}")
@@ -65,12 +65,12 @@ def denoise(
     Args:
         unet: a forked `UNet2DModel`.
         noise: (B, C, H, W) standard normal.
-        step: from x_t, the predicted noise, ᾱ_t and ᾱ of the next timestep to x at the next timestep.
-        noisy: whether `step` adds noise, with which no step can be skipped.
-        cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
+        step: maps x_t, the predicted noise, ᾱ_t and ᾱ of the next timestep to x at the next timestep.
+        noisy: whether `step` adds noise, in which case no step can be skipped.
+        cache_interval, … cache_steps, and extensions beyond the paper: see `CacheConfig`.
 
     Returns:
-        (B, C, H, W) float32, in [−1, 1] but for what the model oversteps.
+        (B, C, H, W) float32, in [−1, 1] except where the model overshoots.
 
     Raises:
         ValueError: an argument of the cache out of range, by name.
@@ -83,7 +83,7 @@ def denoise(
     cache = CacheRun(config, unet, len(timesteps), len(timesteps))
 
     # 2. Denoise.
-    alphas = alphas_cumprod()  # on the host, where a step's two are numbers
+    alphas = alphas_cumprod()  # on the host, where indexing gives plain numbers
     unet_timesteps = timesteps_to_device(torch.tensor(timesteps), noise.device).flip(0)
     x = noise.float()
     pairs = list(zip(timesteps, [-1, *timesteps[:-1]], strict=True))[::-1]
@@ -91,9 +91,9 @@ def denoise(
         # cache (1): equation 6, is this step full or does it retrieve?
         planned = cache.plan(i, len(x))
         output = None
-        if not planned.skips:  # a skip step needs no U-Net
+        if not planned.skips:  # a skipped step needs no U-Net
             output = unet(x.to(unet.dtype), unet_timesteps[i], **planned.unet_arguments)  # cache (2): equations 4 and 5
-        eps = cache.take(planned, output).float()  # cache (3): keeps the feature for the steps to come
+        eps = cache.take(planned, output).float()  # cache (3): caches the feature for later steps
         del output  # or its feature would stay in memory through the next full step
         x = step(x, eps, alphas[t + 1], alphas[t_next + 1])
     return x
@@ -149,7 +149,7 @@ def ddpm_sample(
 ) -> Tensor:
     """Ancestral sampling with the larger variance, β (Ho et al. 2020, algorithm 2), x_0 clipped to [−1, 1].
 
-    Between timesteps that are further than one apart, β is 1 − ᾱ_t / ᾱ_next, as in ermongroup/ddim's `ddpm_noisy`.
+    Between timesteps more than one apart, β is 1 − ᾱ_t / ᾱ_next, as in ermongroup/ddim's `ddpm_noisy`.
     Arguments are those of `ddim_sample`.
     """
 
@@ -163,5 +163,5 @@ def ddpm_sample(
 
 
 def noise_like(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Standard normal, image k's drawn from generator k: what an image gets does not depend on those beside it."""
+    """Standard normal noise, image k's drawn from generator k: it does not depend on the other images of the batch."""
     return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x.device)

@@ -1,4 +1,4 @@
-"""Finds which steps should be full: measured on a few images of a model, and tried on others.
+"""Finds which steps should be full, by measurements on a few images of a model, and tries the result on others.
 
 python -m eval.calibrate --budget 2x                                     the shipped model, half the MACs
 python -m eval.calibrate --quality 35 --branches 0,1,2 --out calibrated.json
@@ -7,23 +7,22 @@ python -m eval.calibrate --forecast fit --out calibrated.json            for ext
 python -m eval.calibrate --script ldm.sample --steps 100 --branches 0
 python -m eval.calibrate --script ddpm.sample --steps 50 --branches 1,2
 
-It prints the options to use. All options besides those below are the script's own, such as --model, --steps,
---scheduler, --guidance-scale, --batch-size, --device and --dtype; features of all steps of a batch are held at once.
+It prints the options to use. All options not listed below are the script's own, such as --model, --steps, --scheduler,
+--guidance-scale, --batch-size, --device and --dtype. The features of all steps of a batch are in memory at once.
 
-On images made with every step full, it measures for all pairs of steps i < j how far step j's predicted noise moves if
-it retrieves step i's feature, weighted by how much the result moves with that noise. The schedule with the least sum is
-found exactly, for every number of full steps. The sum leaves out that an error moves later steps too, so what was found
-is tried: as many held-out images are made with it, and compared with those of the baseline.
+On images made with every step full, it measures for all pairs of steps i < j how much step j's predicted noise changes
+if it retrieves step i's feature, weighted by how much the result changes with that noise. The schedule with the least
+sum is found exactly, for every number of full steps. The sum ignores that an error also changes later steps, so the
+schedules are tried: the same number of held-out images is made with each, and compared with the baseline's.
 
-With --refresh-branches or --skip it looks for steps of these kinds too (eval/calibration/kinds.py), by simulated
-annealing, and tries the uniform schedules of each kind beside what it found. The script's --reuse-attention and
---reuse-guidance can be given with them: their MACs count, and what is tried has them. --refine RUNS goes on from there
-with real runs on the first images: so many small changes, each kept if the images come out nearer.
+With --refresh-branches or --skip it also searches for steps of these kinds (eval/calibration/kinds.py), by simulated
+annealing, and tries the uniform schedules of each kind for comparison. The script's --reuse-attention and
+--reuse-guidance can be given with them: they enter the MACs and the trials. --refine RUNS continues from there with
+that many real runs on the first images: each makes a small change, which is kept if the images get closer.
 
-With --forecast it is the schedule for features that are extrapolated from the last two cached. What that costs follows
-from the distances between features (eval/calibration/forecast_errors.py); `fit` finds a weight for each step, for which
---out is needed. Also tried are the uniform schedule with the same forecast, or 1 instead of `fit`, and the best
-schedule for copies.
+With --forecast, features are extrapolated from the last two cached ones. The error of that follows from the distances
+between features (eval/calibration/forecast_errors.py); `fit` finds a weight for each step, and needs --out. Also tried
+are the uniform schedule with the same forecast, or 1 instead of `fit`, and the best schedule for copies.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ from .calibration.measure import BranchMeasurement, measure_branch
 from .generation import text
 from .generation.prompts import open_prompts
 
-# Of each the interface is parser(), settings_of(args) and prepare(settings, device=…, quiet=…), which gives a Run.
+# Each has parser(), settings_of(args) and prepare(settings, device=…, quiet=…), which returns a Run.
 SCRIPTS: dict[str, ModuleType] = {
     "eval.generate": generate,
     "ldm.sample": ldm_sample,
@@ -72,19 +71,19 @@ SCHEDULE_OPTIONS = (
 )  # fmt: skip
 REUSED = ("reuse_attention", "reuse_guidance")
 COMPARED = ("model", "scheduler", "steps", "guidance_scale", "negative_prompt", "height", "width", "device", "dtype")
-MOST_STEPS = 300  # with a forecast, whose table of errors is of the third power
+MOST_STEPS = 300  # with a forecast, whose table of errors is cubic in the steps
 
 
 def parser() -> Parser:
     p = Parser(prog="python -m eval.calibrate", description=__doc__, allow_abbrev=False)
-    p.add_argument("--script", choices=list(SCRIPTS), default="eval.generate", help="whose images and options they are")
-    p.add_argument("--branches", type=numbers.branches, metavar="m,…", help="to be tried (default: the script's own)")
+    p.add_argument("--script", choices=list(SCRIPTS), default="eval.generate", help="script to calibrate")
+    p.add_argument("--branches", type=numbers.branches, metavar="m,…", help="skip branches (default: the script's own)")
     goal = p.add_mutually_exclusive_group()
     goal.add_argument(
-        "--budget", type=_times, metavar="2.5x", help="how many times fewer MACs of the U-Net (default: 2x)"
+        "--budget", type=_times, metavar="2.5x", help="reduction of the U-Net's MACs to reach (default: 2x)"
     )
     goal.add_argument(
-        "--quality", type=numbers.real(1, 200), metavar="dB", help="the least PSNR to the images without a cache"
+        "--quality", type=numbers.real(1, 200), metavar="dB", help="lowest PSNR to the images without a cache"
     )
     p.add_argument(
         "--forecast", type=_forecast, default=0.0, metavar="g|fit",
@@ -92,17 +91,17 @@ def parser() -> Parser:
     )  # fmt: skip
     p.add_argument(
         "--refresh-branches", type=numbers.branches, metavar="m,…",
-        help="also look for refresh steps, at the best of these deeper branches",
+        help="also search for refresh steps, at the best of these deeper branches",
     )  # fmt: skip
-    p.add_argument("--skip", action="store_true", help="also look for steps to be skipped")
+    p.add_argument("--skip", action="store_true", help="also search for steps to skip")
     p.add_argument(
         "--refine", type=numbers.whole(1, 100_000), metavar="RUNS",
-        help="with either of these, try so many small changes of what was found, each by making the images",
+        help="with either of these, try this many small changes to the schedule, each in a real run",
     )  # fmt: skip
     p.add_argument(
-        "--num-images", type=numbers.images, default=8, help="to calibrate on; as many others are to try the result on"
+        "--num-images", type=numbers.images, default=8, help="images to calibrate on, and number of others for trials"
     )
-    p.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this JSON file")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write the calibration to this JSON file")
     add_quiet_argument(p)
     return p
 
@@ -110,7 +109,7 @@ def parser() -> Parser:
 def _times(text: str) -> float:
     budget = numbers.real(1, 1000)(text.removesuffix("x"))
     if budget == 1:
-        raise argparse.ArgumentTypeError("is 1x, which a run without a cache has; give more, such as 2.5x")
+        raise argparse.ArgumentTypeError("is 1x, a run without a cache; give more, such as 2.5x")
     return budget
 
 
@@ -122,21 +121,21 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises ValueError naming the first option of this script that is out of range."""
     check_can_be_written(args.out)
     if args.forecast == "fit" and args.out is None:
-        raise ValueError("--forecast fit needs --out FILE, which the command reads each step's number from")
+        raise ValueError("--forecast fit needs --out FILE, from which the command reads each step's weight")
     if args.skip or args.refresh_branches:
         if args.forecast == "fit":
-            raise ValueError("--forecast fit is for full and retrieve steps alone; with other kinds give a number")
+            raise ValueError("--forecast fit supports only full and retrieve steps; with other kinds give a number")
         if args.out is None:
-            raise ValueError("--skip and --refresh-branches need --out FILE, which the command reads every step from")
+            raise ValueError("--skip and --refresh-branches need --out FILE, from which the command reads the steps")
     elif args.refine:
         raise ValueError("--refine needs --skip or --refresh-branches")
 
 
 def check_options(args: argparse.Namespace, options: argparse.Namespace, script_parser: Parser) -> dict[str, bool]:
-    """What retrieve steps are to reuse besides features, of `REUSED`.
+    """What retrieve steps reuse besides features, of `REUSED`.
 
     Raises:
-        ValueError: the first of the script's options that is out of range, or not to be given here, by name.
+        ValueError: naming the first of the script's options that is out of range, or not allowed here.
     """
     allowed = REUSED if args.skip or args.refresh_branches else ()
     for name in (*SCHEDULE_OPTIONS, *EXTENSIONS):
@@ -144,29 +143,29 @@ def check_options(args: argparse.Namespace, options: argparse.Namespace, script_
             continue
         if getattr(options, name, None) != script_parser.get_default(name):
             reason = (
-                "it is not tried here, and can be added to the command that this prints"
+                "it is not calibrated, and can be added to the command that this prints"
                 if name in EXTENSIONS
-                else "the schedule is what is looked for"
+                else "the schedule is the result of the calibration"
             )
             raise ValueError(f"leave out --{name.replace('_', '-')}; {reason}")
     if options.steps < 2:
-        raise ValueError(f"--steps is {options.steps}; a run of one step has nothing to calibrate, so give at least 2")
+        raise ValueError(f"--steps is {options.steps}; give at least 2: a single step leaves nothing to calibrate")
     if args.forecast and options.steps > MOST_STEPS:
         raise ValueError(f"--steps is {options.steps}; with --forecast, runs of up to {MOST_STEPS} can be calibrated")
     return {name: True for name in allowed if getattr(options, name, False)}
 
 
 def check_skipping(options: argparse.Namespace) -> None:
-    """Raises ValueError for a sampler with which steps can't be skipped."""
+    """Raises ValueError for a sampler that does not support skipped steps."""
     sampler = getattr(options, "scheduler", None) or getattr(options, "sampler", None)
     eta: float = getattr(options, "eta", 0.0)
     if sampler in ("ddpm", "euler-a", "dpm++-sde", "lcm", "heun") or eta:
         what = f"--eta {eta:g}" if eta else sampler
-        raise ValueError(f"--skip needs a sampler without noise of its own, and with one call a step, not {what}")
+        raise ValueError(f"--skip needs a sampler that adds no noise and makes one call per step, not {what}")
 
 
 def cache_options(args: argparse.Namespace, chosen: Trial) -> list[str]:
-    """The options that ask for the chosen schedule."""
+    """The options for the chosen schedule."""
     if args.out:
         return ["--calibrated", str(args.out)]
     cache = ["--cache-branch-id", str(chosen.branch), "--cache-steps", ",".join(map(str, chosen.cache_steps))]
@@ -176,7 +175,7 @@ def cache_options(args: argparse.Namespace, chosen: Trial) -> list[str]:
 def commands_of(
     args: argparse.Namespace, passed: Sequence[str], options: argparse.Namespace, chosen: Trial
 ) -> list[str]:
-    """What makes images with the chosen schedule: the script that was calibrated, and the one that compares, if any."""
+    """Commands for the chosen schedule: the script that was calibrated, and the one that compares, if any."""
     cache = cache_options(args, chosen)
     commands = [["python", "-m", args.script, *passed, *cache]]
     if args.script == "eval.generate":
@@ -196,7 +195,7 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
     settings: SamplingSettings = replace(script.settings_of(options), cache=CacheConfig())
     calibration_images, held_out = range(args.num_images), range(args.num_images, 2 * args.num_images)
     if isinstance(settings, text.Settings):
-        open_prompts(settings.prompts, quiet=args.quiet).first(held_out.stop)  # there must be as many
+        open_prompts(settings.prompts, quiet=args.quiet).first(held_out.stop)  # raises if there are not as many
     device = resolve_device(options.device)
     prepared = script.prepare(settings, device=device, quiet=args.quiet)
     attention = "reuse_attention" in reused
@@ -215,7 +214,7 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> None:
     baseline = make_baseline(maker, held_out, *noise_schedule(settings))
     macs = {branch: step_macs(prepared.unet, branch, baseline.calls, attention) for branch in branches}
 
-    # 3. Measure the branches, and try the schedules that come of it.
+    # 3. Measure the branches, and try the resulting schedules.
     def measure(branch: int) -> BranchMeasurement:
         return measure_branch(maker, calibration_images, baseline, branch, macs[branch], args.forecast)
 

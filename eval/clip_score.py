@@ -35,9 +35,9 @@ def parser() -> Parser:
         metavar="IMAGES",
         help="folder (in the order of the numbers in the names: 2.png before 10.png), .npz or .pt",
     )
-    p.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or a JSON list (default: those of a .pt)")
-    p.add_argument("--model", default=MODEL, help="of open_clip, a folder in its format, or shapes")
-    p.add_argument("--pretrained", default=PRETRAINED, metavar="NAME_OR_FILE", help="weights of a model of open_clip")
+    p.add_argument("--prompts", type=Path, metavar="FILE", help="one per line, or a JSON list (default: a .pt's own)")
+    p.add_argument("--model", default=MODEL, help="an open_clip model, a folder in its format, or shapes")
+    p.add_argument("--pretrained", default=PRETRAINED, metavar="NAME_OR_FILE", help="weights of an open_clip model")
     p.add_argument("--batch-size", type=numbers.batch, default=16)
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument("--csv", type=Path, metavar="FILE", help="write prompt and score of each image to this file")

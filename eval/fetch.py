@@ -1,11 +1,11 @@
 """Downloads what the tables need at --scale paper: weights, prompts, references.
 
-python -m eval.fetch                                   the list: what is there, what is missing, where each is from
+python -m eval.fetch                                   lists them: what is present, what is missing, the sources
 python -m eval.fetch sd15 parti vit-g-14
 python -m eval.fetch all                               everything that can be downloaded without an account
 
-A download that breaks off is continued by the same command. Files are checked against what is published of them. A
-file that is in --inputs under another usual name is linked, not downloaded. HF_HOME, TORCH_HOME and HF_ENDPOINT hold.
+Downloads are resumable: rerun the same command. Files are checked against published digests and sizes. A file that is
+in --inputs under another usual name is linked, not downloaded. HF_HOME, TORCH_HOME and HF_ENDPOINT are respected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .paper.inputs import FOLDER, Input, Present, fetch, find, load_inputs, reme
 
 def parser() -> Parser:
     p = Parser(prog="python -m eval.fetch", description=__doc__)
-    p.add_argument("names", nargs="*", metavar="NAME", help="of inputs, or all; without any, they are listed")
+    p.add_argument("names", nargs="*", metavar="NAME", help="inputs to download, or all; without any, they are listed")
     p.add_argument("--inputs", type=Path, default=FOLDER, metavar="DIR", help="published weights, references")
     add_quiet_argument(p)
     return p
@@ -44,18 +44,18 @@ def run(args: argparse.Namespace) -> None:
             print(f"{one.name}: {error}", file=sys.stderr)
             failed.append(one.name)
     if failed:
-        raise RunError(f"{len(failed)} of {len(chosen)} could not be had: {', '.join(failed)}")
+        raise RunError(f"{len(failed)} of {len(chosen)} could not be downloaded: {', '.join(failed)}")
 
 
 def print_list(inputs_dir: Path) -> None:
-    """A line for each input; below, how to get those that are not downloaded."""
+    """A line for each input; below, how to get those that must be downloaded by hand."""
     inputs = load_inputs().values()
     wide = max(len(one.name) for one in inputs)
     print(f"{'name':<{wide}}  {'state':<7}  {'size':>7}  {'licence':<21}  from")
     for one in inputs:
-        there = "there" if isinstance(state(one.name, inputs_dir), Present) else "missing"
+        presence = "present" if isinstance(state(one.name, inputs_dir), Present) else "missing"
         origin = one.origin or "by hand, see below"
-        print(f"{one.name:<{wide}}  {there:<7}  {_size(one):>7}  {one.licence:<21}  {origin}")
+        print(f"{one.name:<{wide}}  {presence:<7}  {_size(one):>7}  {one.licence:<21}  {origin}")
     print("\nBy hand:")
     for one in inputs:
         if one.kind == "by hand":

@@ -5,10 +5,10 @@ python -m eval.fid samples/ cifar10-reference.npz --variant pytorch-fid         
 python -m eval.fid samples/ drawn/ --variant shapes                     pictures of the shipped models, no download
 
 Both are folders, .npz or .pt; the reference can also be an .npz of statistics: OpenAI's, pytorch-fid's, or one that
-`python -m eval.reference` made. Pixels of a folder's pictures are taken as they are stored, as pytorch-fid does: EXIF
-and transparency change nothing. The folder of a set that was made here stands for its samples.npz.
-Behind ± is half of a 95 % interval: 1.96 standard errors, the reference being given.
-A metric for which a set is too small is computed, with a warning.
+`python -m eval.reference` made. Pixels of a folder's images are used as stored, as in pytorch-fid: EXIF and
+transparency are ignored. The folder of a set that was made here stands for its samples.npz.
+± is half of a 95 % interval: 1.96 standard errors, given the reference.
+If a set is too small for a metric, it is computed with a warning.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def parser() -> Parser:
     p = Parser(prog="python -m eval.fid", description=__doc__)
     p.add_argument("samples", type=Path, metavar="SAMPLES", help="folder, .npz or .pt of images")
     p.add_argument("reference", type=Path, metavar="REFERENCE", help="the same, or an .npz of statistics")
-    p.add_argument("--limit", type=numbers.whole(2, numbers.MOST_IMAGES), help="no more samples than this")
+    p.add_argument("--limit", type=numbers.whole(2, numbers.MOST_IMAGES), help="use only the first N samples")
     p.add_argument(
         "--distances", choices=DISTANCES, default="float64",
-        help="of precision and recall; float16 rounds as OpenAI's evaluator does",
+        help="precision of the distances in precision and recall; float16 rounds as OpenAI's evaluator does",
     )  # fmt: skip
     p.add_argument(
         "--replicates", type=numbers.whole(0, 100_000), default=REPLICATES,
-        help="of each metric in --out, for paired comparisons of sets; 0: no intervals either",
+        help="replicates of each metric in --out, for paired comparisons of sets; 0: no intervals either",
     )  # fmt: skip
     add_extractor_arguments(p)
     p.add_argument("--out", type=Path, metavar="FILE", help="write the result to this JSON file")
@@ -55,8 +55,8 @@ def parser() -> Parser:
 
 
 def add_extractor_arguments(p: argparse.ArgumentParser) -> None:
-    """Those of eval.reference too."""
-    p.add_argument("--variant", choices=VARIANTS, default="adm", help="network, and how its input is prepared")
+    """Arguments shared with eval.reference."""
+    p.add_argument("--variant", choices=VARIANTS, default="adm", help="network and preprocessing")
     p.add_argument(
         "--weights", type=Path, metavar="FILE",
         help="weights of the Inception network (default: the published ones, from torch.hub's cache or downloaded)",
@@ -67,7 +67,7 @@ def add_extractor_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def extractor_of(args: argparse.Namespace) -> tuple[Extractor, torch.device]:
-    """What the arguments above ask for."""
+    """The extractor and device of the arguments above."""
     device = resolve_device(args.device)
     return open_extractor(args.variant, args.weights, device, args.quiet), device
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
 
     if args.out:
-        with atomic_write(args.out) as tmp_path:  # opened first, so that an --out that can't be written costs no time
+        with atomic_write(args.out) as tmp_path:  # opened first, so that an unwritable --out costs no time
             result = measure()
             tmp_path.write_text(json.dumps(result, indent=1) + "\n")
     else:

@@ -37,13 +37,13 @@ from .generation.text import Settings, prepare, write_prompts
 def parser() -> Parser:
     p = Parser(prog="python -m eval.generate", description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="diffusers directory or hub id (default: the shipped model)")
-    p.add_argument("--variant", help="of the weights, such as fp16 (default: the plain ones, or all there is)")
+    p.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one available)")
     p.add_argument(
         "--prompts", metavar="NAME_OR_FILE",
         help="parti, coco, shapes, or a file: .tsv with a column Prompt, .json of COCO captions, else one prompt "
-        f"a line (default: shapes, for the shipped model alone; {SHAPES_NUMBER} of them unless --num-images is given)",
+        f"per line (default: shapes, for the shipped model only; {SHAPES_NUMBER} of them unless --num-images is given)",
     )  # fmt: skip
-    p.add_argument("--negative-prompt", help="for all prompts")
+    p.add_argument("--negative-prompt", help="negative prompt, for all prompts")
     p.add_argument("--scheduler", choices=list(SCHEDULERS), default="plms")
     p.add_argument("--steps", type=numbers.steps, default=50, help="denoising steps")
     p.add_argument("--guidance-scale", type=numbers.guidance, help="(default: 7.5; 2.5 for the shipped model)")
@@ -51,12 +51,12 @@ def parser() -> Parser:
     p.add_argument("--width", type=numbers.pixels, help="pixels (default: the model's own)")
     p.add_argument(
         "--rounding", choices=ROUNDINGS, default="nearest",
-        help="to whole grey levels; truncate is what the original's experiments/generate.py does",
+        help="conversion to 8 bits; truncate is what the original's experiments/generate.py does",
     )  # fmt: skip
     p.add_argument(
         "--noise-period", type=numbers.images, metavar="B",
         help="every B images start from the same noise, as in the original's experiments/generate.py, which seeds each "
-        "batch anew (default: never again)",
+        "batch again (default: noise does not repeat)",
     )  # fmt: skip
     add_cache_arguments(p, interval=5, branch=1, extensions=EXTENSIONS)
     add_set_arguments(p, num_images=None, batch_size=8)
@@ -64,7 +64,7 @@ def parser() -> Parser:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """What the arguments ask for. Raises ValueError naming the one that is wrong."""
+    """The settings of these arguments. Raises ValueError naming the one that is wrong."""
     cache = cache_config(args)
     if args.model is not None and args.prompts is None:
         raise ValueError("--model needs --prompts: parti, coco, or a file")
@@ -80,12 +80,12 @@ def run(args: argparse.Namespace) -> None:
     settings, device = settings_of(args), resolve_device(args.device)
     prompts = open_prompts(settings.prompts, quiet=args.quiet)
     num_images = args.num_images or prompts.count or SHAPES_NUMBER
-    prompts.first(num_images)  # there must be as many
+    prompts.first(num_images)  # raises if there are not as many
     prepared = prepare(settings, device=device, out=args.out, quiet=args.quiet)
     made = make_set(prepared, num_images, args.batch_size, png=args.png, quiet=args.quiet)
     out = prepared.image_set.out
     if PartialState().is_main_process:
-        write_prompts(out, prompts.first(count_images(prepared.image_set.samples)))  # a larger set may have been there
+        write_prompts(out, prompts.first(count_images(prepared.image_set.samples)))  # a larger set may have existed
     print(f"{made}; {num_images}, their prompts and overview in {out}")
 
 

@@ -58,7 +58,7 @@ def parser() -> Parser:
     p.add_argument(
         "--intervals", type=numbers.intervals, default=[2, 3, 5, 10], metavar="N,…", help="every N-th step full"
     )
-    p.add_argument("--steps", type=numbers.steps, default=50, help="denoising steps that averages are taken over")
+    p.add_argument("--steps", type=numbers.steps, default=50, help="denoising steps to average over")
     p.add_argument("--height", type=numbers.whole(1, numbers.MOST_PIXELS), help="of the latents (default: the model's)")
     p.add_argument("--width", type=numbers.whole(1, numbers.MOST_PIXELS), help="of the latents (default: the model's)")
     p.add_argument("--tokens", type=numbers.whole(1, 100_000), help="of the text (default: the model's, else 77)")

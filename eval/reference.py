@@ -26,11 +26,11 @@ from .metrics.fid import make_reference
 def parser() -> Parser:
     p = Parser(prog="python -m eval.reference", description=__doc__)
     p.add_argument(
-        "source", type=Path, metavar="SOURCE", help="folder, .npz or .pt of images; pixels as they are stored"
+        "source", type=Path, metavar="SOURCE", help="folder, .npz or .pt of images; pixels are used as stored"
     )
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .npz to write")
     p.add_argument("--size", type=numbers.pixels, help="resize the shorter side to this and cut out the centre")
-    p.add_argument("--limit", type=numbers.whole(2, numbers.MOST_IMAGES), help="no more images than this")
+    p.add_argument("--limit", type=numbers.whole(2, numbers.MOST_IMAGES), help="use only the first N images")
     add_extractor_arguments(p)
     return p
 

@@ -1,4 +1,4 @@
-"""One static page over a folder of results: tables, plots, and the pictures of both runs one over the other.
+"""One static page over a folder of results: tables, plots, and the images of both runs under a slider.
 
 python -m eval.report results
 python -m eval.report outputs --out report.html

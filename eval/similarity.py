@@ -1,4 +1,4 @@
-"""Figure 2: how similar the deep features of a run's steps are, every step computed in full.
+"""Figure 2: the similarity of the deep features of all pairs of steps, in a run with every step full.
 
 python -m eval.similarity                                         the model shipped with this repository
 python -m eval.similarity --model stable-diffusion-v1-5/stable-diffusion-v1-5 --branch 1 --out results/figure2
@@ -55,11 +55,11 @@ def save(out: Path, matrix: Tensor, about: dict[str, object], title: str, device
 def parser() -> Parser:
     p = Parser(prog="python -m eval.similarity", description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="Stable Diffusion 1.x or 2.x (default: the shipped model)")
-    p.add_argument("--prompt", action="append", help="may be given several times (default: examples)")
-    p.add_argument("--scheduler", help="as stable_diffusion.py's (default: the model's own)")
+    p.add_argument("--prompt", action="append", help="can be repeated (default: examples)")
+    p.add_argument("--scheduler", help="as for stable_diffusion.py (default: the model's own)")
     p.add_argument("--steps", type=numbers.steps, default=50)
     p.add_argument("--branch", type=numbers.branch, default=1, metavar="m", help="skip branch of the feature, from 0")
-    p.add_argument("--num-images", type=numbers.images, default=4, help="images over which similarities are averaged")
+    p.add_argument("--num-images", type=numbers.images, default=4, help="images to average over")
     p.add_argument("--guidance-scale", type=numbers.guidance, help="(default: 7.5; 2.5 for the shipped model)")
     p.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     add_device_arguments(p)
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
         matrix = matrix + similarity(features_of_run(sample, pipe.unet, args.branch)) / args.num_images
     if not matrix.isfinite().all():
-        raise RunError("the features hold values that are not finite; try --dtype float32 or bfloat16")
+        raise RunError("the features have non-finite values; try --dtype float32 or bfloat16")
     about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     about |= {"model": name, "prompt": prompts, "guidance_scale": guidance, "scheduler": type(pipe.scheduler).__name__}
     save(out, matrix, about, f"{name}, feature of branch m = {args.branch}", device)

@@ -5,7 +5,7 @@ python -m eval.speed --model stable-diffusion-v1-5/stable-diffusion-v1-5 --batch
 python -m eval.speed --competitors package,plms25,tomesd --intervals 1,3,5
 
 Competitors: package (the authors' package DeepCache, at every interval), SCHEDULER and a number of steps such as
-plms25, tomesd (merges half of the tokens; tomesd30 merges 30 %). What is not installed is left out, and said so.
+plms25, tomesd (merges half of the tokens; tomesd30 merges 30 %). Those not installed are left out with a note.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .counting.macs import count_steps, unet_inputs
 
 @dataclass
 class Variant:
-    """One way to make the same number of images: what `call(batch_size)` does is timed, and the U-Net of `pipe`."""
+    """One way to make the same number of images: `call(batch_size)` is timed, and within it the U-Net of `pipe`."""
 
     name: str
     pipe: Any
@@ -56,7 +56,7 @@ def measure(
     device: torch.device,
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[dict[str, Any]]:
-    """Times the variants in turn (A B C A B C …). The first is what the others' speed-ups are over.
+    """Times the variants in turn (A B C A B C …). The others' speed-ups are over the first.
 
     Returns:
         For each its name, `seconds` and `unet_seconds` of a call, and the same as `throughput` and `unet_throughput`
@@ -92,7 +92,7 @@ def make_variants(
     """The baseline, DeepCache at each interval, and the competitors by name; and a note on each that was left out.
 
     Raises:
-        ValueError: a competitor that is not known, or does not fit.
+        ValueError: an unknown competitor, or one that does not fit.
     """
     stock = stock_pipeline(pipe)
     prompt = call["prompt"]
@@ -120,7 +120,7 @@ def make_variants(
             raise ValueError(f"--competitors has {name}; tomesd merges between 1 and 75 % of the tokens")
         module = "DeepCache" if name == "package" else "tomesd" if merged else None
         if module is not None and not is_installed(module):
-            notes.append(f"{name}: not measured, for it is not installed ({INSTALL[module]})")
+            notes.append(f"{name}: not measured, since it is not installed ({INSTALL[module]})")
         elif name == "package":
             for n in cached:
                 around = partial(package_enabled, interval=n, branch=branch)
@@ -188,7 +188,7 @@ def parser() -> Parser:
     p = Parser(prog="python -m eval.speed", description=__doc__)
     p.add_argument("--model", metavar="ID_OR_PATH", help="Stable Diffusion 1.x or 2.x (default: the shipped model)")
     p.add_argument(
-        "--batch-sizes", type=numbers.wholes(1, 100_000), default=[1, 2, 4, 8], metavar="B,…", help="images of a call"
+        "--batch-sizes", type=numbers.wholes(1, 100_000), default=[1, 2, 4, 8], metavar="B,…", help="images per call"
     )
     p.add_argument("--steps", type=numbers.steps, default=50)
     p.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
@@ -199,16 +199,16 @@ def parser() -> Parser:
         "--branch", type=numbers.branch, default=1, metavar="m", help="skip branch of the cached feature, from 0"
     )
     p.add_argument("--competitors", default="", metavar="NAME,…", help="package, plms25, tomesd … (default: none)")
-    p.add_argument("--prompt", action="append", help="may be given several times (default: examples)")
+    p.add_argument("--prompt", action="append", help="can be repeated (default: examples)")
     p.add_argument("--guidance-scale", type=numbers.guidance, help="(default: 7.5; 2.5 for the shipped model)")
     p.add_argument("--height", type=numbers.pixels, help="pixels (default: the model's own)")
     p.add_argument("--width", type=numbers.pixels, help="pixels (default: the model's own)")
     p.add_argument("--repeats", type=numbers.repeats, default=3, help="timed rounds")
-    p.add_argument("--warm-up", type=numbers.warm_up, default=1, metavar="ROUNDS", help="rounds before that, not timed")
+    p.add_argument("--warm-up", type=numbers.warm_up, default=1, metavar="ROUNDS", help="untimed rounds before those")
     p.add_argument("--seed", type=numbers.seed, default=42, help="image k starts from the noise of seed + k")
     add_device_arguments(p)
-    p.add_argument("--channels-last", action="store_true", help="memory format of the U-Net and the VAE")
-    p.add_argument("--out", type=Path, metavar="FILE", help="write this JSON file, and the table beside it as .md")
+    p.add_argument("--channels-last", action="store_true", help="memory format channels_last for U-Net and VAE")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write this JSON file, and a table beside it as .md")
     add_quiet_argument(p)
     return p
 
@@ -261,7 +261,7 @@ def run(args: argparse.Namespace) -> None:
     result = {"settings": settings, "notes": notes, "rows": rows, "versions": versions(device)}
     print(document(result), end="")
     if args.out:
-        with atomic_write(args.out.with_suffix(".md")) as tmp_path:  # takes its place if the other could be written
+        with atomic_write(args.out.with_suffix(".md")) as tmp_path:  # replaced only if the JSON file could be written
             tmp_path.write_text(document(result), encoding="utf-8")
             write_json(args.out, result)
 

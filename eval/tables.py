@@ -1,17 +1,17 @@
-"""The paper's tables and figures, each with one command: images, scores, MACs and speed, beside the printed ones.
+"""The paper's tables and figures, each with one command: images, scores, MACs and speed, beside the paper's.
 
 python -m eval.tables all                                        the shipped models, in under three hours on two cores
-python -m eval.tables all --scale paper --dry-run --for a100     what it takes, and what is missing
+python -m eval.tables all --scale paper --dry-run --for a100     costs, and missing inputs
 python -m eval.tables table1 table4 --scale paper --rows 1,7-9
-python -m eval.tables all --render                               the pages alone, from what was measured
+python -m eval.tables all --render                               only the pages, from saved measurements
 accelerate launch -m eval.tables table1 --scale paper            on several GPUs
 
 Runs are resumable: rerun the same command. Rows that tables share are computed once, and any number of commands, on
-one machine or on several with one file system, can run different rows at once: each measures its own, and the pages are
-made from all that is there. Rows that are not asked for stay as they are.
+one machine or on several with a shared file system, can run different rows at once: each measures its own, and the
+pages are made from all of them. Rows that are not requested stay as they are.
 
-Results are Markdown, CSV and PNG files in results/SCALE, and a page over them, index.html. A run with other settings
-than the scale's, such as --num-images, goes to a folder of its own.
+Results are Markdown, CSV and PNG files in results/SCALE, and a page over them, index.html. A run with settings other
+than the scale's, such as --num-images, goes to a separate folder.
 """
 
 from __future__ import annotations
@@ -49,38 +49,38 @@ MOST_ROWS = 1000  # of a table
 def parser() -> Parser:
     p = Parser(prog="python -m eval.tables", description=__doc__)
     p.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join([*TABLES, *FIGURES])}, or all")
-    p.add_argument("--scale", choices=SCALES, default="shapes", help="models: the shipped ones, or the published ones")
+    p.add_argument("--scale", choices=SCALES, default="shapes", help="shipped or published models")
     p.add_argument("--rows", type=_rows, metavar="1,3-5", help="of each table, as numbered in it (default: all)")
-    p.add_argument("--dry-run", action="store_true", help="say what it takes and what is missing; run nothing")
+    p.add_argument("--dry-run", action="store_true", help="print costs and missing inputs; run nothing")
     p.add_argument(
-        "--for", dest="gpu", choices=[HERE, *GPUS], help="what --dry-run reckons hours of (default: here; the paper's "
-        "rtx2080 for its models)",
+        "--for", dest="gpu", choices=[HERE, *GPUS], help="GPU for which --dry-run estimates hours (default: here; "
+        "the paper's rtx2080 for its models)",
     )  # fmt: skip
-    p.add_argument("--render", action="store_true", help="make the pages from what was measured; run nothing")
+    p.add_argument("--render", action="store_true", help="make the pages from saved measurements; run nothing")
     p.add_argument(
         "--num-images",
         type=numbers.whole(2, numbers.MOST_IMAGES),
-        help="of each row (default: as many as the scale says)",
+        help="images per row (default: the scale's)",
     )
-    p.add_argument("--batch-size", type=numbers.batch, help="(default: as the scale says)")
+    p.add_argument("--batch-size", type=numbers.batch, help="(default: the scale's)")
     p.add_argument(
         "--original-seeds", action="store_true",
-        help="for Stable Diffusion, the noise of 16 images over and over, as from the released script",
+        help="for Stable Diffusion, repeat the noise of 16 images, as the released script does",
     )  # fmt: skip
     p.add_argument("--inputs", type=Path, default=Path("inputs"), metavar="DIR", help="published weights, references")
-    p.add_argument("--offline", action="store_true", help="download nothing; rows that miss something are skipped")
+    p.add_argument("--offline", action="store_true", help="download nothing; rows with missing inputs are skipped")
     p.add_argument("--work", type=Path, default=Path("outputs/tables"), metavar="DIR", help="images")
-    p.add_argument("--out", type=Path, metavar="DIR", help="(default: results/SCALE, and what differs from the scale)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="(default: results/SCALE, plus a suffix for other settings)")
     p.add_argument("--no-speed", action="store_true", help="don't time anything")
     p.add_argument(
-        "--speed-batch", type=numbers.batch, metavar="B", help="images of a timed call (default: as the scale says)"
+        "--speed-batch", type=numbers.batch, metavar="B", help="images per timed call (default: the scale's)"
     )
     p.add_argument(
         "--repeats", type=numbers.repeats, default=3, help="timed calls of each row, in turn with the baseline"
     )
     p.add_argument("--device", help="cuda, mps or cpu (default: first available)")
     p.add_argument(
-        "--dtype", choices=DTYPES, help="of the networks (default: as the scale says; float32 on a CPU that is slow so)"
+        "--dtype", choices=DTYPES, help="of the networks (default: the scale's; float32 on a CPU that is slow in it)"
     )
     add_quiet_argument(p)
     return p
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     gpu = args.gpu or (HERE if args.scale == "shapes" else MEASURED_GPU)
     computes = gpu == HERE if args.dry_run else not args.render
     if computes and args.dtype is None and (slow := _slow_dtypes(plans, options)):
-        print(f"the scale's {slow[0]} is too slow on this processor; going on with --dtype float32", file=sys.stderr)
+        print(f"the scale's {slow[0]} is too slow on this processor; continuing with --dtype float32", file=sys.stderr)
         args.dtype = "float32"
         options = _options(args)
         plans = _plans(needed, args.rows, options)
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         print_costs(list(plans.values()), gpu, options)
         return
     if not args.render:
-        # 2. What is missing and can be downloaded; then images, all processes together.
+        # 2. Download what is missing; then make images, all processes together.
         main = PartialState(cpu=options.device.type == "cpu")
         if not args.offline:
             with main.main_process_first():
@@ -123,9 +123,9 @@ def run(args: argparse.Namespace) -> None:
             measure_figure2(options)
         print(f"{counted(made, 'set')} of images made")
 
-    # 4. The pages, from what was measured, here or elsewhere.
+    # 4. Make the pages, from all measurements, here or elsewhere.
     _write_pages(names, plans, options)
-    if (missing := _missing(plans)) and not args.render:  # the pages are there, but not all that was asked for
+    if (missing := _missing(plans)) and not args.render:  # the pages are written, but not all requested rows
         raise RunError(f"rows skipped; missing: {'; '.join(remedies(missing, options.inputs))}")
 
 
@@ -140,14 +140,14 @@ def _bar(available: list[Job], plans: dict[str, Plan], options: Options, is_main
 
 
 def _slow_dtypes(plans: dict[str, Plan], options: Options) -> list[str]:
-    """Dtypes of the rows asked for in which the device is slow."""
+    """Dtypes of the requested rows in which the device is slow."""
     jobs = [job for planned in plans.values() for job in planned.asked]
     dtypes = {getattr(job.settings, "dtype", "float32") for job in jobs}
     return sorted(dtype for dtype in dtypes if not is_fast(dtype, options.device))
 
 
 def _missing(plans: dict[str, Plan]) -> list[str]:
-    """The inputs that rows asked for want, by name."""
+    """Names of the inputs that the requested rows lack."""
     jobs = [job for planned in plans.values() for job in planned.asked]
     return sorted({name for job in jobs for name in (*job.missing, *job.missing_for_scores)})
 
@@ -169,7 +169,7 @@ def _write_pages(names: list[str], plans: dict[str, Plan], options: Options) -> 
 
 
 def _names(args: argparse.Namespace) -> list[str]:
-    """The tables and figures that are asked for. Raises ValueError for an unknown one, or a number out of range."""
+    """The requested tables and figures. Raises ValueError for an unknown one, or a number out of range."""
     known = [*TABLES, *FIGURES]
     if unknown := [name for name in args.names if name not in (*known, "all")]:
         raise ValueError(f"there is no {unknown[0]}; there are {', '.join(known)}, and all")
@@ -177,11 +177,11 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    """What all rows share. Raises ValueError for a device that is not available."""
-    apart = [  # what makes other pictures than the scale's
+    """The options that all rows share. Raises ValueError for a device that is not available."""
+    suffixes = [  # what makes images other than the scale's
         args.num_images and f"{args.num_images}-images", args.dtype, "original-seeds" if args.original_seeds else None,
     ]  # fmt: skip
-    name = "-".join([args.scale, *filter(None, apart)])
+    name = "-".join([args.scale, *filter(None, suffixes)])
     return Options(
         scale=load_scale(args.scale), work=args.work / args.scale, inputs=args.inputs,
         out=args.out or Path("results") / name, device=resolve_device(args.device), num_images=args.num_images,

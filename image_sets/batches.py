@@ -1,4 +1,4 @@
-"""A batch of images: where each one's noise comes from, and how it becomes bytes."""
+"""A batch of images: the source of their noise, and the conversion to uint8."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ ROUNDINGS = ("nearest", "truncate")
 
 
 class Batch(NamedTuple):
-    """What is made at once."""
+    """Images that are made at once."""
 
     indices: list[int]
-    generators: list[torch.Generator]  # image k's noise comes from its own, whatever is made beside it
+    generators: list[torch.Generator]  # one per image, so that its noise does not depend on the batch
 
     @classmethod
     def of(cls, seed: int, indices: Sequence[int], noise_period: int | None = None) -> Self:
-        """The images of these indices in a set of that seed.
+        """The images with these indices in a set with that seed.
 
-        With a period B, image k starts from the noise of image k modulo B: what programs make that seed their
-        generator anew before every batch of B.
+        With a period B, image k starts from the noise of image k modulo B, as in programs that seed their generator
+        again before every batch of B.
         """
         return cls(list(indices), [image_generator(seed, k % noise_period if noise_period else k) for k in indices])
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The source of all of an image's noise. Sets of different seeds share none."""
+    """The source of all of an image's noise. Sets with different seeds share none."""
     mixed = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed))
 
@@ -41,16 +41,16 @@ def to_uint8(images: Tensor, indices: Sequence[int], rounding: str = "nearest") 
     """(B, 3, H, W) in [−1, 1] to uint8 (B, H, W, 3).
 
     Args:
-        rounding: `nearest`; or `truncate`, which of x in [0, 1] makes 255x without its fraction, in float32.
+        rounding: `nearest`; or `truncate`, which makes x in [0, 1] the integer part of 255x, in float32.
 
     Raises:
         RunError: a value is not finite.
     """
     for k, image in zip(indices, images, strict=True):
         if not image.isfinite().all():
-            raise RunError(f"image {k} holds values that are not finite; try --dtype float32")
+            raise RunError(f"image {k} has non-finite values; try --dtype float32")
     if rounding == "truncate":
-        images = ((images + 1) / 2).float()  # of float64 images, x comes back unrounded
+        images = ((images + 1) / 2).float()  # for float64 images this gives x back without rounding
         scaled = images * 255
     else:
         scaled = ((images.float() + 1) * 127.5).round()
@@ -58,7 +58,7 @@ def to_uint8(images: Tensor, indices: Sequence[int], rounding: str = "nearest") 
 
 
 def digest(model: nn.Module) -> str:
-    """Tells weights apart, whatever file they came from: sixteen hexadecimal digits of their SHA-256."""
+    """Identifies weights, whatever file they came from: the first sixteen hexadecimal digits of their SHA-256."""
     sha = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

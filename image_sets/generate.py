@@ -1,4 +1,4 @@
-"""Makes sets of images, in any number of processes: what the sampling scripts share."""
+"""Makes sets of images in any number of processes; shared by the sampling scripts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Busy(RunError):
 
 @dataclass
 class Run:
-    """What a sampling script was asked for, with its model loaded: the set, and how its images are made."""
+    """A sampling script's job with the model loaded: the set, and how its images are made."""
 
     image_set: ImageSet
     unet: Any
     cache: CacheConfig
     sample: Callable[[Batch, CacheConfig], Tensor]  # images (B, 3, H, W) in [−1, 1]
     seed: int
-    labels_of: Callable[[Sequence[int]], np.ndarray] | None = None  # class labels, if they are to be kept
+    labels_of: Callable[[Sequence[int]], np.ndarray] | None = None  # class labels, if they are saved
     rounding: str = "nearest"
     noise_period: int | None = None  # image k starts from the noise of image k modulo this
 
@@ -49,28 +49,28 @@ class Run:
         return Batch.of(self.seed, indices, self.noise_period)
 
     def make(self, batch: Batch, cache: CacheConfig | None = None) -> Tensor:
-        """Images (B, 3, H, W) in [−1, 1], with the run's own cache or with another."""
+        """Images (B, 3, H, W) in [−1, 1], with the run's own cache or another one."""
         return self.sample(batch, self.cache if cache is None else cache)
 
 
 def add_set_arguments(parser: argparse.ArgumentParser, *, num_images: int | None = 64, batch_size: int = 32) -> None:
-    """Of the scripts that make large sets of images: how many, where, and in which pieces."""
+    """Options of the scripts that make large sets of images: number, batch size, seed, output."""
     group = parser.add_argument_group("set")
     group.add_argument(
         "--num-images", type=numbers.images, default=num_images, help="images in total; extends an existing set"
     )
     group.add_argument(
-        "--batch-size", type=numbers.batch, default=batch_size, help="of each process; changes no image's noise"
+        "--batch-size", type=numbers.batch, default=batch_size, help="per process; does not change any image's noise"
     )
-    group.add_argument("--seed", type=numbers.seed, default=0, help="image k's noise is that of seed and k")
-    group.add_argument("--png", action="store_true", help="write every image as a PNG too")
+    group.add_argument("--seed", type=numbers.seed, default=0, help="image k's noise depends on the seed and k only")
+    group.add_argument("--png", action="store_true", help="also write every image as a PNG")
     add_device_arguments(group, dtype="float32")
     group.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/<settings>)")
     add_quiet_argument(group)
 
 
 def device_of_process(device: torch.device) -> torch.device:
-    """Where this process is to run: of several on CUDA, each has a GPU of its own. To be asked before `generate`."""
+    """The device of this process: with several processes on CUDA, each has its own GPU. Call this before `generate`."""
     state = PartialState(cpu=device.type == "cpu")
     return state.device if device.type == "cuda" and state.num_processes > 1 else device
 
@@ -79,7 +79,7 @@ def make_set(
     run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False,
     on_made: Callable[[int], object] | None = None,
 ) -> str:  # fmt: skip
-    """Makes what is missing of the set; says how many were made, in what time. Raises as `generate`."""
+    """Makes the missing images of the set; returns how many were made and how long it took. Raises as `generate`."""
     started = time.perf_counter()
     made = generate(run, num_images, batch_size, png=png, quiet=quiet, on_made=on_made)
     return f"{counted(made, 'image')} made in {time.perf_counter() - started:.1f} s"
@@ -89,10 +89,10 @@ def generate(
     run: Run, num_images: int, batch_size: int, *, png: bool = False, quiet: bool = False,
     on_made: Callable[[int], object] | None = None,
 ) -> int:  # fmt: skip
-    """Makes what is missing of a set, together with the other processes that `accelerate launch` or torchrun started.
+    """Makes the missing images of a set, together with the other processes of `accelerate launch` or torchrun.
 
     Args:
-        on_made: given the number of images of each batch that this process has made.
+        on_made: called with the number of images of each batch that this process has made.
 
     Returns:
         How many images this process made.
@@ -100,11 +100,11 @@ def generate(
     Raises:
         ValueError: the folder holds images of other settings.
         Busy: another process is making the set.
-        RunError: an image holds values that are not finite.
+        RunError: an image has non-finite values.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     image_set, lock = run.image_set, None
-    shared: list[Any] = [None, None]  # by the first process: what is missing, or what is wrong
+    shared: list[Any] = [None, None]  # from the first process: what is missing, or an error
     if state.is_main_process:
         try:
             image_set.open()
@@ -114,7 +114,7 @@ def generate(
         except ValueError as error:
             shared = [None, error]
         except Timeout:
-            shared = [None, Busy(f"another process is making {image_set.out}; wait for it, or name another --out")]
+            shared = [None, Busy(f"another process is making {image_set.out}; wait for it, or choose another --out")]
     missing, wrong = broadcast_object_list(shared) if state.num_processes > 1 else shared
     if wrong is not None:
         raise wrong
@@ -145,7 +145,7 @@ def _make_missing(
                 if not is_out_of_memory(error) or halved or len(indices) == 1:
                     raise
                 halved, half = True, (len(indices) + 1) // 2
-                tqdm.write(f"out of memory with a batch of {len(indices)}; going on with {half}")
+                tqdm.write(f"out of memory with a batch of {len(indices)}; continuing with {half}")
                 mine = [part[k : k + half] for part in [indices, *mine] for k in range(0, len(part), half)]
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()

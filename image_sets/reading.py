@@ -23,24 +23,24 @@ from common.reading import read_json, read_text
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-UNREAD = (  # pictures too, which are refused: left out, they would be missing from the count without a word
+UNREAD = (  # image formats that are refused: skipping them would silently change the count
     ".apng", ".avif", ".dds", ".exr", ".hdr", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".pfm", ".psd", ".qoi", ".svg",
     ".tga",
 )  # fmt: skip
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 8 bits, which a conversion to RGB would clip
-NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what no tokenizer and no file of text can take
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # characters that no tokenizer and no text file can have
 PROMPTS = "give text in UTF-8 with one prompt a line, or a JSON list of texts"
-OVERVIEW = "grid.png"  # which sets of images have beside the images
+OVERVIEW = "grid.png"  # an extra file in a set, not one of its images
 
 Source = str | Path | np.ndarray
-"""Where images come from: a path, or uint8 (N, H, W, 3) in memory."""
+"""Images: a path, or uint8 (N, H, W, 3) in memory."""
 
 
 def count_images(source: Source) -> int:
     """How many images there are, without decoding any.
 
     Raises:
-        ValueError: no such source, none in it, or not images.
+        ValueError: no such source, no images in it, or something else.
     """
     if isinstance(source, np.ndarray):
         return _checked("the array", source.shape, source.dtype)[0]
@@ -56,10 +56,10 @@ def count_images(source: Source) -> int:
 def image_batches(
     source: Source, batch_size: int, limit: int | None = None, *, size: int | None = None
 ) -> Iterator[np.ndarray]:
-    """The images in order as uint8 (B, H, W, 3), the last batch maybe smaller. No more than a batch is held in memory.
+    """The images in order as uint8 (B, H, W, 3); the last batch may be smaller. Holds one batch in memory at a time.
 
     An `.npz` has them as `arr_0`, (N, H, W, 3); a `.pt` has them as `images`, (N, 3, H, W); a folder has files, see
-    `image_files`, whose pixels are taken as they are stored, as pytorch-fid does: EXIF and transparency change nothing.
+    `image_files`, whose pixels are used as stored, as in pytorch-fid: EXIF and transparency are ignored.
     A folder that `image_sets.sets` wrote stands for its `samples.npz`.
 
     Args:
@@ -67,7 +67,7 @@ def image_batches(
         size: resize the shorter side to `size` (bicubic) and cut out the centre, size × size.
 
     Raises:
-        ValueError: no such source, none in it, an unreadable file, images of several sizes, wrong dtype or shape.
+        ValueError: no such source, no images in it, an unreadable file, several sizes, a wrong dtype or shape.
     """
     total = count_images(source)
     total = total if limit is None else min(limit, total)
@@ -113,7 +113,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def checked_prompts(path: str | Path, prompts: list[Any]) -> list[str]:
-    """The prompts that a file holds. Raises ValueError for what is no text."""
+    """The prompts of a file, checked. Raises ValueError for anything but text."""
     for k, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise ValueError(f"{path} is not a list of strings: prompt {k} is {str(prompt)[:40]}; {PROMPTS}")
@@ -123,12 +123,12 @@ def checked_prompts(path: str | Path, prompts: list[Any]) -> list[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and its subfolders, without hidden ones and without a set's overview `grid.png`.
+    """The image files of a folder and its subfolders, except hidden ones and a set's overview `grid.png`.
 
-    They come by path, the numbers in it compared as numbers: 2.png before 10.png, as 02.png before 10.png.
+    Sorted by path, with numbers compared as numbers: 2.png before 10.png, like 02.png before 10.png.
 
     Raises:
-        ValueError: none, pictures of kinds that are not read, or a folder that may not be read.
+        ValueError: no images, images in unsupported formats, or an unreadable folder.
     """
     files = [path for path in _visible_files(folder) if path.suffix.lower() in SUFFIXES + UNREAD]
     if unread := sorted(path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in UNREAD):
@@ -144,7 +144,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
-    """All that is in a folder and its subfolders but folders: a link that leads nowhere too, for it is missed else."""
+    """All files of a folder and its subfolders, and broken links, which would otherwise go unnoticed."""
 
     def refuse(error: OSError) -> None:
         raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}; change its permissions")
@@ -155,27 +155,27 @@ def _visible_files(folder: Path) -> Iterator[Path]:
 
 
 def _is_overview(path: Path, files: list[Path]) -> bool:
-    """Whether it is beside a set's settings, or beside images that are all called by a number."""
+    """Whether the file is next to a set's settings, or to images whose names are all numbers."""
     others = [other.stem for other in files if other.parent == path.parent and other != path]
     return (path.parent / "settings.json").is_file() or (bool(others) and all(map(str.isdecimal, others)))
 
 
 def number_order(name: str) -> tuple[str, str]:
-    """Sorts names by the numbers in them; where those have as many digits in all, as they sort by themselves.
+    """A sort key by the numbers in a name; zero-padded names sort as they would alphabetically.
 
-    Each number is written behind how many digits it has, so that it starts with a digit still.
+    Each number is prefixed with how many digits it has, so that it still starts with a digit.
     """
     return re.sub("[0-9]+", lambda digits: f"{len(n := digits[0].lstrip('0')):03}{n}", name), name
 
 
 def existing(source: str | Path) -> Path:
-    """The folder, `.npz` or `.pt` that a path stands for; of the folder of a whole set of images, its `samples.npz`.
+    """The folder, `.npz` or `.pt` that a path stands for; for the folder of a finished set, its `samples.npz`.
 
     Raises:
-        ValueError: there is no such thing, or the set is not finished.
+        ValueError: it does not exist, or the set is not finished.
     """
     path = Path(source)
-    if not os.path.exists(path):  # pathlib's raises of a name that is too long
+    if not os.path.exists(path):  # pathlib's own raises for a name that is too long
         raise ValueError(f"there is no {path}; give a folder of images, an .npz or a .pt")
     if not path.is_dir():
         if path.suffix not in (".npz", ".pt") or not path.is_file():
@@ -198,7 +198,7 @@ def _checked(name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, .
 
 
 def _npz_images(archive: NpzFile) -> ArrayStream:
-    """`arr_0`, which has images."""
+    """The images, `arr_0`."""
     if "arr_0" not in (names := archive.names()):
         raise ValueError(f"{archive.path} has no images: it holds {', '.join(names) or 'nothing'}, not arr_0")
     images = archive.stream("arr_0")
@@ -217,7 +217,7 @@ def _npz_batches(path: Path, batch_size: int) -> Iterator[np.ndarray]:
             wanted = count * int(np.prod(shape))
             try:
                 data = images.file.read(wanted)
-            except Exception as error:  # zipfile and zlib have no one class for damaged contents
+            except Exception as error:  # zipfile and zlib have no single exception for damaged contents
                 reason = str(error) or type(error).__name__
                 raise ValueError(f"cannot read image {start} and on of {path}: {reason}; is the file whole?") from None
             if len(data) != wanted:
@@ -231,7 +231,7 @@ def _folder_batches(folder: Path, batch_size: int, total: int, size: int | None)
     with ThreadPoolExecutor() as pool:
         for start in range(0, total, batch_size):
             part = files[start : start + batch_size]
-            with warnings.catch_warnings(action="ignore"):  # Pillow's, of odd files; here, for it is not for threads
+            with warnings.catch_warnings(action="ignore"):  # Pillow's about odd files; not thread-safe, so here
                 images = list(pool.map(lambda path: _read(path, size), part))
             for path, image in zip(part, images, strict=True):
                 first = first or (path, image.shape)
@@ -255,9 +255,9 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
 
 def _load_pt(path: Path) -> dict[str, Any]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's, of odd files; the error says it
+        with warnings.catch_warnings(action="ignore"):  # torch's about odd files; the error says what matters
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # unpickling what is damaged raises nearly everything
+    except Exception as error:  # unpickling a damaged file raises almost anything
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds something else"
         elif path.is_file() and not zipfile.is_zipfile(path):

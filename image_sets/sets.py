@@ -1,8 +1,8 @@
-"""Large sets of generated images on disk: made by any number of processes, killed and continued at will.
+"""Large sets of generated images on disk: made by any number of processes, and resumable if killed.
 
-A set is a folder. While it is made, `parts/` holds a file for each finished batch, named after its first and last
+A set is a folder. While it is being made, `parts/` has a file for each finished batch, named after its first and last
 image; at the end all images are in `samples.npz` (`arr_0` uint8 NHWC, `arr_1` class labels where there are any).
-`settings.json` says what they were made with, and on which machines; images of other settings are never mixed in.
+`settings.json` has the settings and machines they were made with; images of other settings are never mixed in.
 `samples.json` has the digest of `samples.npz`; another file in its place is never taken for the set's.
 """
 
@@ -31,13 +31,13 @@ from .reading import count_images, image_batches
 
 GRID = 64  # images in the overview
 ROW = 8
-MADE_ON = "made_on"  # of settings.json: the machines, which are no setting
+MADE_ON = "made_on"  # in settings.json: the machines, which are not a setting
 PART = re.compile(r"(\d{8,})-(\d{8,})\.npz")  # first and last image
-HALF_MADE = re.compile(r"\.settings\.[0-9a-f]{8}\.tmp\.json|\.lock")  # what is left of a run killed at its start
+HALF_MADE = re.compile(r"\.settings\.[0-9a-f]{8}\.tmp\.json|\.lock")  # leftovers of a run killed at its start
 
 
 class ImageSet:
-    """The folder `out` with images of these settings; `machine` is recorded beside them and not compared."""
+    """The folder `out` with images of these settings; `machine` is recorded with them but not compared."""
 
     def __init__(self, out: Path, settings: dict[str, Any], machine: Mapping[str, Any] | None = None) -> None:
         self.out = out
@@ -47,7 +47,7 @@ class ImageSet:
         self.samples = out / "samples.npz"
 
     def open(self) -> None:
-        """Makes the folder, or finds it with images of the same settings.
+        """Creates the folder, or checks that its images have the same settings.
 
         Raises:
             ValueError: the folder holds images of other settings, naming what differs, or something else.
@@ -61,14 +61,14 @@ class ImageSet:
             differing = [name for name in names if content.get(name) != self.settings.get(name)]
             if differing:
                 what = ", ".join(_difference(name, content.get(name), self.settings.get(name)) for name in differing)
-                raise ValueError(f"{self.out} holds images of other settings: {what}; name another --out")
+                raise ValueError(f"{self.out} holds images of other settings: {what}; choose another --out")
             samples_digest(self.out)
             if self.machine and self.machine not in made_on:
                 self._write_settings([*made_on, self.machine])
         elif self.out.exists() and (
             not self.out.is_dir() or any(not HALF_MADE.fullmatch(p.name) for p in self.out.iterdir())
         ):
-            raise ValueError(f"{self.out} holds something other than a set of images; name another --out")
+            raise ValueError(f"{self.out} holds something other than a set of images; choose another --out")
         else:
             check_can_be_made(self.out)
             self.out.mkdir(parents=True, exist_ok=True)
@@ -89,10 +89,10 @@ class ImageSet:
         return [(int(name[1]), int(name[2]), path) for name, path in names if name]
 
     def finished(self) -> list[tuple[int, int, Path]]:
-        """First and last image and file of each piece that is there, without overlaps, in order.
+        """First and last image and file of each finished piece, in order and without overlaps.
 
         Raises:
-            ValueError: a piece that is damaged, or doesn't hold as many images as its name says.
+            ValueError: a piece that is damaged, or whose name does not match its number of images.
         """
         pieces = self._parts()
         for first, last, path in pieces:
@@ -107,7 +107,7 @@ class ImageSet:
         return kept
 
     def unbroken(self) -> list[tuple[int, int, Path]]:
-        """The finished pieces before the first gap: a killed run of several processes leaves others behind it."""
+        """The finished pieces before the first gap; a killed run of several processes leaves others after it."""
         kept: list[tuple[int, int, Path]] = []
         for piece in self.finished():
             if piece[0] != (kept[-1][1] + 1 if kept else 0):
@@ -166,12 +166,12 @@ class ImageSet:
                         with archive.open("arr_1.npy", "w") as member:
                             np.lib.format.write_array(member, labels)
                 after = file_digest(tmp_path)
-                write_json(record, {"sha256": [*before, after]})  # both, for this can be killed before the next line
+                write_json(record, {"sha256": [*before, after]})  # both, since this can be killed before the next line
             write_json(record, {"sha256": [after]})
         for path in half_written(self.parts):
             path.unlink()
         for begin, _, path in self._parts():
-            if begin < total:  # others are of a larger set, not yet finished
+            if begin < total:  # the others belong to a larger set, not yet finished
                 path.unlink()
         if not any(self.parts.iterdir()):
             self.parts.rmdir()
@@ -198,10 +198,10 @@ class ImageSet:
 
 
 def read_settings(out: Path) -> dict[str, Any]:
-    """What a set says of itself. Raises ValueError for a folder that is no set, or a damaged one."""
+    """The settings of a set. Raises ValueError for a folder that is not a set, or a damaged one."""
     file = out / "settings.json"
     if not file.exists():
-        raise ValueError(f"{out} is no set of images: it has no settings.json; remove it to have it made")
+        raise ValueError(f"{out} is not a set of images: it has no settings.json; remove it to have it made")
     return read_json(file, dict, remedy="it is damaged; remove the folder to have it made again")
 
 
@@ -209,7 +209,7 @@ def samples_digest(out: Path) -> str | None:
     """SHA-256 of a set's `samples.npz`; None if it has none yet.
 
     Raises:
-        ValueError: it is not the file that was made there.
+        ValueError: it is not the file that was written there.
     """
     samples = out / "samples.npz"
     if not samples.is_file():
@@ -223,11 +223,11 @@ def samples_digest(out: Path) -> str | None:
     return digest
 
 
-def _difference(name: str, there: Any, now: Any) -> str:
-    """What a setting is there and now; of timesteps how many, or if they are as many, where they first differ."""
-    if not (isinstance(there, list) and isinstance(now, list) and name == "timesteps"):
-        return f"{name} is {there!r} there and {now!r} now"
-    if len(there) != len(now):
-        return f"there are {counted(len(there), 'step')} there and {len(now)} now"
-    k = next(k for k, pair in enumerate(zip(there, now, strict=True)) if pair[0] != pair[1])
-    return f"the timestep of step {k} is {there[k]} there and {now[k]} now"
+def _difference(name: str, earlier: Any, now: Any) -> str:
+    """How a setting changed; for timesteps, their number or else the first one that differs."""
+    if not (isinstance(earlier, list) and isinstance(now, list) and name == "timesteps"):
+        return f"{name} was {earlier!r} and is now {now!r}"
+    if len(earlier) != len(now):
+        return f"there were {counted(len(earlier), 'step')} and are now {len(now)}"
+    k = next(k for k, pair in enumerate(zip(earlier, now, strict=True)) if pair[0] != pair[1])
+    return f"the timestep of step {k} was {earlier[k]} and is now {now[k]}"

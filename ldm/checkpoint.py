@@ -63,7 +63,7 @@ CIN256 = Layout(
 CLASSES: dict[str, Any] = {"unet": UNet2DConditionModel, "vqvae": VQModel, "class_embedder": ClassEmbedder}
 PREFIXES = {"unet": "model.diffusion_model.", "vqvae": "first_stage_model.", "class_embedder": "cond_stage_model."}
 
-SCHEDULE = [  # buffers of the noise schedule, all of which follow from the betas
+SCHEDULE = [  # buffers of the noise schedule, which all follow from the betas
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "lvlb_weights",
@@ -100,7 +100,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def unet_name(name: str, unet: Mapping[str, Any]) -> str:
-    """CompVis's name of a weight of the U-Net, by its name in diffusers.
+    """CompVis's name of a weight of the U-Net, from its name in diffusers.
 
     CompVis counts `input_blocks` and `output_blocks` through all levels: a level of L layers has L + 1 of each. Each
     is a list of resnet, transformer if there is one, and upsampler if there is one.
@@ -110,7 +110,7 @@ def unet_name(name: str, unet: Mapping[str, Any]) -> str:
         return f"{UNET_ENDS[module]}.{parameter}"
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):
         kind, layer, rest = match[1], int(match[2]), match[3]
-        place = f"middle_block.{MIDDLE[kind, layer]}"
+        prefix = f"middle_block.{MIDDLE[kind, layer]}"
     else:
         match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name)
         if match is None:
@@ -123,12 +123,12 @@ def unet_name(name: str, unet: Mapping[str, Any]) -> str:
             behind = 2 if "CrossAttn" in unet["up_block_types"][block] else 1
             return f"output_blocks.{block * (layers + 1) + layers}.{behind}.conv.{parameter}"
         number = block * (layers + 1) + layer
-        place = f"input_blocks.{1 + number}" if way == "down" else f"output_blocks.{number}"
-        place += ".0" if kind == "resnets" else ".1"
+        prefix = f"input_blocks.{1 + number}" if way == "down" else f"output_blocks.{number}"
+        prefix += ".0" if kind == "resnets" else ".1"
     if kind == "resnets":
         part, _, rest = rest.partition(".")
         rest = f"{RESNET_NAMES[part]}.{rest}"
-    return f"{place}.{rest}"  # inside a transformer the names are the same
+    return f"{prefix}.{rest}"  # inside a transformer the names are the same
 
 
 def original_names(layout: Layout) -> dict[str, dict[str, tuple[str, torch.Size, torch.Size]]]:
@@ -151,10 +151,10 @@ def original_names(layout: Layout) -> dict[str, dict[str, tuple[str, torch.Size,
 def to_diffusers(
     state: Mapping[str, Tensor], layout: Layout = CIN256, source: str | Path = "the state dict"
 ) -> dict[str, dict[str, Tensor]]:
-    """The weights of each of the three models, under diffusers' names. Of the noise schedule only the betas are read.
+    """The weights of the three models, under diffusers' names. From the noise schedule only the betas are read.
 
     Raises:
-        ValueError: naming the first three weights that are missing, too many, or of another shape; or other betas.
+        ValueError: naming the first three weights that are missing, unexpected, or of another shape; or other betas.
     """
     names = original_names(layout)
     weights = {name: weight for name, weight in state.items() if name not in SCHEDULE}
@@ -171,10 +171,10 @@ def to_diffusers(
 
 
 def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32, layout: Layout = CIN256) -> LDMClassPipeline:
-    """The pipeline, on the CPU, of CompVis's model.ckpt or of a diffusers directory, such as `ldm.convert` makes.
+    """The pipeline on the CPU, from CompVis's model.ckpt or a diffusers directory, such as `ldm.convert` writes.
 
     Args:
-        layout: of the checkpoint; a directory says its own.
+        layout: of the checkpoint; a directory has its own.
 
     Raises:
         ValueError: no such file, not a checkpoint, or of another architecture.
@@ -185,7 +185,7 @@ def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32, layout: 
     content = read_checkpoint(path, remedy=f"download it again from {URL} ({SIZE:,} bytes)")
     state: dict[str, Tensor] = content.get("state_dict", {}) if isinstance(content, dict) else {}
     if not is_state_dict(state):
-        raise ValueError(f"{path} has no state_dict; give the model.ckpt of CompVis's cin256-v2, to be had from {URL}")
+        raise ValueError(f"{path} has no state_dict; give the model.ckpt of CompVis's cin256-v2, available from {URL}")
     weights = to_diffusers(state, layout, path)
     models = {model: build(cls, getattr(layout, model), weights[model], dtype) for model, cls in CLASSES.items()}
     return LDMClassPipeline(**models, scheduler=new_scheduler())

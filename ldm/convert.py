@@ -1,4 +1,4 @@
-"""CompVis's LDM-4-G checkpoint, model.ckpt of cin256-v2, to a diffusers directory.
+"""Converts CompVis's LDM-4-G checkpoint, model.ckpt of cin256-v2, to a diffusers directory.
 
 python -m ldm.convert model.ckpt --out models/ldm-cin256 --dtype float16
 """
@@ -21,10 +21,10 @@ def convert(checkpoint: Path, out: Path, dtype: str) -> None:
     """Writes the directory `out`, whole or not at all.
 
     Raises:
-        ValueError: `out` is there already, or the checkpoint is not what it should be.
+        ValueError: `out` exists already, or it is not that checkpoint.
     """
     if out.exists():
-        raise ValueError(f"{out} is there already; give another --out or remove it")
+        raise ValueError(f"{out} exists already; choose another --out or remove it")
     check_can_be_made(out)
     pipe = load_pipeline(checkpoint, DTYPES[dtype])
     with atomic_folder(out) as tmp_dir:
@@ -35,8 +35,8 @@ def parser() -> Parser:
     p = Parser(prog="python -m ldm.convert", description=__doc__)
     p.add_argument("checkpoint", type=Path, metavar="model.ckpt", help=f"from {URL}")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
-    p.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights written")
-    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    p.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights written")
+    p.add_argument("--quiet", action="store_true", help="print only errors")
     return p
 
 

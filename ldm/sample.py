@@ -41,7 +41,7 @@ from .checkpoint import load_pipeline
 
 @dataclass(frozen=True)
 class Settings:
-    """What the images of a set are made with."""
+    """The settings that the images of a set are made with."""
 
     model: str | None = None  # file or directory; None: the shipped model
     steps: int = 250
@@ -50,14 +50,14 @@ class Settings:
     guidance_scale: float = 1.5
     labels: str = "random"
     cache: CacheConfig = field(default_factory=CacheConfig)
-    cache_label: str | None = None  # of the folder's name, where the cache's own name will not do
+    cache_label: str | None = None  # in the folder's name, instead of the cache's own name
     zero_cache: bool = False
     seed: int = 0
     dtype: str = "float32"
 
     @property
     def folder(self) -> str:
-        """Where the set goes if nobody says."""
+        """The default folder of the set."""
         cache = self.cache_label or self.cache.name()
         name = f"{Path(self.model or SHAPES_LDM).stem}-{self.sampler}-{self.steps}-{cache}"
         name += f"-g{self.guidance_scale:g}-eta{self.eta:g}-{self.labels}-seed{self.seed}-{self.dtype}"
@@ -68,27 +68,27 @@ def parser() -> Parser:
     p = Parser(prog="python -m ldm.sample", description=__doc__)
     p.add_argument(
         "--model", metavar="FILE_OR_DIR",
-        help="CompVis's model.ckpt, or a directory that ldm.convert made of it (default: the shipped model)",
+        help="CompVis's model.ckpt, or the directory that ldm.convert made from it (default: the shipped model)",
     )  # fmt: skip
     p.add_argument("--steps", type=numbers.steps, default=250, help="denoising steps")
     p.add_argument(
         "--sampler", choices=["ddim", "plms", *ORDERS], default="ddim",
-        help="ab2 and ab3 are of second and third order, for few steps",
+        help="ab2 and ab3 are of second and third order, for runs of few steps",
     )  # fmt: skip
-    p.add_argument("--eta", type=numbers.real(0, 1), default=0.0, help="of ddim; 0 is deterministic")
+    p.add_argument("--eta", type=numbers.real(0, 1), default=0.0, help="ddim's η; 0 is deterministic")
     p.add_argument("--guidance-scale", type=numbers.guidance, default=1.5)
     p.add_argument(
         "--labels", default="random",
         help="random; balanced, which goes through the classes in turn; or a list such as 207,88, taken in turn",
     )  # fmt: skip
     add_cache_arguments(p, interval=5, branch=0, extensions=EXTENSIONS)
-    p.add_argument("--zero-cache", action="store_true", help="zeros for the cached feature: the paper's Table 5")
+    p.add_argument("--zero-cache", action="store_true", help="replace the cached feature by zeros: the paper's Table 5")
     add_set_arguments(p)
     return p
 
 
 def labels_of(indices: Sequence[int], choice: str, num_classes: int, seed: int) -> np.ndarray:
-    """Class labels (B,) of images, each from the seed and its index alone.
+    """Class labels (B,) of images, each determined by the seed and its index only.
 
     Raises:
         ValueError: a choice that is neither random nor balanced nor a list of classes.
@@ -107,7 +107,7 @@ def labels_of(indices: Sequence[int], choice: str, num_classes: int, seed: int) 
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """What the arguments ask for. Raises ValueError naming the one that is wrong."""
+    """The settings of these arguments. Raises ValueError naming the one that is wrong."""
     cache = cache_config(args)
     return Settings(
         model=args.model, steps=args.steps, sampler=args.sampler, eta=args.eta, guidance_scale=args.guidance_scale,
@@ -117,14 +117,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def prepare(settings: Settings, *, device: torch.device, out: Path | None = None, quiet: bool = False) -> Run:
-    """Loads the model; what is made with it goes to `out`, or to a folder under outputs/.
+    """Loads the model; its images go to `out`, or to a folder under outputs/.
 
     Raises:
         ValueError: naming the setting that is wrong.
     """
     # 1. Check what can be checked before a model is loaded.
     if settings.eta < 0 or (settings.eta and settings.sampler != "ddim"):
-        raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is ddim's alone")
+        raise ValueError(f"--eta is {settings.eta}; it must be at least 0, and is for ddim only")
 
     # 2. Load.
     if quiet:

@@ -1,13 +1,12 @@
-"""Sampling of second and third order: exponential Adams–Bashforth on a model's own timesteps (Zhang & Chen 2023, DEIS).
+"""Second- and third-order sampling: exponential Adams–Bashforth on a model's own timesteps (Zhang & Chen 2023, DEIS).
 
-With y = x / √ᾱ and σ = √(1/ᾱ − 1) every sampler without noise of its own integrates dy/dσ = ε. DDIM takes the last
-predicted noise for the whole step. Here it is the polynomial through the last two or three, of which only the weights
-of the noises remain:
+With y = x / √ᾱ and σ = √(1/ᾱ − 1), every deterministic sampler integrates dy/dσ = ε. DDIM uses the last predicted noise
+for the whole step. This sampler uses the polynomial through the last two or three, which reduces to a weighted sum:
 
     y_next = y + Σ_j w_j ε_j,    w_j = ∫ L_j dσ over the step, L_j Lagrange's polynomials.
 
-They are polynomials of the position in the run, and within a step of t: on evenly spaced timesteps that is their
-tAB-DEIS; on DDPM's quadratic ones it was measured to be nearer than polynomials of t, σ or log σ.
+They are polynomials in the position in the run, which is linear in t within a step. On evenly spaced timesteps this is
+the paper's tAB-DEIS; on DDPM's quadratic ones it was measured to be more accurate than polynomials in t, σ or log σ.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ ORDERS = {"ab2": 2, "ab3": 3}  # by their names on a command line
 
 
 def adams_bashforth_weights(timesteps: Sequence[int], sigmas: np.ndarray, order: int) -> list[list[float]]:
-    """The weights of the last noises at each step, the newest first.
+    """The weights of the last noises at each step, newest first.
 
     Args:
-        timesteps: of the run, falling, whole numbers. A timestep that repeats is a step of length 0, after which its
-            newer noise takes the older one's place.
+        timesteps: of the run, descending integers. A repeated timestep is a step of length 0, after which its newer
+            noise replaces the older one.
         sigmas: σ at −1, where a run ends, and at the T timesteps that the model was trained on, (T + 1,). The integral
             is the trapezoidal sum over all of those within a step.
-        order: how many noises there are, as soon as there are as many.
+        order: the number of noises used, once there are that many.
     """
     weights: list[list[float]] = []
     known: list[int] = []  # positions of noises, the newest first
@@ -41,7 +40,7 @@ def adams_bashforth_weights(timesteps: Sequence[int], sigmas: np.ndarray, order:
         if t != before:
             position, before = position + 1, t
             known = [position, *known][:order]
-        grid = np.arange(t, target - 1, -1)  # from the step's beginning to its end
+        grid = np.arange(t, target - 1, -1)  # from the start of the step to its end
         at = position + (t - grid) / max(t - target, 1)
         steps = np.diff(sigmas[grid + 1])
         row = []
@@ -64,7 +63,7 @@ class NoiseHistory:
         self._position = 0
 
     def add(self, noise: Tensor) -> Tensor:
-        """Σ_j w_j ε_j of the next step (B, …), whose predicted noise is given."""
+        """Σ_j w_j ε_j of the next step (B, …), given its predicted noise."""
         i = self._position
         repeated = i > 0 and self._timesteps[i] == self._timesteps[i - 1]
         self._noises = [noise, *self._noises[repeated:]][: self._order]
@@ -86,7 +85,7 @@ class AdamsBashforthScheduler(DDIMScheduler):
     solver_order = 2
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        """As the parent's; a run begins anew."""
+        """As the parent's; starts a new run."""
         super().set_timesteps(*args, **kwargs)
         self._history: NoiseHistory | None = None
 
@@ -94,15 +93,17 @@ class AdamsBashforthScheduler(DDIMScheduler):
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0, *, return_dict: bool = True,
         **_: Any,
     ) -> Any:  # fmt: skip
-        """x at the next timestep (B, …), of x and the predicted noise; steps are taken in the order of `timesteps`.
+        """x at the next timestep (B, …), from x and the predicted noise. Call it in the order of `timesteps`.
 
         Raises:
-            ValueError: η above 0, or a model that predicts something else than the noise.
+            ValueError: η above 0, or a model that does not predict the noise.
         """
         if eta > 0:
-            raise ValueError(f"eta is {eta}; it is DDIM's, and 0 here")
+            raise ValueError(f"eta is {eta}; it must be 0 with Adams–Bashforth sampling")
         if self.config.prediction_type != "epsilon":
-            raise ValueError(f"prediction_type is {self.config.prediction_type}; here it must be epsilon")
+            raise ValueError(
+                f"prediction_type is {self.config.prediction_type}; Adams–Bashforth sampling needs epsilon"
+            )
         if self._history is None:
             alphas = np.concatenate([[float(self.final_alpha_cumprod)], self.alphas_cumprod.double().numpy()])
             self._sigmas = np.sqrt(1 / alphas - 1)

@@ -1,4 +1,4 @@
-"""What the pipelines do alike before and after their denoising loops."""
+"""What the pipelines share before and after their denoising loops."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unets.cache.config import CacheConfig
 from unets.cache.run import CacheRun
+from unets.cache.samplers import check_skips
 from unets.cached_unet import CachedUNetMixin
 from unets.forks import fork_of, stock_class
 
@@ -18,14 +19,14 @@ from . import checks
 
 
 class CachedPipeline:
-    """Put in front of a diffusers pipeline class, gives it the forked U-Net and the steps that all forks share.
+    """A mixin for diffusers pipeline classes: the forked U-Net and the steps that all forks share.
 
-    A call has its cache to itself. What diffusers' calls keep in the pipeline, above all in its scheduler, ours do too:
-    a call in a callback of the same pipeline, or in another thread, is right in neither. For that, take a second
-    pipeline over the same components, with a scheduler of its own.
+    Every call has its own cache. But as in diffusers, a call keeps state in the pipeline, above all in its scheduler,
+    so nested calls from a callback, and calls in several threads, give wrong images. For these, use a second pipeline
+    over the same components, with its own scheduler.
     """
 
-    # What the steps use of the class behind.
+    # Attributes of the diffusers class that are used here.
     unet: Any
     vae: Any
     scheduler: Any
@@ -39,42 +40,42 @@ class CachedPipeline:
     for_each_generator = staticmethod(checks.for_each_generator)
 
     def fork_unet(self) -> None:
-        """The fork over the same weights takes the stock U-Net's place.
+        """Replaces the stock U-Net with a fork that shares its weights.
 
-        The configuration keeps the stock class's name, so that what `save_pretrained` writes loads everywhere.
+        The configuration keeps the stock class's name, so that a saved pipeline loads everywhere.
 
         Raises:
-            ValueError: a U-Net that there is no fork of, or a compiled one.
+            ValueError: a U-Net that has no fork, or a compiled one.
         """
-        unet = getattr(self.unet, "_orig_mod", self.unet)  # of what torch.compile was given
+        unet = getattr(self.unet, "_orig_mod", self.unet)  # the module that torch.compile wrapped
         if unet is None:
             return
         if not isinstance(unet, CachedUNetMixin):
             if unet is not self.unet:
-                raise ValueError("this U-Net is compiled already; build the pipeline first and compile its U-Net")
+                raise ValueError("this U-Net is already compiled; build the pipeline first, then compile its U-Net")
             unet = self.unet = fork_of(unet)
         self.register_to_config(unet=("diffusers", stock_class(unet).__name__))
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As the parent's, whatever U-Net was put in place meanwhile."""
+        """As the parent's, also if the U-Net was replaced meanwhile."""
         self.fork_unet()
         super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def start_cache(
         self, config: CacheConfig, num_steps: int, num_calls: int, *, frames: int = 1, eta: float = 0.0
     ) -> CacheRun:
-        """The cache of a run of that many inference steps and calls of the U-Net.
+        """The cache of a run with that many inference steps and calls of the U-Net.
 
         Raises:
-            ValueError: as `CacheRun`; steps to be skipped with a sampler that is not known to allow it.
+            ValueError: as `CacheRun`; skipped steps with a sampler that does not allow them.
         """
         self.fork_unet()
         if config.skips:
-            checks.check_skips(self.scheduler, eta)
+            check_skips(self.scheduler, eta)
         return CacheRun(config, self.unet, num_steps, num_calls, order=self.scheduler.order, frames=frames)
 
     def embed_guidance_scale(self, latents: Tensor) -> Tensor | None:
-        """(B, time_cond_proj_dim) for a U-Net distilled to take the guidance scale as input (LCM), else None."""
+        """The embedding (B, D) for a U-Net distilled to take the guidance scale as input (LCM), else None."""
         width = self.unet.config.time_cond_proj_dim
         if width is None:
             return None
@@ -91,7 +92,7 @@ class CachedPipeline:
         callback: Callable[..., Any] | None,
         callback_steps: int | None,
     ) -> None:
-        """Moves the progress bar, and calls the old kind of callback, once for each inference step."""
+        """Updates the progress bar and calls the legacy `callback`, once for each inference step."""
         order = self.scheduler.order
         if i == self.num_timesteps - 1 or (i + 1 > num_warmup_steps and (i + 1) % order == 0):
             bar.update()
@@ -102,7 +103,7 @@ class CachedPipeline:
 class CachedSDPipeline(CachedPipeline):
     """The steps of the Stable Diffusion 1.x and 2.x pipelines."""
 
-    # What the steps use of the class behind.
+    # Attributes of the diffusers class that are used here.
     image_processor: Any
     clip_skip: int | None
     cross_attention_kwargs: dict[str, Any] | None
@@ -176,7 +177,7 @@ def batch_size_of(prompt: str | list[str] | None, prompt_embeds: Tensor | None) 
     if isinstance(prompt, str):
         return 1
     given = prompt if prompt is not None else prompt_embeds
-    assert given is not None  # the pipeline's check_inputs saw to it
+    assert given is not None  # ensured by the pipeline's check_inputs
     return len(given)
 
 
@@ -188,7 +189,7 @@ def call_back(
     names: Sequence[str],
     **values: Any,
 ) -> list[Any]:
-    """The values, in their order, after the user's callback saw those named and replaced what it returned."""
+    """The values, in order; the user's callback gets those in `names`, and replaces those that it returns."""
     if callback_on_step_end is not None:
         seen = {name: values[name] for name in names}
         replaced = callback_on_step_end(pipeline, i, t, seen)
@@ -197,18 +198,19 @@ def call_back(
 
 
 def timesteps_to_device(timesteps: Tensor, device: torch.device | str) -> Tensor:
-    """All timesteps of a run for the U-Net, copied at once, since a copy of one at each step would wait for the device.
+    """All timesteps of a run for the U-Net, copied at once: a copy at each step would wait for the device.
 
-    The scheduler's own stay on the host, where it looks them up; for the same reason.
+    For the same reason the scheduler's own stay on the host, where it looks them up.
     """
-    return timesteps.to(device, torch.float32 if timesteps.is_floating_point() else timesteps.dtype)  # MPS has no 64
+    dtype = torch.float32 if timesteps.is_floating_point() else timesteps.dtype  # MPS has no float64
+    return timesteps.to(device, dtype)
 
 
 def noised(scheduler: Any, image: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """`scheduler.add_noise` at timestep t (1,), whose two factors are taken on the host.
+    """`scheduler.add_noise` at timestep t (1,), with its two factors computed on the host.
 
-    diffusers copies its whole table and the timestep to the device for them, and some schedulers look the timestep up
-    there: each makes the loop wait.
+    diffusers copies its whole table and the timestep to the device, and some schedulers look up the timestep there:
+    both make the loop wait.
     """
     one, zero = torch.ones(1, dtype=image.dtype), torch.zeros(1, dtype=image.dtype)
     return scheduler.add_noise(one, zero, t)[0] * image + scheduler.add_noise(zero, one, t)[0] * noise

@@ -1,4 +1,4 @@
-"""What the SDXL pipelines do alike before and after their denoising loops."""
+"""What the SDXL pipelines share before and after their denoising loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import CachedPipeline
 class CachedXLPipeline(CachedPipeline):
     """The steps of the SDXL pipelines."""
 
-    # What the steps use of the class behind.
+    # Attributes of the diffusers class that are used here.
     image_processor: Any
     text_encoder_2: Any
     watermark: Any
@@ -32,14 +32,14 @@ class CachedXLPipeline(CachedPipeline):
     def encode_conditions(
         self, ip_adapter_image: Any, num_images_per_prompt: int, device: torch.device, **texts: Any
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What the U-Net gets of the texts and of an IP-Adapter's image.
+        """Embeds the texts and an IP-Adapter's image for the U-Net.
 
         Args:
-            texts: `encode_prompt`'s arguments: prompts, and embeddings that were given instead.
+            texts: `encode_prompt`'s arguments: prompts, or embeddings instead of them.
 
         Returns:
             `prompt_embeds` (2B, tokens, 2048) and `add_text_embeds` (2B, 1280), negative first if there is guidance,
-            and their negative halves, under the names that a callback knows them by; and `image_embeds` if any.
+            and their negative halves, under the names that callbacks use; and `image_embeds` if any.
         """
         positive, negative, pooled, negative_pooled = self.encode_prompt(
             **texts,
@@ -66,7 +66,7 @@ class CachedXLPipeline(CachedPipeline):
         return conditions, {"image_embeds": image_embeds.to(device)}
 
     def time_ids(self, *sizes: Any, dtype: torch.dtype, pooled: Tensor) -> Any:
-        """Micro-conditioning as the parent makes it of sizes, crops and scores: (1, 6), or (1, 5) for the refiner."""
+        """The parent's micro-conditioning from sizes, crops and scores: (1, 6), or (1, 5) for the refiner."""
         encoder = self.text_encoder_2
         width = pooled.shape[-1] if encoder is None else encoder.config.projection_dim
         return self._get_add_time_ids(*sizes, dtype=dtype, text_encoder_projection_dim=width)
@@ -84,9 +84,9 @@ class CachedXLPipeline(CachedPipeline):
         negative_crops_coords_top_left: tuple[int, int],
         negative_target_size: tuple[int, int] | None,
     ) -> dict[str, Tensor]:
-        """Micro-conditioning of what starts from an image (2B, 5 or 6), sizes by default the latents', in pixels.
+        """Micro-conditioning for runs that start from an image (2B, 5 or 6). Sizes default to the latents', in pixels.
 
-        Under the names that a callback knows them by; with guidance the negative half comes first.
+        The keys are the names that callbacks use; with guidance the negative half comes first.
         """
         height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
         original_size, target_size = original_size or (height, width), target_size or (height, width)
@@ -100,10 +100,10 @@ class CachedXLPipeline(CachedPipeline):
         return {"add_time_ids": ids, "add_neg_time_ids": negative}
 
     def until(self, timesteps: Tensor, num_inference_steps: int, denoising_end: float | None) -> tuple[Tensor, int]:
-        """The timesteps of the first part of a run, which ends when `denoising_end` of the noise is gone, and how many.
+        """The timesteps of a run that ends when the fraction `denoising_end` of the noise is gone, and their number.
 
         Raises:
-            ValueError: if that leaves no step.
+            ValueError: if no step is left.
         """
         if denoising_end is None or not 0 < denoising_end < 1:
             return timesteps, num_inference_steps
@@ -116,7 +116,7 @@ class CachedXLPipeline(CachedPipeline):
     def finish(
         self, latents: Tensor, output_type: str, return_dict: bool
     ) -> StableDiffusionXLPipelineOutput | tuple[Any, ...]:
-        """Latents (B, 4, H/8, W/8) to the output: decoded, in float32 if need be, watermarked if set so, converted."""
+        """Latents (B, 4, H/8, W/8) to the output: decoded, in float32 if needed, watermarked if enabled, converted."""
         image = latents
         if output_type != "latent":
             upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast  # it overflows in float16

@@ -1,4 +1,4 @@
-"""The cache's options on a command line, and the configuration that they ask for."""
+"""The cache's command-line options, and the configuration that they give."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.reading import read_json
 from unets.cache.config import CacheConfig
 
 EXTENSIONS = ("forecast", "reuse_guidance", "guidance_stop", "refresh_interval", "reuse_attention", "skip_interval")
-CALIBRATED = (  # what a calibration file holds of a configuration
+CALIBRATED = (  # the fields of a configuration that a calibration file has
     "cache_branch_id", "cache_steps", "forecast", "forecast_order", "refresh_steps", "refresh_branch_id", "skip_steps",
     "skip_order",
 )  # fmt: skip
@@ -22,7 +22,7 @@ CALIBRATED = (  # what a calibration file holds of a configuration
 def add_cache_arguments(
     parser: argparse.ArgumentParser, *, interval: int, branch: int, extensions: Sequence[str] = ()
 ) -> None:
-    """Interval, branch, schedule, and those of `EXTENSIONS` that are named. Underscores are the original's."""
+    """Adds interval, branch, schedule and the given `EXTENSIONS`. Underscores are for the authors' option names."""
     group = parser.add_argument_group("cache")
     one_of = group.add_mutually_exclusive_group()
     one_of.add_argument(
@@ -37,39 +37,41 @@ def add_cache_arguments(
         "--cache-branch-id", "--cache_branch_id", type=numbers.branch, default=branch, metavar="m",
         help="skip branch of the cached feature, from 0",
     )  # fmt: skip
-    group.add_argument("--non-uniform", action="store_true", help="gather full steps around --center")
+    group.add_argument("--non-uniform", action="store_true", help="concentrate full steps around --center")
     group.add_argument(
         "--center",
         type=numbers.whole(0, numbers.MOST_STEPS),
         metavar="STEP",
-        help="of the non-uniform schedule, for example 15",
+        help="centre of the non-uniform schedule, for example 15",
     )
-    group.add_argument("--pow", type=numbers.real(1, 10), help="of the non-uniform schedule, above 1, for example 1.4")
+    group.add_argument(
+        "--pow", type=numbers.real(1, 10), help="power of the non-uniform schedule, above 1, for example 1.4"
+    )
     group.add_argument(
         "--cache-steps",
         type=numbers.wholes(0, numbers.MOST_STEPS),
         metavar="0,3,…",
-        help="the full steps, instead of an interval",
+        help="explicit list of full steps, instead of an interval",
     )
     one_of.add_argument(
         "--calibrated", type=Path, metavar="FILE",
-        help="branch, full steps and forecast that eval.calibrate --out wrote, instead of all these options",
+        help="take branch, full steps and forecast from a file written by eval.calibrate --out",
     )  # fmt: skip
     if extensions:
         group = parser.add_argument_group("beyond the paper")
     if "forecast" in extensions:
         group.add_argument(
             "--forecast", type=numbers.forecast, default=0.0, metavar="g",
-            help="extrapolate from the last cached features (0 = copy, as in the paper; 1 = as far as they say)",
+            help="extrapolate from the last cached features (0 = copy, as in the paper; 1 = full extrapolation)",
         )  # fmt: skip
         group.add_argument(
             "--forecast-order", type=numbers.real(1, 3), default=1.0, metavar="ORDER",
-            help="by the polynomial of this order (1 = the line through two, 2 = the parabola through three)",
+            help="order of the extrapolating polynomial (1 = the line through two, 2 = the parabola through three)",
         )  # fmt: skip
     if "reuse_guidance" in extensions:
         group.add_argument(
             "--reuse-guidance", action="store_true",
-            help="retrieve steps run the conditional half alone, with the guidance delta of earlier steps",
+            help="retrieve steps run only the conditional half, with the guidance delta of earlier steps",
         )  # fmt: skip
     if "guidance_stop" in extensions:
         group.add_argument(
@@ -92,20 +94,20 @@ def add_cache_arguments(
     if "skip_interval" in extensions:
         group.add_argument(
             "--skip-interval", type=numbers.interval, metavar="STEPS",
-            help="of the steps after a full step only every STEPS-th is computed, the others are skipped altogether",
+            help="compute only every STEPS-th step after a full step, and skip the others altogether",
         )  # fmt: skip
         group.add_argument(
             "--skip-order", type=numbers.real(0, 3), default=1.0, metavar="ORDER",
-            help="of the polynomial that the noise of a skipped step is extrapolated by, 0 (copies) to 3",
+            help="order of the polynomial that extrapolates a skipped step's noise, 0 (copies) to 3",
         )  # fmt: skip
 
 
 def cache_config(args: argparse.Namespace) -> CacheConfig:
-    """The configuration that the options ask for.
+    """The configuration that the options give.
 
     Raises:
-        ValueError: an option out of range, or options that need or exclude each other; or what `read_calibration`
-            and `_calibrated` raise.
+        ValueError: an option out of range, options that need or exclude each other, or as `read_calibration` and
+            `_calibrated`.
     """
     if (args.pow is None) != (args.center is None):
         raise ValueError("--pow and --center belong together, for example --non-uniform --center 15 --pow 1.4")
@@ -119,27 +121,27 @@ def cache_config(args: argparse.Namespace) -> CacheConfig:
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
         config = CacheConfig(uniform=not args.non_uniform, **given)
-    except ValueError as error:  # which names Python's arguments
+    except ValueError as error:  # its message has the names of the Python arguments
         options = "|".join(name for name in names if name != "uniform")
         raise ValueError(re.sub(rf"\b({options})\b", lambda m: f"--{m[0].replace('_', '-')}", str(error))) from None
     return config if args.calibrated is None else _calibrated(config, args)
 
 
 def cache_name(args: argparse.Namespace, config: CacheConfig) -> str:
-    """The configuration's name, with that of the calibration file if there is one."""
+    """The configuration's name, with the calibration file's if there is one."""
     return config.name(None if args.calibrated is None else f"calibrated-{args.calibrated.stem}")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A schedule that eval.calibrate found, for runs of `steps` steps."""
+    """A schedule found by eval.calibrate, for runs of `steps` steps."""
 
     steps: int
     cache: CacheConfig
 
 
 def read_calibration(path: Path) -> Calibration:
-    """What eval.calibrate --out wrote. Raises ValueError for another file."""
+    """Reads a file written by eval.calibrate --out. Raises ValueError for any other file."""
     try:
         content = read_json(path, dict)
         whole = (content["steps"], content["cache_branch_id"], *content["cache_steps"])
@@ -154,27 +156,27 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def _calibrated(config: CacheConfig, args: argparse.Namespace) -> CacheConfig:
-    """The configuration with branch, full steps and forecast of the file.
+    """The configuration with branch, full steps and forecast from the file.
 
     Raises:
-        ValueError: a file for other steps, or with a forecast that the script does not offer; options that it excludes.
+        ValueError: a file for other steps or with an unsupported forecast; options that the file excludes.
     """
     file = f"--calibrated {args.calibrated}"
     found = read_calibration(args.calibrated)
     steps, cache = found.steps, found.cache
     if steps != args.steps:
-        raise ValueError(f"{file} is for --steps {steps}, not {args.steps}; give --steps {steps}, or calibrate anew")
+        raise ValueError(f"{file} is for --steps {steps}, not {args.steps}; give --steps {steps}, or calibrate again")
     if args.non_uniform or config.cache_steps not in (None, cache.cache_steps):
         raise ValueError(f"{file} has the full steps; leave out --cache-steps and --non-uniform")
     if config.refresh_interval is not None or config.skip_interval is not None:
-        raise ValueError(f"{file} says of every step what it is; leave out --refresh-interval and --skip-interval")
+        raise ValueError(f"{file} sets the kind of every step; leave out --refresh-interval and --skip-interval")
     for name, option in (
         ("forecast", "forecast"),
         ("refresh_steps", "refresh_interval"),
         ("skip_steps", "skip_interval"),
     ):
         if name in cache.extensions and not hasattr(args, option):
-            raise ValueError(f"{file} has {name}, which is not offered here; calibrate anew without")
+            raise ValueError(f"{file} has {name}, which is not offered here; calibrate again without it")
     if config.forecast not in (0.0, cache.forecast):
-        raise ValueError(f"{file} has a forecast of its own; leave out --forecast")
+        raise ValueError(f"{file} has its own forecast; leave out --forecast")
     return replace(config, **{name: getattr(cache, name) for name in CALIBRATED})

@@ -1,4 +1,4 @@
-"""What a pipeline's call is given, looked at before anything is computed with it."""
+"""Checks the arguments of a pipeline's call before anything is computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.numbers import MOST_PIXELS
 
-LEAST = {  # of arguments that are whole numbers
+LEAST = {  # minimum of the arguments that are whole numbers
     "num_inference_steps": 1,
     "num_images_per_prompt": 1,
     "num_videos_per_prompt": 1,
@@ -23,29 +23,19 @@ LEAST = {  # of arguments that are whole numbers
     "t1": 0,
 }
 SIDES = ("height", "width")
-LOWEST = {"eta": 0, "noise_aug_strength": 0, "fps": 1}  # of other numbers
+LOWEST = {"eta": 0, "noise_aug_strength": 0, "fps": 1}  # minimum of other numbers
 
 MAY_BE_NONE = (*SIDES, "num_frames", "decode_chunk_size", "denoising_start", "denoising_end")
 MAY_BE_LISTS = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")  # one for each net
 
 
-DETERMINISTIC = (  # samplers of one call a step without noise of their own, but for their variants that add it
-    "PNDMScheduler",
-    "DDIMScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "EulerDiscreteScheduler",
-)
-SKIPPING = (*DETERMINISTIC, "AdamsBashforthScheduler")
-
-
 def check_numbers(*, timesteps: Any = None, **given: Any) -> None:
-    """Arguments by name: whole numbers (`LEAST`), sides in pixels, or else finite numbers.
+    """Checks arguments by name: whole numbers (`LEAST`), sides in pixels, or else finite numbers.
 
-    Where `timesteps` are given, the number of steps is not looked at, as in diffusers.
+    If `timesteps` are given, the number of steps is ignored, as in diffusers.
 
     Raises:
-        ValueError: the first that is wrong, by name.
+        ValueError: the first invalid one, by name.
     """
     for name, value in given.items():
         if (value is None and name in MAY_BE_NONE) or (name == "num_inference_steps" and timesteps is not None):
@@ -65,13 +55,13 @@ def check_numbers(*, timesteps: Any = None, **given: Any) -> None:
 
 
 def check_noise(batch_size: int, generator: Any, latents: Any = None, shape: Sequence[int | None] = ()) -> None:
-    """Where the noise comes from: a generator, or a list of one for each output; or latents of that shape.
+    """Checks the source of the noise: a generator, a list of one for each output, or latents of that shape.
 
     Args:
         shape: None in it is a side that is not known yet.
 
     Raises:
-        ValueError: another number of generators, latents of another shape or with a number that is not finite.
+        ValueError: another number of generators, or latents of another shape or with a number that is not finite.
     """
     generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
     if not all(isinstance(one, torch.Generator) for one in generators):
@@ -88,34 +78,14 @@ def check_noise(batch_size: int, generator: Any, latents: Any = None, shape: Seq
     if latents.ndim != len(shape) or any(b not in (a, None) for a, b in zip(latents.shape, shape, strict=True)):
         wanted = ", ".join("?" if side is None else str(side) for side in shape)
         raise ValueError(f"latents are {tuple(latents.shape)}; they must be ({wanted})")
-    if not latents.is_meta and not latents.isfinite().all():  # meta tensors have a shape alone
-        raise ValueError("latents hold a number that is not finite; make them anew")
-
-
-def check_skips(scheduler: Any, eta: float = 0.0) -> None:
-    """Whether steps can be skipped with a sampler.
-
-    One that adds noise of its own moves the latents, and with them the predicted noise, where no forecast can follow.
-
-    Raises:
-        ValueError: one that does, or that is not known here.
-    """
-    name = type(scheduler).__name__
-    noisy = eta > 0 or is_sde(scheduler)
-    if noisy or name not in SKIPPING:
-        what = f"{name} with noise of its own" if noisy else name
-        raise ValueError(f"skip_interval and skip_steps need one of {', '.join(SKIPPING)}, not {what}")
-
-
-def is_sde(scheduler: Any) -> bool:
-    """Whether it is the variant of a sampler that adds noise, as DPM++ SDE."""
-    return str(scheduler.config.get("algorithm_type")).startswith("sde")
+    if not latents.is_meta and not latents.isfinite().all():  # meta tensors have no values
+        raise ValueError("latents hold a number that is not finite; make them again")
 
 
 def for_each_generator(image: Tensor, generator: Any) -> Tensor:
-    """One picture (1, C, H, W) as often as there are generators in a list (B, C, H, W): each encodes one.
+    """Repeats one picture (1, C, H, W) for each generator in a list (B, C, H, W), since each encodes one.
 
-    Latents, which aren't encoded, stay as they are.
+    Latents are not encoded and stay unchanged.
 
     Raises:
         ValueError: several pictures, but not one for each generator.

@@ -1,49 +1,28 @@
-"""Other ways to make a diffusers pipeline faster, to compare with: the authors' package, and token merging."""
+"""Other accelerations of a diffusers pipeline, for comparison: the authors' package and token merging."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import diffusers
 
+from common.original_package import INSTALL as INSTALL_DEEPCACHE
+from common.original_package import original_package
 from unets.cached_unet import shallow_clone
 
-INSTALL = {"DeepCache": "pip install DeepCache==0.1.1", "tomesd": "pip install tomesd==0.1.3"}
+INSTALL = {"DeepCache": INSTALL_DEEPCACHE, "tomesd": "pip install tomesd==0.1.3"}
 
 
 def stock_pipeline(pipe: Any) -> Any:
-    """diffusers' own pipeline over the same weights, with a U-Net of diffusers' own class."""
+    """The stock pipeline over the same weights, with a stock U-Net."""
     unet = shallow_clone(pipe.unet, diffusers.UNet2DConditionModel)
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     parts = {**pipe.components, "unet": unet, "scheduler": scheduler}
     return diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
-
-
-def original_package() -> Any:
-    """The authors' package, from its installed files: here the name `DeepCache` may be this repository's.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    name = "original_deepcache"
-    if name in sys.modules:
-        return sys.modules[name]
-    for distribution in importlib.metadata.distributions(name="DeepCache"):
-        file = Path(str(distribution.locate_file("DeepCache/__init__.py")))
-        if file.is_file():
-            spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
-            assert spec is not None and spec.loader is not None
-            sys.modules[name] = module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-    raise ImportError(f"the package DeepCache is not installed ({INSTALL['DeepCache']})")
 
 
 def is_installed(module: str) -> bool:
@@ -58,7 +37,7 @@ def is_installed(module: str) -> bool:
 
 @contextmanager
 def package_enabled(pipe: Any, interval: int, branch: int) -> Iterator[None]:
-    """The authors' package on a pipeline of diffusers. It wraps modules that others share, so only while it is used."""
+    """Enables the authors' package on a stock pipeline inside the block. It wraps modules that others share."""
     helper = original_package().DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=interval, cache_branch_id=branch)
     helper.enable()
@@ -70,7 +49,7 @@ def package_enabled(pipe: Any, interval: int, branch: int) -> Iterator[None]:
 
 @contextmanager
 def tokens_merged(pipe: Any, ratio: float) -> Iterator[None]:
-    """tomesd on a pipeline, likewise."""
+    """Enables tomesd on a pipeline inside the block."""
     tomesd = importlib.import_module("tomesd")
     tomesd.apply_patch(pipe, ratio=ratio)
     try:

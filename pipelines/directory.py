@@ -1,6 +1,6 @@
-"""A model's directory, looked at before anything of it is loaded: what it is, and that nothing in it runs.
+"""Checks a model's directory before anything in it is loaded: its kind, and that it contains no code.
 
-diffusers 0.24.0 imports whatever module `model_index.json` names, from the directory itself if it has one of that name.
+diffusers 0.24.0 imports any module that `model_index.json` names, from the directory itself if it has one of that name.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ AGAIN = "download the model again"
 INDEX = "model_index.json"
 CONFIGS = ("config.json", "scheduler_config.json")
 
-# The libraries and classes that each part of a pipeline can have. `stable_diffusion` is diffusers' own, and
-# `unets.class_embedder` this repository's.
+# The libraries and classes allowed for each component of a pipeline. `stable_diffusion` is a module of diffusers,
+# `unets.class_embedder` one of this repository.
 CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
 CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -38,7 +38,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 SCHEDULER = re.compile(r"\w+Scheduler")
 
-# By the beginning of a pipeline class's name: what runs such a model.
+# By prefix of a pipeline class's name: the command that runs such a model.
 FAMILIES = {
     "StableDiffusionXL": "stable_diffusion_xl.py, or main.py --model_type sdxl",
     "StableVideoDiffusion": "stable_video_diffusion.py, or main.py --model_type svd",
@@ -47,13 +47,13 @@ FAMILIES = {
     "DDPM": "python -m ddpm.sample",
     "DiT": "python -m dit.sample",
 }
-SAME_FAMILY = {  # of other names
+SAME_FAMILY = {  # pipelines whose names have another prefix
     "LatentConsistencyModelPipeline": "StableDiffusion",
     "TextToVideoZeroPipeline": "StableDiffusion",
     "DDIMPipeline": "DDPM",
 }
 
-# The sizes in a configuration, and the most there can be: what is built takes time and memory in proportion.
+# The sizes in a configuration, and their limits: time and memory to build a model grow with them.
 LAYERS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "num_layers")
 SIZES = (
     "in_channels", "out_channels", "block_out_channels", "latent_channels", "sample_size", "norm_num_groups",
@@ -67,11 +67,11 @@ MOST = dict.fromkeys(LAYERS, 1000) | dict.fromkeys(SIZES, 10**6)
 
 
 def check_pipeline(folder: Path, cls: Any) -> None:
-    """Looks at a pipeline's directory that `cls` is to load.
+    """Checks the directory of a pipeline before `cls` loads it.
 
     Raises:
-        ValueError: no pipeline, a damaged one, one of another kind, which it says what to run with, or one that names
-            code of its own.
+        ValueError: not a pipeline, a damaged one, one of another kind (with the command that runs it), or one that
+            names its own code.
     """
     index = folder / INDEX
     if not index.is_file():
@@ -81,7 +81,7 @@ def check_pipeline(folder: Path, cls: Any) -> None:
     for part, value in content.items():
         if isinstance(value, list):
             _check_part(index, part, value)
-    for path in [folder / "None.py", *folder.glob("*/*.py")]:  # diffusers takes some names for what is to be imported
+    for path in [folder / "None.py", *folder.glob("*/*.py")]:  # diffusers would import some of these
         if path.is_file():
             raise ValueError(
                 f"{path} is code, which a model does not need; remove it if you trust the rest of {folder}"
@@ -94,7 +94,7 @@ def check_config(path: Path) -> dict[str, Any]:
     """The configuration of a model or a scheduler.
 
     Raises:
-        ValueError: it is damaged, or has a size that no model has.
+        ValueError: it is damaged, or has a size out of range.
     """
     content = read_json(path, dict, remedy=AGAIN)
     check_sizes(path, content)
@@ -102,14 +102,14 @@ def check_config(path: Path) -> dict[str, Any]:
 
 
 def check_sizes(source: str | Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the first size in a configuration that no model has."""
+    """Raises ValueError naming the first size in a configuration that is out of range."""
     for name, value in config.items():
         if name in MOST and not all(1 <= number <= MOST[name] for number in _numbers(value)):
             raise ValueError(f"{source}: {name} is {value}; it must be from 1 to {MOST[name]:,}; {AGAIN}")
 
 
 def variant_of(folder: Path) -> str | None:
-    """The variant that a pipeline's directory has alone, such as fp16 of `model.fp16.safetensors`; None if none is."""
+    """The only variant in a pipeline's directory, such as fp16 of `model.fp16.safetensors`; None if there is none."""
     found: set[str] = set()
     for part in (path.parent for path in folder.glob("*/config.json")):
         names = [path.name for path in part.iterdir() if path.suffix in (".safetensors", ".bin")]
@@ -126,7 +126,7 @@ def _check_kind(folder: Path, name: Any, cls: Any) -> None:
 
 
 def check_family(source: Path, name: str, cls: Any) -> None:
-    """Raises ValueError, with what to run, if a model of the class or family `name` is not for `cls`."""
+    """Raises ValueError, with the command to run, if a model of the class or family `name` is not for `cls`."""
     family = _family(name)
     if family is None:
         raise ValueError(f"{source} is a {name}, which nothing here runs; give a {cls.__name__}")
@@ -146,7 +146,7 @@ def _check_part(index: Path, part: str, value: list[Any]) -> None:
         allowed, classes = "diffusers", tuple(SCHEDULER.findall(value[-1]))
     if len(value) != 2 or value[0] != allowed or value[1] not in classes:
         raise ValueError(
-            f"{index} was not loaded: it names {value!r} as {part}, which is no part of such a model; {AGAIN}"
+            f"{index} was not loaded: it names {value!r} as {part}, which such a model does not have; {AGAIN}"
         )
 
 

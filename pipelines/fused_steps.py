@@ -1,13 +1,13 @@
-"""A sampler's step as one sum, compiled: what it does to latents and noises, without how it finds that out.
+"""Sampler steps as one compiled weighted sum.
 
-A deterministic sampler of diffusers takes latents and predicted noises, its own past ones among them, to a sum of them
-with weights that depend on the timesteps alone:
+A step of a deterministic diffusers sampler is a weighted sum of latents and predicted noises, current and past, with
+weights that depend only on the timesteps:
 
     x_{i+1} = Σ_j a_ij x_{i−j} + Σ_j b_ij ε_{i−j}
 
-It finds the weights anew at every step, in 6 (DDIM) to 32 (UniPC) small operations on the device and more on the host.
-Here they are asked of the sampler itself, before the first step: a copy of it is run on vectors that are 1 in one place
-each, one for every latent and noise, and what it returns are the weights.
+The sampler computes the weights again at every step, in 6 (DDIM) to 32 (UniPC) small operations on the device and more
+on the host. Here they are obtained from the sampler itself, before the first step: a copy of it runs on one unit vector
+for every latent and noise, and its outputs are the weights.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import DETERMINISTIC, is_sde
+from unets.cache.samplers import DETERMINISTIC, is_sde
 
 
 def step_weights(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """The weights of every step of a run that begins now, and what they are of.
+    """The weights of every step of a run that starts now, and the latents and noises that they apply to.
 
     Args:
-        scheduler: set for the run, no step taken; it is left as it is.
+        scheduler: set for the run, before its first step; it is not changed.
         timesteps: of the run, (T,).
 
     Returns:
-        (T, K) float32, and for latents and for noises how many steps ago each is of: together they are K.
+        (T, K) float32, and the ages in steps of the latents and of the noises, K in total.
     """
     scheduler, size = copy.deepcopy(scheduler), 2 * len(timesteps)
     basis = torch.eye(size, dtype=torch.float64)
@@ -61,22 +61,22 @@ def weighted_sum(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:
 
 
 def can_be_fused(scheduler: Any) -> bool:
-    """Whether its steps are sums: not if it clips, or adds noise of its own."""
+    """Whether its steps are weighted sums: not if it clips or adds noise."""
     config = scheduler.config
     nonlinear = config.get("thresholding") or config.get("clip_sample")
     return type(scheduler).__name__ in DETERMINISTIC and not nonlinear and not is_sde(scheduler)
 
 
 def fuse_steps(scheduler: Any, add: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> None:
-    """Has every later step of the scheduler be `add(weights, parts)`, which is `weighted_sum` or that compiled.
+    """Replaces the scheduler's step with `add(weights, parts)`: `weighted_sum`, possibly compiled.
 
-    Pictures are those of the scheduler's own steps but for rounding. A step with η above 0 is the scheduler's own.
+    Images equal those of the scheduler's own steps up to rounding. Steps with η above 0 use the scheduler's own.
     """
-    scheduler.__class__ = _with_fused_steps(type(scheduler), add)  # an attribute would not go with a copy
+    scheduler.__class__ = _with_fused_steps(type(scheduler), add)  # an attribute would be lost in copies
 
 
 def _with_fused_steps(cls: Any, add: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> Any:
-    """The scheduler's class, under the same name, with which it is saved."""
+    """A subclass of the scheduler's class, under the same name, since it is saved with that."""
 
     @functools.wraps(cls.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -91,7 +91,7 @@ def _with_fused_steps(cls: Any, add: Callable[[Tensor, Sequence[Tensor]], Tensor
             self._run = FusedRun(self, float(timestep), sample.device)
         sample = add(*self._run.next(model_output, float(timestep) if self._run.position == 1 else None, sample))
         if getattr(self, "_step_index", None) is not None:
-            self._step_index += 1  # which Euler scales the latents by
+            self._step_index += 1  # Euler scales the latents by it
         return Stepped(sample) if kwargs.get("return_dict", True) else (sample,)
 
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -100,7 +100,7 @@ def _with_fused_steps(cls: Any, add: Callable[[Tensor, Sequence[Tensor]], Tensor
 
 
 class FusedRun:
-    """The weights of one run, and the latents and noises that they are of."""
+    """The weights of one run, and the latents and noises that they apply to."""
 
     _ago: list[list[int]]
 
@@ -108,13 +108,13 @@ class FusedRun:
         self._stock = copy.copy(scheduler)
         self._stock.__class__ = scheduler._own_class
         self._stock._weights = None
-        self._stock = copy.deepcopy(self._stock)  # as it is before the first step
+        self._stock = copy.deepcopy(self._stock)  # its state before the first step
         self._known = scheduler._weights
         self._times = scheduler.timesteps.cpu()
         self._device = device
         self.position = 0
         self._past: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self._begin(int((self._times == timestep).nonzero()[0]))  # of an image, in the middle
+        self._begin(int((self._times == timestep).nonzero()[0]))  # not 0 for image to image
 
     def _begin(self, first: int) -> None:
         run = (repr(self._stock.config), str(self._device), *self._times[first:].tolist())
@@ -124,21 +124,21 @@ class FusedRun:
         self._first, (self._weights, self._ago) = first, self._known[run]
 
     def next(self, noise: Tensor, timestep: float | None, sample: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The next step's weights (K,), and what they are of. The timestep is looked at in the second step alone."""
+        """The next step's weights (K,), and what they apply to. Only the second step looks at the timestep."""
         if timestep is not None and float(self._times[self._first + 1]) != timestep:
-            self._begin(self._first + 1)  # the first was one that repeats, for the second time
+            self._begin(self._first + 1)  # the first step was the second of a repeated timestep
         parts = []
         for past, ago, value in zip(self._past, self._ago, (sample, noise), strict=True):
             past.insert(0, value)
             del past[1 + max(ago) :]
-            # What isn't there weighs nothing. It is another tensor: a graph knows which of its inputs are the same.
+            # Missing parts have weight 0. Each gets its own zeros: a graph specialises on inputs that are identical.
             parts += [past[j] if j < len(past) else torch.zeros_like(value) for j in ago]
         self.position += 1
         return self._weights[self.position - 1], parts
 
 
 class Stepped:
-    """What a step returns if it isn't asked for a tuple."""
+    """The output of a step with `return_dict`."""
 
     def __init__(self, prev_sample: Tensor) -> None:
         self.prev_sample = prev_sample

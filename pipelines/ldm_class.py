@@ -19,8 +19,8 @@ from .base import CachedPipeline, call_back, timesteps_to_device
 class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
     """Class-conditional latent diffusion: VQ first stage, class embedder, the forked U-Net, DDIM or PLMS.
 
-    diffusers has neither this pipeline nor the class embedder, so what is saved of the whole loads here alone; the
-    U-Net, the first stage and the scheduler load everywhere.
+    diffusers has neither this pipeline nor the class embedder, so a saved pipeline only loads here; its U-Net, first
+    stage and scheduler load everywhere.
     """
 
     model_cpu_offload_seq = "class_embedder->unet->vqvae"
@@ -28,11 +28,11 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
     def __init__(self, vqvae: VQModel, class_embedder: ClassEmbedder, unet: Any, scheduler: Any) -> None:
         super().__init__()
         self.register_modules(vqvae=vqvae, class_embedder=class_embedder, unet=unet, scheduler=scheduler)
-        self.fork_unet()  # the fork takes the stock U-Net's place
+        self.fork_unet()  # replaces the stock U-Net
 
     @property
     def num_classes(self) -> int:
-        """Without the unconditional one, whose label this number is."""
+        """The number of classes without the unconditional one, which has this number as its label."""
         return self.class_embedder.config.num_classes - 1
 
     @torch.no_grad()
@@ -61,12 +61,12 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
             class_labels: B labels, 0 to `num_classes` − 1.
             num_inference_steps: as CompVis counts them: every (1000 // steps)-th timestep, which is more than `steps`
                 where that doesn't divide 1000 (63 for 59, 100 for 91).
-            guidance_scale: 1 leaves the unconditional half out.
+            guidance_scale: 1 leaves out the unconditional half.
             eta: DDIM's; 0 is deterministic.
             generator: one for each image, or one for all.
             latents: (B, 3, 64, 64) noise to start from, instead of the generators'.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
-            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
+            cache_interval, … cache_steps, and extensions beyond the paper: see `CacheConfig`.
 
         Raises:
             ValueError: an argument out of range, by name.
@@ -109,14 +109,14 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 3, 64, 64)
 
                 output = None
-                if not step.skips:  # a skip step needs no U-Net
+                if not step.skips:  # a skipped step needs no U-Net
                     output = self.unet(
                         latent_input,
                         unet_timesteps[i],
                         step.select(context),
                         **step.unet_arguments,  # cache (2): equations 4 and 5
                     )
-                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                noise = cache.take(step, output)  # cache (3): caches the feature for later steps
                 del output  # or its feature would stay in memory through the next full step
 
                 if guided:
@@ -127,7 +127,7 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
                 bar.update()
         del step, cache  # the decoder needs the memory
 
-        # 5. Latents to image; the decoder first takes each place's nearest code.
+        # 5. Latents to image; the decoder first quantises each position to the nearest code.
         images: Any = latents
         if output_type != "latent":
             images = self.vqvae.decode(latents / self.vqvae.config.scaling_factor).sample  # (B, 3, 256, 256)
@@ -140,23 +140,23 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def check_labels(self, class_labels: Any) -> Tensor:
-        """Class labels (B,) as a tensor. Raises ValueError for what is not a list of them, or for one out of range."""
+        """Class labels (B,) as a tensor. Raises ValueError if it is not a list of labels, or one is out of range."""
         try:
             labels = torch.as_tensor(class_labels)
             if labels.is_floating_point() or labels.dtype == torch.bool:
                 raise ValueError
-            right = labels.ndim == 1 and len(labels) and labels.min() >= 0 and labels.max() < self.num_classes
+            valid = labels.ndim == 1 and len(labels) and labels.min() >= 0 and labels.max() < self.num_classes
         except (TypeError, ValueError, RuntimeError):
-            right = False
-        if not right:
+            valid = False
+        if not valid:
             raise ValueError(f"class_labels must be a list of labels from 0 to {self.num_classes - 1}")
         return labels
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str) -> Tensor:
-        """The run's timesteps, falling: 997, …, 5, 1 of 250 steps. CompVis's rule for DDIM, for PLMS diffusers'.
+        """The run's timesteps, descending: 997, …, 5, 1 for 250 steps. DDIM uses CompVis's rule, PLMS diffusers'.
 
         Raises:
-            ValueError: a number of steps that the rule makes no timesteps for.
+            ValueError: a number of steps for which the rule has no timesteps.
         """
         trained = self.scheduler.config.num_train_timesteps
         if not 1 <= num_inference_steps < trained:
@@ -168,13 +168,13 @@ class LDMClassPipeline(CachedPipeline, DiffusionPipeline):
         timesteps = torch.arange(0, trained, trained // num_inference_steps, device=device).flip(0) + offset
         if timesteps[0] >= trained:
             raise ValueError(
-                f"num_inference_steps is {num_inference_steps}, which would begin above the last timestep, "
-                f"{trained - 1}; take a divisor of {trained}"
+                f"num_inference_steps is {num_inference_steps}, which would start above the last timestep, "
+                f"{trained - 1}; use a divisor of {trained}"
             )
-        # The scheduler steps by 1000 // steps from whatever timestep it is given, so only their list is to be set.
+        # The scheduler steps by 1000 // steps from any given timestep, so it is enough to set the list.
         self.scheduler.timesteps = timesteps
         return timesteps
 
     def schedule_length(self, num_inference_steps: int, num_calls: int) -> int:
-        """The steps that a schedule is made for: all that DDIM makes, but not PLMS's extra call."""
+        """The number of steps that the schedule is made for: all of DDIM's, but without PLMS's extra call."""
         return num_calls if isinstance(self.scheduler, DDIMScheduler) else num_inference_steps

@@ -1,4 +1,4 @@
-"""A model's name or path to a pipeline on a device, with one clear line for what can go wrong."""
+"""Loads a pipeline from a model's name or path, with one clear line for each error."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .directory import check_pipeline, variant_of
 from .fused_steps import can_be_fused, fuse_steps, weighted_sum
 from .single_file import SUFFIXES, load_single_file
 
-MIRRORS = {  # taken off the hub in 2024, and where the same files are now
+MIRRORS = {  # removed from the hub in 2024: where the same files are now
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
 }
 
 
-# In the order of their names on the command line: class, and what to change in the model's own configuration.
+# By name on the command line: class, and changes to the model's own configuration.
 #
-# DPM++ and UniPC go evenly from the last timestep to 0, whatever spacing the model has for its own sampler; the last
-# step of DPM++ is of first order, which without `euler_at_final` it is below 15 steps only. Distance in dB, medians of
-# 32 pictures of the shipped model (whose own spacing is "leading"), with these settings and with the model's own:
+# DPM++ and UniPC space timesteps evenly from the last one to 0, whatever spacing the model has for its own sampler. The
+# last step of DPM++ is first-order, without `euler_at_final` only below 15 steps. Distance in dB, medians of 32 images
+# of the shipped model (whose own spacing is "leading"), with these settings and with the model's own:
 #
 #   steps           10           15           20
 #   to PLMS, 50     39.5  37.5   42.6  36.9   44.9  39.3   DPM++
@@ -56,10 +56,10 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
     """The scheduler of that name, with the noise schedule of a model's own one.
 
     Raises:
-        ValueError: naming the schedulers there are.
+        ValueError: an unknown name; the message lists the known ones.
     """
     if name not in SCHEDULERS:
-        raise ValueError(f"unknown scheduler {name!r}; there are {', '.join(SCHEDULERS)}")
+        raise ValueError(f"unknown scheduler {name!r}; choose from {', '.join(SCHEDULERS)}")
     class_name, changes = SCHEDULERS[name]
     return getattr(diffusers, class_name).from_config(config, **changes)
 
@@ -74,14 +74,14 @@ def load_pipeline(
     variant: str | None = None,
     **components: Any,
 ) -> Any:
-    """A pipeline of `cls` from a diffusers directory, a hub id or a checkpoint of one file, on the CPU.
+    """A pipeline of `cls` from a diffusers directory, a hub id or a single-file checkpoint, on the CPU.
 
     Args:
-        components: what takes the place of the model's own parts.
-        variant: of the weights, such as fp16; a directory that has one alone is loaded with it unasked.
+        components: replacements for the model's own components.
+        variant: of the weights, such as fp16; the default for a directory with only one variant is that one.
 
     Raises:
-        ValueError: no such directory, not a pipeline, or not to be had from the hub; the line names the remedy.
+        ValueError: no such directory, not a pipeline, or not available from the hub; the message names the remedy.
     """
     name = str(model)
     if name in MIRRORS and not Path(name).is_dir():
@@ -106,14 +106,14 @@ def _load_directory(cls: Any, folder: Path, dtype: torch.dtype, variant: str | N
         return cls.from_pretrained(
             folder, torch_dtype=dtype, variant=variant or variant_of(folder), local_files_only=True, **components
         )
-    except Exception as error:  # the readers of damaged files raise nearly everything
+    except Exception as error:  # readers of damaged files raise almost anything
         if is_out_of_memory(error):
             raise
         raise ValueError(f"cannot load {folder}: {_first_line(error)}; is the directory complete?") from error
 
 
 def _download(cls: Any, name: str, variant: str | None, components: dict[str, Any]) -> Path:
-    """Where the hub's files are, downloaded if need be, or from its cache if the hub can't be reached."""
+    """The folder of the hub's files, downloaded if needed, or from the cache if the hub can't be reached."""
     try:
         return Path(cls.download(name, variant=variant, **components))
     except OSError as error:
@@ -121,7 +121,7 @@ def _download(cls: Any, name: str, variant: str | None, components: dict[str, An
             raise ValueError(
                 f"the hub has no {name}, or it is private; check the name or give --model a path"
             ) from None
-    except ValueError as error:  # a repository that brings code of its own, or no such variant
+    except ValueError as error:  # a repository with its own code, or no such variant
         raise ValueError(f"cannot load {name}: {_first_line(error)}; give another --model") from None
     try:
         return Path(cls.download(name, variant=variant, local_files_only=True, **components))
@@ -133,7 +133,7 @@ def _download(cls: Any, name: str, variant: str | None, components: dict[str, An
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError if `name` is meant as a path, and there is no directory."""
+    """Raises ValueError if `name` looks like a path but is neither a directory nor a checkpoint."""
     path = Path(name)
     if path.is_file() and path.suffix not in SUFFIXES:
         raise ValueError(
@@ -148,16 +148,16 @@ def _first_line(error: Exception) -> str:
 
 
 def place_pipeline(pipe: Any, device: torch.device, *, channels_last: bool, compiled: bool, cpu_offload: bool) -> None:
-    """Moves the pipeline to the device, in the memory format and with the forward that are asked for."""
+    """Moves the pipeline to the device, with the given memory format, compilation and offloading."""
     if channels_last:
         for weight in (*pipe.unet.parameters(), *pipe.vae.parameters()):
-            if weight.dim() == 4:  # a video's convolutions over time have five
+            if weight.dim() == 4:  # temporal convolutions have five
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if compiled:
         options = {"mode": "reduce-overhead"} if device.type == "cuda" and not cpu_offload else {}  # CUDA graphs
         compile_forward(pipe.unet, **options)
         if can_be_fused(pipe.scheduler):
-            # Without CUDA graphs, which would overwrite the latents that later steps go by.
+            # Without CUDA graphs, which would overwrite latents that later steps use.
             fuse_steps(pipe.scheduler, torch.compile(weighted_sum, fullgraph=True))
     if cpu_offload:
         pipe.enable_model_cpu_offload(device=device)
@@ -166,7 +166,7 @@ def place_pipeline(pipe: Any, device: torch.device, *, channels_last: bool, comp
 
 
 def build_pipeline(cls: Any, parts: dict[str, Any], *, dtype: torch.dtype, scheduler: str | None = None) -> Any:
-    """A pipeline of `cls` made of its parts, on the CPU."""
+    """A pipeline of `cls` from its components, on the CPU."""
     pipe = cls(**parts)
     if scheduler is not None:
         pipe.scheduler = new_scheduler(scheduler, pipe.scheduler.config)
@@ -174,7 +174,7 @@ def build_pipeline(cls: Any, parts: dict[str, Any], *, dtype: torch.dtype, sched
 
 
 def check_steps(pipe: Any, steps: int, name: str = "--steps") -> None:
-    """Raises ValueError if the model's scheduler has fewer steps than that; `name` is where the number is from."""
+    """Raises ValueError if the model was trained on too few steps; `name` is the option in the message."""
     trained = pipe.scheduler.config.num_train_timesteps
     if steps >= trained:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures that pipelines are given, before diffusers' own preprocessing."""
+"""Conversion of input pictures, before diffusers' own preprocessing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from common.images import to_mask, to_rgb
 
 
 def rgb(images: Any) -> Any:
-    """PIL images, also in lists, in RGB, see `to_rgb`; those that are, arrays and tensors stay as they are.
+    """Converts PIL images, also in lists, to RGB (`to_rgb`); RGB images, arrays and tensors are unchanged.
 
-    diffusers would take the four channels of RGBA for latents, and the numbers of a palette for grey.
+    diffusers would take the four channels of RGBA for latents, and palette indices for grey values.
 
     Raises:
-        ValueError: values of no known range.
+        ValueError: values of unknown range.
     """
     if isinstance(images, list):
         return [rgb(image) for image in images]
@@ -23,10 +23,10 @@ def rgb(images: Any) -> Any:
 
 
 def masks(images: Any) -> Any:
-    """PIL images, also in lists, as masks, see `to_mask`; those in RGB, arrays and tensors stay as they are.
+    """Converts PIL images, also in lists, to masks (`to_mask`); RGB images, arrays and tensors are unchanged.
 
     Raises:
-        ValueError: values of no known range.
+        ValueError: values of unknown range.
     """
     if isinstance(images, list):
         return [masks(image) for image in images]

@@ -1,4 +1,4 @@
-"""Checkpoints of a single file, as Stable Diffusion's are often shared, through diffusers' own conversion."""
+"""Loads single-file checkpoints, as Stable Diffusion's are often shared, through diffusers' conversion."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from common.safe_load import is_state_dict, read_checkpoint
 from .directory import check_family
 
 SUFFIXES = (".safetensors", ".ckpt")
-INPUT = "model.diffusion_model.input_blocks.0.0.weight"  # of the U-Net: its channels tell inpainting models
-FAMILIES = {  # by the beginning of a name that no other has
+INPUT = "model.diffusion_model.input_blocks.0.0.weight"  # of the U-Net; its channels identify inpainting models
+FAMILIES = {  # by a prefix of weight names that only this family has
     "conditioner.embedders.0.open_clip.": "StableVideoDiffusion",
     "conditioner.embedders.": "StableDiffusionXL",
     "cond_stage_model.": "StableDiffusion",
@@ -28,16 +28,16 @@ FAMILIES = {  # by the beginning of a name that no other has
 def load_single_file(cls: Any, path: Path, *, dtype: torch.dtype, **components: Any) -> Any:
     """A pipeline of `cls` from a .safetensors or .ckpt file, on the CPU, without a safety checker.
 
-    The configuration of its layout is `NAME.yaml` beside it if there is one, else it is downloaded, as are those of the
-    text encoder and its tokenizer unless they are in the hub's cache. Nothing that the file names is run.
+    Its configuration is `NAME.yaml` beside it if that exists, else it is downloaded, as are the text encoder's and the
+    tokenizer's unless they are in the hub's cache. No code from the file is run.
 
     Raises:
-        ValueError: not such a checkpoint, one of another kind, or a configuration that can't be had.
+        ValueError: not such a checkpoint, one of another family, or no configuration available.
     """
     content = read_checkpoint(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not is_state_dict(state) or INPUT not in state:
-        raise ValueError(f"{path} is no checkpoint of Stable Diffusion; give one, a diffusers directory or a hub id")
+        raise ValueError(f"{path} is not a Stable Diffusion checkpoint; give one, a diffusers directory or a hub id")
     check_family(path, _family(state), cls)
     config = path.with_suffix(".yaml")
     try:
@@ -50,7 +50,7 @@ def load_single_file(cls: Any, path: Path, *, dtype: torch.dtype, **components: 
             local_files_only=HF_HUB_OFFLINE,
             controlnet=components.get("controlnet"),
         )
-    except Exception as error:  # of a missing package or network, a configuration of another layout
+    except Exception as error:  # no package or network, a configuration of another layout
         if is_out_of_memory(error):
             raise
         raise ValueError(

@@ -1,7 +1,7 @@
 """Text to image with Stable Diffusion and ControlNet, with DeepCache in the denoising loop.
 
-On a retrieve step at branch m the U-Net takes the residuals of skips 0 … m alone, so the ControlNet is run no further
-than that: the residuals are of this very step, at a fraction of the ControlNet's cost.
+On a retrieve step at branch m the U-Net only uses the residuals of skips 0 … m, so the ControlNet stops there: its
+residuals are up to date, at a fraction of its cost.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
     @functools.wraps(diffusers.StableDiffusionControlNetPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fork_unet()  # the fork takes the stock U-Net's place
-        self.fork_controlnet()  # likewise
+        self.fork_unet()  # replaces the stock U-Net
+        self.fork_controlnet()  # replaces the stock ControlNets
 
     def fork_controlnet(self) -> None:
-        """Forks over the same weights take the places of stock ControlNets; the configuration keeps their names."""
+        """Replaces stock ControlNets with forks that share their weights; the configuration keeps the stock names."""
         if isinstance(self.controlnet, StockMultiControlNetModel):
             if not isinstance(self.controlnet, MultiControlNetModel):  # else it would lose its hooks
                 self.controlnet = MultiControlNetModel([ControlNetModel.sharing(net) for net in self.controlnet.nets])
@@ -46,7 +46,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
             self.register_to_config(controlnet=("diffusers", "ControlNetModel"))
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As the parent's, whatever ControlNet was put in place meanwhile."""
+        """As the parent's, also if the ControlNet was replaced meanwhile."""
         self.fork_controlnet()
         super().save_pretrained(*args, **kwargs)
 
@@ -91,14 +91,14 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         """Makes images that follow `image`, such as edges. Shapes in the comments are Stable Diffusion 1.5's.
 
         Args:
-            image: what to follow; with several ControlNets a list of one for each.
-            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
-            others: as diffusers 0.24.0's.
+            image: the conditioning image; with several ControlNets a list with one for each.
+            cache_interval, … cache_steps, and extensions beyond the paper: see `CacheConfig`.
+            others: as in diffusers 0.24.0.
 
         Raises:
             ValueError: an argument out of range, by name.
         """
-        # 0. Check. What is for each ControlNet becomes a list.
+        # 0. Check. Arguments of each ControlNet become lists.
         self.check_numbers(
             height=height, width=width, num_inference_steps=num_inference_steps, timesteps=timesteps,
             num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale, eta=eta,
@@ -108,7 +108,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
         image = rgb(image)
         config.refuse("reuse_guidance", "guidance_stop")
-        self.fork_controlnet()  # if another was put in place meanwhile
+        self.fork_controlnet()  # it may have been replaced meanwhile
         nets = self.controlnet.nets if isinstance(self.controlnet, MultiControlNetModel) else [self.controlnet]
         starts, ends, scales = (
             value if isinstance(value, list) else [value] * len(nets)
@@ -137,7 +137,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
             device,
         )  # fmt: skip
 
-        # 3. What to follow.
+        # 3. Conditioning images.
         hints_given: Any = image if len(nets) > 1 else [image]
         hints = [
             self.prepare_image(
@@ -168,11 +168,11 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 4, H/8, W/8)
 
                 output = None
-                if not step.skips:  # a skip step needs no U-Net
+                if not step.skips:  # a skipped step needs no U-Net
                     now, later = i / len(timesteps), (i + 1) / len(timesteps)
                     strengths = [s * (a <= now and later <= b) for s, a, b in zip(scales, starts, ends, strict=True)]
                     # cache (2): a retrieve step uses the residuals of skips 0 … m
-                    residuals, middle = self.follow(
+                    residuals, middle = self.run_controlnets(
                         hints, strengths, latent_input, unet_timesteps[i], prompt_embeds, guess_mode,
                         step.retrieve_branch,
                     )  # fmt: skip
@@ -187,7 +187,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
                         mid_block_additional_residual=middle,
                         **step.unet_arguments,  # cache (3): equations 4 and 5
                     )
-                noise = cache.take(step, output)  # cache (4): keeps the feature for the steps to come
+                noise = cache.take(step, output)  # cache (4): caches the feature for later steps
                 del output  # or its feature would stay in memory through the next full step
 
                 if self.do_classifier_free_guidance:
@@ -205,7 +205,7 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         # 6. Latents to image.
         return self.finish(latents, output_type, return_dict, prompt_embeds.dtype, generator)
 
-    def follow(
+    def run_controlnets(
         self,
         hints: list[Tensor],
         strengths: list[float],
@@ -215,9 +215,9 @@ class StableDiffusionControlNetPipeline(CachedSDPipeline, diffusers.StableDiffus
         guess_mode: bool,
         cache_branch_id: int | None,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """The ControlNet's residuals: one for each skip, down to the branch's if it is given, else with the middle's.
+        """The ControlNet's residuals: for skips 0 to the branch if it is given, else for all skips and the middle.
 
-        In guess mode the half of the batch without prompt is not controlled.
+        In guess mode the half of the batch without a prompt is not controlled.
         """
         guess_half = guess_mode and self.do_classifier_free_guidance
         if guess_half:

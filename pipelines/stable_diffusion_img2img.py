@@ -24,7 +24,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
     @functools.wraps(diffusers.StableDiffusionImg2ImgPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fork_unet()  # the fork takes the stock U-Net's place
+        self.fork_unet()  # replaces the stock U-Net
 
     @torch.no_grad()
     def __call__(
@@ -63,8 +63,8 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
         The loop runs the last `strength` of the steps; the cache counts them from 0.
 
         Args:
-            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
-            others: as diffusers 0.24.0's.
+            cache_interval, … cache_steps, and extensions beyond the paper: see `CacheConfig`.
+            others: as in diffusers 0.24.0.
 
         Raises:
             ValueError: an argument out of range, by name.
@@ -121,7 +121,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
                 latent_input = self.scheduler.scale_model_input(step.expand(latents), t)  # (2B, 4, H/8, W/8)
 
                 output = None
-                if not step.skips:  # a skip step needs no U-Net
+                if not step.skips:  # a skipped step needs no U-Net
                     output = self.unet(
                         latent_input,
                         unet_timesteps[i],
@@ -131,7 +131,7 @@ class StableDiffusionImg2ImgPipeline(CachedSDPipeline, diffusers.StableDiffusion
                         added_cond_kwargs=step.select(added_cond_kwargs),
                         **step.unet_arguments,  # cache (2): equations 4 and 5
                     )
-                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                noise = cache.take(step, output)  # cache (3): caches the feature for later steps
                 del output  # or its feature would stay in memory through the next full step
 
                 if self.do_classifier_free_guidance:

@@ -24,7 +24,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
     @functools.wraps(diffusers.StableDiffusionInpaintPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fork_unet()  # the fork takes the stock U-Net's place
+        self.fork_unet()  # replaces the stock U-Net
 
     @torch.no_grad()
     def __call__(
@@ -65,12 +65,12 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
     ) -> StableDiffusionPipelineOutput | tuple[Any, ...]:
         """Redraws `image` to each prompt where `mask_image` is white. Shapes in the comments are SD 1.5's.
 
-        A U-Net of 9 channels sees mask and masked image at every step; with one of 4 channels, what is outside the
-        mask is put back after every step. The loop runs the last `strength` of the steps; the cache counts from 0.
+        A U-Net with 9 input channels sees mask and masked image at every step; with 4 channels, the area outside the
+        mask is restored after every step. The loop runs the last `strength` of the steps; the cache counts from 0.
 
         Args:
-            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
-            others: as diffusers 0.24.0's.
+            cache_interval, … cache_steps, and extensions beyond the paper: see `CacheConfig`.
+            others: as in diffusers 0.24.0.
 
         Raises:
             ValueError: an argument out of range, by name.
@@ -149,7 +149,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
                     latent_input = torch.cat([latent_input, *seen], dim=1)  # (2B, 9, H/8, W/8)
 
                 output = None
-                if not step.skips:  # a skip step needs no U-Net
+                if not step.skips:  # a skipped step needs no U-Net
                     output = self.unet(
                         latent_input,
                         unet_timesteps[i],
@@ -159,7 +159,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
                         added_cond_kwargs=step.select(added_cond_kwargs),
                         **step.unet_arguments,  # cache (2): equations 4 and 5
                     )
-                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                noise = cache.take(step, output)  # cache (3): caches the feature for later steps
                 del output  # or its feature would stay in memory through the next full step
 
                 if self.do_classifier_free_guidance:
@@ -181,7 +181,7 @@ class StableDiffusionInpaintPipeline(CachedSDPipeline, diffusers.StableDiffusion
                 self.report_step(bar, i, t, num_warmup_steps, latents, callback, callback_steps)
         del step, cache  # the decoder needs the memory
 
-        # 5. Latents to image. An asymmetric autoencoder also takes what is outside the mask.
+        # 5. Latents to image. An asymmetric autoencoder also takes the image and the mask.
         decoder_arguments = {}
         if isinstance(self.vae, diffusers.AsymmetricAutoencoderKL) and output_type != "latent":
             kind = {"device": device, "dtype": masked_image_latents.dtype}

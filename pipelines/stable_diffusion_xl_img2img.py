@@ -23,12 +23,12 @@ from .pictures import rgb
 
 
 class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusionXLImg2ImgPipeline):
-    """diffusers' `StableDiffusionXLImg2ImgPipeline`; with `denoising_start` it goes on where a base model stopped."""
+    """diffusers' `StableDiffusionXLImg2ImgPipeline`; with `denoising_start` it continues where a base model stopped."""
 
     @functools.wraps(diffusers.StableDiffusionXLImg2ImgPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fork_unet()  # the fork takes the stock U-Net's place
+        self.fork_unet()  # replaces the stock U-Net
 
     @torch.no_grad()
     def __call__(
@@ -78,11 +78,11 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
         cache_steps: Sequence[int] | None = None,
         **extensions: Unpack[Extensions],
     ) -> StableDiffusionXLPipelineOutput | tuple[Any, ...]:
-        """Redraws images, or goes on with latents. Shapes in the comments are SDXL's.
+        """Redraws images, or continues from latents. Shapes in the comments are SDXL's.
 
         Args:
-            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
-            others: as diffusers 0.24.0's.
+            cache_interval, … cache_steps, and extensions beyond the paper: see `CacheConfig`.
+            others: as in diffusers 0.24.0.
 
         Raises:
             ValueError: an argument out of range, by name.
@@ -162,7 +162,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
                     **added,
                 }
                 output = None
-                if not step.skips:  # a skip step needs no U-Net
+                if not step.skips:  # a skipped step needs no U-Net
                     output = self.unet(
                         latent_input,
                         unet_timesteps[i],
@@ -172,7 +172,7 @@ class StableDiffusionXLImg2ImgPipeline(CachedXLPipeline, diffusers.StableDiffusi
                         added_cond_kwargs=step.select(added_cond_kwargs),
                         **step.unet_arguments,  # cache (2): equations 4 and 5
                     )
-                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                noise = cache.take(step, output)  # cache (3): caches the feature for later steps
                 del output  # or its feature would stay in memory through the next full step
 
                 if self.do_classifier_free_guidance:

@@ -28,7 +28,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
     @functools.wraps(diffusers.StableDiffusionXLInpaintPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fork_unet()  # the fork takes the stock U-Net's place
+        self.fork_unet()  # replaces the stock U-Net
 
     @torch.no_grad()
     def __call__(
@@ -85,8 +85,8 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
         """Redraws what the mask covers. Shapes in the comments are SDXL's.
 
         Args:
-            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
-            others: as diffusers 0.24.0's.
+            cache_interval, … cache_steps, and extensions beyond the paper: see `CacheConfig`.
+            others: as in diffusers 0.24.0.
 
         Raises:
             ValueError: an argument out of range, by name.
@@ -189,7 +189,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
                     **added,
                 }
                 output = None
-                if not step.skips:  # a skip step needs no U-Net
+                if not step.skips:  # a skipped step needs no U-Net
                     output = self.unet(
                         latent_input,
                         unet_timesteps[i],
@@ -199,7 +199,7 @@ class StableDiffusionXLInpaintPipeline(CachedXLPipeline, diffusers.StableDiffusi
                         added_cond_kwargs=step.select(added_cond_kwargs),
                         **step.unet_arguments,  # cache (2): equations 4 and 5
                     )
-                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                noise = cache.take(step, output)  # cache (3): caches the feature for later steps
                 del output  # or its feature would stay in memory through the next full step
 
                 if self.do_classifier_free_guidance:

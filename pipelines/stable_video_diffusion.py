@@ -24,7 +24,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
     @functools.wraps(diffusers.StableVideoDiffusionPipeline.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fork_unet()  # the fork takes the stock U-Net's place
+        self.fork_unet()  # replaces the stock U-Net
 
     @torch.no_grad()
     def __call__(
@@ -58,10 +58,10 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         """Makes a video of `num_frames` frames from each image. Shapes in the comments are Stable Video Diffusion's.
 
         Args:
-            min_guidance_scale, max_guidance_scale: of the first and the last frame; in between it rises evenly.
-            decode_chunk_size: frames decoded at once; fewer need less memory, and flicker more. All, if not given.
-            cache_interval, … cache_steps, and extensions beyond the paper: as of `CacheConfig`.
-            others: as diffusers 0.24.0's.
+            min_guidance_scale, max_guidance_scale: of the first and the last frame, linear in between.
+            decode_chunk_size: frames decoded at once; fewer need less memory but flicker more. Default: all.
+            cache_interval, … cache_steps, and extensions beyond the paper: see `CacheConfig`.
+            others: as in diffusers 0.24.0.
 
         Returns:
             `frames`, for each video a list of images, an array (F, H, W, 3) or a tensor (F, 3, H, W).
@@ -77,7 +77,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
             decode_chunk_size=decode_chunk_size, num_videos_per_prompt=num_videos_per_prompt,
         )  # fmt: skip
         config = CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions)
-        config.refuse("skip_interval", "skip_steps")  # not tried: no trained model at hand
+        config.refuse("skip_interval", "skip_steps")  # not tried: no trained model available
         image = rgb(image)
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
@@ -96,7 +96,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
         timesteps = self.scheduler.timesteps
         cache = self.start_cache(config, num_inference_steps, len(timesteps), frames=num_frames)
 
-        # 2. What the video is to show: the image's embedding, and its latents, slightly noised, for every frame.
+        # 2. Conditions: the image's embedding, and its latents, slightly noised, for every frame.
         image_embeds = self._encode_image(image, device, num_videos_per_prompt, guided)  # (2B, 1, 1024)
         pixels = self.image_processor.preprocess(image, height=height, width=width)  # (B, 3, H, W)
         noise = randn_tensor(pixels.shape, generator=generator, device=pixels.device, dtype=pixels.dtype)
@@ -117,7 +117,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
             guided,
         ).to(device)  # (2B, 3)  # fmt: skip
 
-        # 4. Noise to start from, and how far each frame is guided.
+        # 4. Noise to start from, and the guidance scale of each frame.
         latents = self.prepare_latents(
             batch_size, num_frames, channels, height, width, image_embeds.dtype, device, generator, latents,
         )  # (B, F, 4, H/8, W/8)  # fmt: skip
@@ -142,7 +142,7 @@ class StableVideoDiffusionPipeline(CachedPipeline, diffusers.StableVideoDiffusio
                     added_time_ids=step.select(added_time_ids),
                     **step.unet_arguments,  # cache (2): equations 4 and 5
                 )
-                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                noise = cache.take(step, output)  # cache (3): caches the feature for later steps
                 del output  # or its feature would stay in memory through the next full step
 
                 if guided:

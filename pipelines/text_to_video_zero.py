@@ -1,7 +1,7 @@
 """Text to video without training on videos (Text2Video-Zero), with DeepCache in its three denoising loops.
 
-One frame is denoised to time T_1, then to T_0. Warped there by the motion, and noised back to T_1, it is what all other
-frames start from. From T_1 all frames are denoised together, each attending to the first.
+The first frame is denoised to time T_1, then to T_0. Warped there by the motion and noised back to T_1, it becomes the
+start of all other frames. From T_1 on all frames are denoised together, each attending to the first.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from .base import CachedSDPipeline, timesteps_to_device
 
 
 def default_moments(num_inference_steps: int) -> tuple[int, int]:
-    """t0 and t1 for a run of that length, as 44 and 47 are for 50 steps."""
+    """t0 and t1 for a run of that length, in the proportion of 44 and 47 to 50 steps."""
     t1 = min(round(0.94 * num_inference_steps), num_inference_steps - 1)
     return min(round(0.88 * num_inference_steps), t1 - 1), t1
 
 
 class CrossFrameAttention(CrossFrameAttnProcessor2_0):
-    """diffusers' attention to the first frame, bit for bit. That picks the frame by a list, which waits for the device.
+    """diffusers' attention to the first frame, bit for bit, but without indexing by a list, which waits for the device.
 
     Args:
-        batch_size: the halves of guidance that the frames are of, 2 or 1.
+        batch_size: number of guidance halves in the batch, 2 or 1.
     """
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None
     ) -> Tensor:
-        """(2F, HW, C) after attention to the text, or to the first frame without."""
+        """Attention to the text, or without text to the first frame: (2F, HW, C)."""
         if encoder_hidden_states is not None or attention_mask is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
         rows, width = len(hidden_states), hidden_states.shape[-1]
         frames = max(1, rows // self.batch_size)
 
-        def of_first_frame(x: Tensor) -> Tensor:  # of each half, for all frames
+        def of_first_frame(x: Tensor) -> Tensor:  # of each half, repeated for all frames
             x = x.reshape(-1, frames, *x.shape[1:])  # (2, F, HW, C)
             return x[:, :1].expand_as(x).reshape(rows, *x.shape[2:])  # (2F, HW, C)
 
@@ -66,8 +66,7 @@ class CrossFrameAttention(CrossFrameAttnProcessor2_0):
 class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipeline):
     """diffusers' `TextToVideoZeroPipeline`; loads any Stable Diffusion 1.x or 2.x directory.
 
-    The U-Net's attention is across frames only during a call, so that other pipelines can share it, though not
-    meanwhile.
+    The U-Net attends across frames only during a call, so other pipelines can share it, but not at the same time.
     """
 
     def __init__(
@@ -82,12 +81,12 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        # Past the parent, whose own __init__ of 0.24.0 fails: it passes the last argument in the place before it.
+        # Bypasses the parent's __init__, which fails in 0.24.0: it passes the last argument in the wrong position.
         super(diffusers.TextToVideoZeroPipeline, self).__init__(
             vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
             requires_safety_checker,
         )  # fmt: skip
-        self.fork_unet()  # the fork takes the stock U-Net's place
+        self.fork_unet()  # replaces the stock U-Net
 
     @torch.no_grad()
     def __call__(
@@ -123,12 +122,12 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
 
         Args:
             prompt: one prompt.
-            t0, t1: how many steps before the last T_0 and T_1 are, 0 ≤ t0 < t1 < steps.
-            motion_field_strength_x, motion_field_strength_y: how far a frame moves from the one before, in pixels of
-                a picture of 512 × 512.
+            t0, t1: T_0 and T_1, counted in steps from the last one, 0 ≤ t0 < t1 < steps.
+            motion_field_strength_x, motion_field_strength_y: motion from one frame to the next, in pixels at
+                512 × 512.
             output_type: "latent", "pil", "pt", or else an array.
-            cache_interval, … cache_steps: as of `CacheConfig`, for each of the three loops on its own.
-            others: as diffusers 0.24.0's.
+            cache_interval, … cache_steps: see `CacheConfig`; for each of the three loops separately.
+            others: as in diffusers 0.24.0.
 
         Returns:
             `images`, the frames: (F, H, W, 3) in [0, 1], a list of images, or (F, 3, H, W).
@@ -149,7 +148,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         if len(frame_ids) != video_length:
             raise ValueError(f"video_length is {video_length}; it must be as long as frame_ids, {len(frame_ids)}")
         if len(prompts) != 1 or num_videos_per_prompt != 1:
-            raise ValueError("Text2Video-Zero makes one video of one prompt a call")
+            raise ValueError("Text2Video-Zero makes one video of one prompt per call")
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
         self.check_inputs(prompts, height, width, callback_steps)
@@ -159,9 +158,11 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         self.scheduler.set_timesteps(num_inference_steps, device="cpu")
         timesteps = self.scheduler.timesteps
         if timesteps.is_floating_point():
-            raise ValueError(f"{type(self.scheduler).__name__} does not fit Text2Video-Zero; take DDIM, PLMS or DPM++")
+            raise ValueError(f"{type(self.scheduler).__name__} does not fit Text2Video-Zero; use DDIM, PLMS or DPM++")
         if not 0 <= t0 < t1 < len(timesteps):
-            raise ValueError(f"t0 is {t0} and t1 {t1}; 0 ≤ t0 < t1 < {len(timesteps)} (the steps) is needed")
+            raise ValueError(
+                f"t0 is {t0} and t1 {t1}; they must satisfy 0 ≤ t0 < t1 < {len(timesteps)}, the number of steps"
+            )
 
         # 1. Prompt to text embeddings.
         negative = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
@@ -194,7 +195,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
             scheduler_at_t1 = copy.deepcopy(self.scheduler)
             first_at_t0 = run(first_at_t1, slice(-t1 - 1, -t0 - 1), prompt_embeds)
 
-            # 4. The other frames: that one moved, and noised back to T_1.
+            # 4. The other frames: the first one warped, and noised back to T_1.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # torch's, of defaults that changed before 0.24.0
                 others = create_motion_field_and_warp_latents(
@@ -241,7 +242,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
         extra_step_kwargs: dict[str, Any],
         config: CacheConfig,
     ) -> Tensor:
-        """Denoises latents (F, 4, H/8, W/8) along the timesteps, whose full steps are counted from their own first.
+        """Denoises latents (F, 4, H/8, W/8) along the timesteps, which the cache counts from 0.
 
         Args:
             unet_timesteps: the same on the U-Net's device.
@@ -262,7 +263,7 @@ class TextToVideoZeroPipeline(CachedSDPipeline, diffusers.TextToVideoZeroPipelin
                     encoder_hidden_states=prompt_embeds,
                     **step.unet_arguments,  # cache (2): equations 4 and 5
                 )
-                noise = cache.take(step, output)  # cache (3): keeps the feature for the steps to come
+                noise = cache.take(step, output)  # cache (3): caches the feature for later steps
                 del output  # or its feature would stay in memory through the next full step
 
                 if guidance_scale > 1:

@@ -1,6 +1,6 @@
-"""Small models with random weights, laid out as the published ones: to try the forks without downloads.
+"""Small models with random weights in the layouts of the published ones, to try the forks without downloads.
 
-Their pictures show nothing. Weights are the same at every call.
+Their pictures are noise. Weights are the same at every call.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def unet(layout: dict[str, Any], **changes: Any) -> diffusers.UNet2DConditionMod
 
 
 def vae() -> diffusers.AutoencoderKL:
-    """From pictures of 64 × 64 to latents of 8 × 8."""
+    """An autoencoder from pictures of 64 × 64 to latents of 8 × 8."""
     torch.manual_seed(2)
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -86,7 +86,7 @@ def vae() -> diffusers.AutoencoderKL:
 
 
 def text_encoder(width: int, projection: int | None = None) -> Any:
-    """CLIP's, with the pooled output projected if `projection` is given."""
+    """CLIP's text encoder, with the pooled output projected if `projection` is given."""
     torch.manual_seed(3)
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     config = CLIPTextConfig(
@@ -105,7 +105,7 @@ def text_encoder(width: int, projection: int | None = None) -> Any:
 
 
 def sd21_parts(in_channels: int = 4) -> dict[str, Any]:
-    """What a Stable Diffusion 2.1 pipeline is built from."""
+    """The components of a Stable Diffusion 2.1 pipeline."""
     return {
         "unet": unet(SD21, in_channels=in_channels),
         "vae": vae(),
@@ -119,7 +119,7 @@ def sd21_parts(in_channels: int = 4) -> dict[str, Any]:
 
 
 def xl_parts(in_channels: int = 4) -> dict[str, Any]:
-    """What an SDXL pipeline is built from."""
+    """The components of an SDXL pipeline."""
     return {
         "unet": unet(SDXL, in_channels=in_channels),
         "vae": vae(),
@@ -133,7 +133,7 @@ def xl_parts(in_channels: int = 4) -> dict[str, Any]:
 
 
 def xl_refiner_parts() -> dict[str, Any]:
-    """What SDXL's refiner is built from: no first text encoder, and a score among the sizes."""
+    """The components of SDXL's refiner: no first text encoder, and a score among the sizes."""
     return {
         **xl_parts(),
         "unet": unet(SDXL_REFINER),
@@ -144,9 +144,9 @@ def xl_refiner_parts() -> dict[str, Any]:
 
 
 def svd_parts() -> dict[str, Any]:
-    """What a Stable Video Diffusion pipeline is built from; four frames."""
+    """The components of a Stable Video Diffusion pipeline with four frames."""
     torch.manual_seed(4)
-    # Its classes have 32 groups in every normalisation, so 32 channels are the least.
+    # Its classes have 32 groups in every normalisation, so 32 channels are the minimum.
     video_unet = diffusers.UNetSpatioTemporalConditionModel(
         sample_size=8,
         block_out_channels=(32, 32, 64, 64),
@@ -180,9 +180,9 @@ def svd_parts() -> dict[str, Any]:
 
 
 def controlnet(of: diffusers.UNet2DConditionModel) -> diffusers.ControlNetModel:
-    """A ControlNet for pictures an eighth of whose sides are the latents', which does something: no layer is zero."""
+    """A ControlNet for pictures eight times the latents' size. No layer is zero, so it has an effect."""
     torch.manual_seed(5)
-    # Of three channels a picture has too few for the default widths to be small.
+    # The default widths of the conditioning embedding are not small.
     net = diffusers.ControlNetModel.from_unet(of, conditioning_embedding_out_channels=(4, 8, 16, 32))
     for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
         torch.nn.init.normal_(layer.weight, std=0.02)

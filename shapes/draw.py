@@ -1,4 +1,4 @@
-"""Pictures fresh from the renderer, as the reference that the shipped models' pictures are compared with.
+"""Draws new pictures with the renderer, as the reference for the shipped models' pictures.
 
 python -m shapes.draw --model ldm4 --count 2000 --out drawn.npz
 """
@@ -21,11 +21,11 @@ from common.files import atomic_write
 from .train_ddpm import small_pictures
 from .train_sd import batch_of_pictures
 
-SEED = 7  # none of the training's, whose first numbers are 0, 1 and 10 to 12
+SEED = 7  # not used in training, whose seeds begin with 0, 1 and 10 to 12
 
 
 def pictures_like(model: str, size: int, *seed: int) -> Tensor:
-    """`size` pictures (B, 3, H, W) in [-1, 1] like those that the model that stands for `model` was trained on."""
+    """`size` pictures (B, 3, H, W) in [-1, 1] like the training pictures of the shipped stand-in for `model`."""
     if model == "ddpm-cifar10":
         return small_pictures(size, *seed)
     return batch_of_pictures(size, *seed, things=1 if model == "ldm4" else None)[0]

@@ -1,4 +1,4 @@
-"""Draws `assets/example.png`, the still image that the video scripts start from if none is given.
+"""Draws `assets/example.png`, the default input image of the video scripts.
 
 python -m shapes.draw_example
 """

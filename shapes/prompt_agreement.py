@@ -1,10 +1,10 @@
-"""How many of the shipped model's pictures show what their captions say, by the shipped image-text encoder.
+"""The share of the shipped model's pictures that match their captions, by the shipped image-text encoder.
 
     python -m shapes.prompt_agreement --count 500
 
-Held-out captions of two things each. A picture has an attribute right if the encoder finds no other value of it, for
-either thing, closer to the picture than the caption's; it resists a hard negative if the caption beats it. The same is
-done for fresh renders of the captions: what the encoder can tell at all.
+Captions are held out and have two things each. A picture has an attribute right if for neither thing the encoder puts
+another value of it closer to the picture than the caption's; it resists a hard negative if the caption is closer. The
+same is measured for new renders of the captions: the best that the encoder can tell.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .scenes import Scene, alternatives, hard_negatives, random_scene, render
 
 
 class CaptionClassifier:
-    """Tells with the image-text encoder which caption fits a picture."""
+    """Decides with the image-text encoder which caption fits a picture."""
 
     def __init__(self, folder: Path) -> None:
         name = f"local-dir:{folder}"
@@ -47,7 +47,7 @@ class CaptionClassifier:
         return (texts @ picture.T)[:, 0]
 
     def verdicts(self, image: Image.Image, scene: Scene) -> dict[str, bool]:
-        """For each hard negative and each attribute, whether the scene's caption wins."""
+        """For each hard negative and each attribute, whether the scene's own caption is the closest."""
         others = {name: [wrong] for name, wrong in hard_negatives(scene).items()} | alternatives(scene)
         captions = [scene.caption] + [wrong.caption for wrongs in others.values() for wrong in wrongs]
         own, *rest = self.similarity(image, captions).tolist()

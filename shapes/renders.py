@@ -1,7 +1,7 @@
-"""Sets of pictures fresh from the renderer, as a model that makes no mistakes would make them.
+"""Sets of new pictures by the renderer, as a model without mistakes would make them.
 
-Their scores are the best that the miniature's tables can have: the FID of real pictures is not 0, nor their CLIP Score
-100.
+Their scores are the best that the tables of the shipped models can reach: the FID of real pictures is not 0, nor is
+their CLIP Score 100.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .scenes import held_out_scene, render
 
 @dataclass(frozen=True)
 class Settings:
-    """Which pictures: like those that the model that stands for `like` was trained on, or of captions held out."""
+    """Which pictures: like the training pictures of the shipped stand-in for `like`, or of held-out captions."""
 
     like: str  # ldm4 or ddpm-cifar10; or captions
     seed: int = 0
@@ -49,4 +49,4 @@ def _picture(like: str, seed: int, index: int) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
 
 
-RENDERS = 23  # first of the numbers that their noise is drawn from: neither training nor references have it
+RENDERS = 23  # the seeds begin with this: used neither in training nor for references

@@ -1,7 +1,7 @@
-"""Captioned pictures of coloured shapes: the data on which the shipped models are trained and judged.
+"""Captioned pictures of coloured shapes: the data on which the shipped models are trained and evaluated.
 
-A `Scene` says what is to be seen, `caption` puts it into words and `render` draws it. One scene has one caption
-and many pictures: exact place, size, shade and texture phase are drawn from the generator that `render` is given.
+A `Scene` describes a picture, `caption` puts it into words and `render` draws it. One scene has one caption and many
+pictures: exact position, size, shade and texture phase are drawn from the generator passed to `render`.
 """
 
 from __future__ import annotations
@@ -77,15 +77,15 @@ class Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene's caption, one in sixteen, is kept from all training."""
+    """Whether the scene's caption is held out of all training, as one in sixteen is."""
     return zlib.crc32(scene.caption.encode()) % 16 == 0
 
 
 def random_scene(rng: np.random.Generator, held_out: bool = False, things: int | None = None) -> Scene:
     """A scene drawn at random from the training captions, or from the held-out ones.
 
-    `things` is 1 or 2, by default two in four of five scenes. A thing has never the background's colour, and two
-    things of one scene differ in colour and in shape, so that swapping either makes another scene (see
+    `things` is 1 or 2, by default two in four of five scenes. A thing never has the background's colour, and the two
+    things of a scene differ in colour and in shape, so that swapping either gives another scene (see
     `hard_negatives`).
     """
     while is_held_out(scene := _any_scene(rng, things)) != held_out:
@@ -110,7 +110,7 @@ def _any_scene(rng: np.random.Generator, things: int | None) -> Scene:
 
 
 def hard_negatives(scene: Scene) -> dict[str, Scene]:
-    """Scenes of the same words that say something else, by what was exchanged. For scenes of two things."""
+    """Scenes with the same words and another meaning, by what was swapped. For scenes of two things."""
     first, second = scene.things
     return {
         "colours swapped": replace(
@@ -124,9 +124,9 @@ def hard_negatives(scene: Scene) -> dict[str, Scene]:
 
 
 def alternatives(scene: Scene) -> dict[str, list[Scene]]:
-    """All scenes that differ from a scene in one attribute, by attribute ("relation" is the place of a single thing).
+    """All scenes that differ in one attribute, by attribute ("relation" is the position of a single thing).
 
-    A picture has its shapes right if no other shape of either thing fits it better than the caption's; likewise
+    A picture has its shapes right if no other shape of either thing fits it better than the caption's; likewise for
     colours and the relation.
     """
 
@@ -150,9 +150,9 @@ KINDS = (list(COLOURS), list(SHAPES), list(RADII))  # the attributes of a thing
 
 
 def attributes(scene: Scene) -> np.ndarray:
-    """What is on each side of the picture: int64 (4, 3), colour, shape and size as places in `KINDS`.
+    """What is on each side of the picture: int64 (4, 3), colour, shape and size as positions in `KINDS`.
 
-    A side with nothing has each attribute's count there. Two things are on opposite sides, one thing is on one.
+    An empty side has each attribute's count instead. Two things are on opposite sides, one thing is on one.
     """
     table = np.tile([len(kind) for kind in KINDS], (4, 1))
     x, y = (RELATIONS if len(scene.things) == 2 else PLACES)[scene.where]
@@ -163,7 +163,7 @@ def attributes(scene: Scene) -> np.ndarray:
 
 
 def words() -> list[str]:
-    """Every word that a caption can hold."""
+    """Every word that can occur in a caption."""
     text = [*SHAPES, *COLOURS, *BACKGROUNDS, *TEXTURES[1:], *RADII, *RELATIONS, *PLACES, "a on background"]
     return sorted({word for phrase in text for word in phrase.split()})
 
@@ -201,7 +201,7 @@ def _background(scene: Scene, x: np.ndarray, y: np.ndarray, rng: np.random.Gener
 
 
 def _centres(scene: Scene, radii: list[float], rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Where the things stand, (x, y) in pixels: apart along the relation's axis, roughly in line across it."""
+    """Centres of the things, (x, y) in pixels: separated along the relation's axis, roughly aligned across it."""
     edge = 1.5
     if len(radii) == 1:
         r = radii[0]

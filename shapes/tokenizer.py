@@ -15,10 +15,10 @@ END_OF_WORD = "</w>"
 
 
 def make_tokenizer(words: list[str], max_length: int) -> CLIPTokenizer:
-    """Byte-pair merges learned on the words until each is whole, on top of the full byte alphabet.
+    """Byte-pair merges learned on the words until each is one token, on top of the full byte alphabet.
 
-    A word outside the list is spelled in bytes, as CLIP's own tokenizer spells what it never saw. The end-of-text
-    token has the highest id, by which both CLIP's text models find it. The same list gives the same tokenizer.
+    Words outside the list are spelled in bytes, as in CLIP's own tokenizer. The end-of-text token has the highest id,
+    by which CLIP's text models find it. The same list gives the same tokenizer.
     """
     merges = learn_merges(words)
     alphabet = list(bytes_to_unicode().values())
@@ -33,10 +33,10 @@ def make_tokenizer(words: list[str], max_length: int) -> CLIPTokenizer:
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """The most frequent pair of neighbours again and again, the alphabetically first among equals.
+    """Repeatedly merges the most frequent pair of neighbours, ties broken alphabetically.
 
-    Written here because the library's trainer breaks ties by chance: its ids change from one process to the next, and
-    with them what a trained embedding means.
+    Implemented here because the library's trainer breaks ties at random: token ids, and with them the meaning of a
+    trained embedding, would change from process to process.
     """
     spelled = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
     merges = []

@@ -2,9 +2,9 @@
 
     python -m shapes.train_clip --work build/shapes-clip
 
-A small CLIP in open_clip's own format, trained apart from the text-to-image model, on the same kind of pictures. Each
-picture is contrasted with the other captions of its batch and with scenes of nearly the same words: one attribute
-changed, or two exchanged. Given again, the command goes on where it was stopped.
+A small CLIP in open_clip's own format, trained independently of the text-to-image model on the same kind of pictures.
+Each picture is contrasted with the other captions of its batch and with near misses: one attribute changed, or two
+swapped. Runs are resumable: rerun the same command.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NEGATIVES = 5  # per picture, besides the other captions of the batch
 def near_misses(scene: Scene, rng: np.random.Generator) -> list[str]:
     """`NEGATIVES` captions that resemble the scene's but are false of its pictures.
 
-    The exchanges always, and another shape: they are the last that is learned, the reversed relation above all.
+    Always the swaps, and another shape: these are learned last, the reversed relation above all.
     """
     candidates = {kind: others[rng.integers(len(others))] for kind, others in alternatives(scene).items()}
     drawn = [candidates.pop("shape"), *(list(candidates.values())[k] for k in rng.permutation(len(candidates)))]
@@ -62,7 +62,7 @@ def near_misses(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Blur and noise of random strength, so that a generated picture's softer edges are not strange to the encoder."""
+    """Blur and noise of random strength, so that the encoder also knows the softer edges of generated pictures."""
     count = len(pictures)
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     share = torch.rand(count, 1, 1, 1, generator=generator)
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     CONFIG["model_cfg"]["text_cfg"]["vocab_size"] = len(tokenizer)
     text_cfg = {k: v for k, v in CONFIG["model_cfg"]["text_cfg"].items() if k != "hf_tokenizer_name"}
     encoder = open_clip.CLIP(**{**CONFIG["model_cfg"], "text_cfg": text_cfg})
-    # In training alone, both kinds of features have to tell through these what is on each side of the picture.
+    # Only in training: both kinds of features have to predict what is on each side of the picture.
     encoder.heads = nn.ModuleList([attribute_head(CONFIG["model_cfg"]["embed_dim"]) for _ in range(4)])
 
     def batch(size: int, *seed: int, held_out: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -111,10 +111,10 @@ def run(args: argparse.Namespace) -> None:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits of every picture against every true caption (B, B), and against its own near misses (B, NEGATIVES).
 
-        And how badly the features tell the sides.
+        Also the loss of predicting the sides from the features.
         """
         images, texts, scale = model(pictures, tokens)
-        features = torch.cat([images, texts[: len(pictures)]]) * 10  # unit length is too short for sharp scores
+        features = torch.cat([images, texts[: len(pictures)]]) * 10  # at unit length scores can't be sharp
         scores = torch.stack([head(features) for head in model.heads], 1)  # (2B, 4, 18)
         sides_loss = attribute_loss(scores, sides.repeat(2, 1, 1))
         near = texts[len(pictures) :].view(len(pictures), NEGATIVES, -1)

@@ -2,9 +2,9 @@
 
     python -m shapes.train_ddpm --work build/shapes-ddpm
 
-The layout is that of the U-Net for CIFAR-10 made narrow: 32 × 32 pixels, four levels, two layers a block, attention
-at 16 × 16, hence twelve skip branches; noise and loss are those of Ho et al. 2020, but for a second stage that weighs
-noisy pictures more. A killed run is continued by the same command.
+The layout is a narrow version of the U-Net for CIFAR-10: 32 × 32 pixels, four levels, two layers per block, attention
+at 16 × 16, hence twelve skip branches. Noise and loss are those of Ho et al. 2020, except for a second stage that
+weights noisy pictures more. Runs are resumable: rerun the same command.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def small_pictures(size: int, *seed: int, held_out: bool = False) -> torch.Tenso
 
 
 def train_unet(name: str, unet: Any, work: Path, steps: int, batch: int, greatest_weight: float) -> Any:
-    """Predicts the noise ε, timesteps weighed by 1/ᾱ up to `greatest_weight`; 1 weighs all alike (Ho et al., eq. 14).
+    """Predicts the noise ε, timesteps weighted by 1/ᾱ up to `greatest_weight`; 1 is unweighted (Ho et al., eq. 14).
 
-    By the second stage, up to 200: what colour a whole picture has is decided where ᾱ is small, and there an error in ε
-    is one of 1/√ᾱ in the picture, of which the loss that weighs all alike sees nothing.
+    The second stage goes up to 200: the overall colour of a picture is decided where ᾱ is small, and there an error in
+    ε is 1/√ᾱ times as large in the picture, which the unweighted loss ignores.
     """
     alphas = new_scheduler().alphas_cumprod
 
@@ -89,8 +89,8 @@ def parser() -> Parser:
     p = Parser(prog="python -m shapes.train_ddpm", description=__doc__)
     p.add_argument("--work", type=Path, default=Path("build/shapes-ddpm"), help="checkpoint and log")
     p.add_argument("--out", type=Path, default=SHAPES_DDPM, help="the pipeline")
-    p.add_argument("--steps", type=numbers.whole(1, 1_000_000), default=6000, help="of the first stage")
-    p.add_argument("--weighted-steps", type=numbers.whole(1, 1_000_000), default=8000, help="of the second")
+    p.add_argument("--steps", type=numbers.whole(1, 1_000_000), default=6000, help="steps of the first stage")
+    p.add_argument("--weighted-steps", type=numbers.whole(1, 1_000_000), default=8000, help="steps of the second")
     p.add_argument("--batch", type=numbers.batch, default=16)
     p.add_argument("--threads", type=numbers.whole(1, 1024), default=2)
     return p

@@ -3,9 +3,9 @@
     python -m shapes.train_ldm --work build/shapes-ldm
 
 Three stages: first stage (VQ, a quarter of the picture's height and width), latents of the training pictures, U-Net
-with class embedder. Each leaves its checkpoint and log in the work folder and is continued, or skipped when done, if
-the command is given again. The layout is LDM-4-G's made narrow. A picture shows one thing; its class is the thing's
-shape and colour, one of 40, and class 40 stands for any.
+with class embedder. Each leaves its checkpoint and log in the work folder; rerun the same command to resume. The
+layout is a narrow version of LDM-4-G's. A picture shows one thing; its class is the thing's shape and colour, one of
+40, and class 40 is the unconditional one.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from .training import export_to, save_tensors, train
 
 HELD_OUT = 512
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
-CODES_FROM = 200  # step of stage 1 from which on latents are quantised
+CODES_FROM = 200  # step of stage 1 at which quantisation of the latents starts
 
 
 def class_of(scene: Scene) -> int:
-    """The class of a scene's only thing, a place in `CLASSES`."""
+    """The class of a scene's only thing, an index into `CLASSES`."""
     (thing,) = scene.things
     return CLASSES.index(f"{thing.colour} {thing.shape}")
 
 
 def train_first_stage(work: Path, steps: int, batch: int) -> Any:
-    """Stage 1. Pixels of shapes weigh five times those of the background, which is most of every picture.
+    """Stage 1. Pixels of shapes weigh five times as much as those of the background, which fills most of a picture.
 
-    The codes are set to latents of pictures once the encoder has found its range, else most of them are never used.
+    The codes are set to latents of pictures once the encoder has found its range; otherwise most are never used.
     """
     torch.manual_seed(0)
     first_stage = VQModel(
@@ -128,7 +128,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def train_unet(data: dict, fixed: dict, scale: float, work: Path, steps: int, batch: int) -> Any:
-    """Stage 3. Predicts the noise ε; one class in ten is left out, for classifier-free guidance."""
+    """Stage 3. Predicts the noise ε; one class in ten is dropped, for classifier-free guidance."""
     torch.manual_seed(0)
     models = nn.ModuleDict(
         {
@@ -167,7 +167,7 @@ def parser() -> Parser:
     p.add_argument("--out", type=Path, default=SHAPES_LDM, help="the pipeline")
     p.add_argument("--first-stage-steps", type=numbers.whole(1, 1_000_000), default=1600)
     p.add_argument("--unet-steps", type=numbers.whole(1, 1_000_000), default=6000)
-    p.add_argument("--batch", type=numbers.batch, default=32, help="of the U-Net")
+    p.add_argument("--batch", type=numbers.batch, default=32, help="batch size for the U-Net")
     p.add_argument("--pictures", type=numbers.images, default=20480, help="pictures rendered and encoded for the U-Net")
     p.add_argument("--threads", type=numbers.whole(1, 1024), default=2)
     return p

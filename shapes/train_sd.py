@@ -3,9 +3,9 @@
     python -m shapes.train_sd --work build/shapes-sd
 
 Four stages: autoencoder, latents of the training pictures, text encoder, U-Net with text encoder. Each leaves its
-checkpoint and log in the work folder and is continued, or skipped when done, if the command is given again. The
-layout is Stable Diffusion 1.5's made narrow: four levels each, two layers a block, hence twelve skip branches, latents
-an eighth of the picture's height and width.
+checkpoint and log in the work folder; rerun the same command to resume. The layout is a narrow version of Stable
+Diffusion 1.5's: four levels each, two layers per block, hence twelve skip branches, latents an eighth of the
+picture's height and width.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def batch_of_pictures(
 
 
 def train_autoencoder(work: Path, steps: int, batch: int) -> Any:
-    """Stage 1. Pixels of shapes weigh five times those of the background, which is most of every picture."""
+    """Stage 1. Pixels of shapes weigh five times as much as those of the background, which fills most of a picture."""
     torch.manual_seed(0)
     autoencoder = AutoencoderKL(
         in_channels=3,
@@ -59,7 +59,7 @@ def train_autoencoder(work: Path, steps: int, batch: int) -> Any:
         block_out_channels=(16, 32, 64, 64),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=4,  # with many groups a flat colour is normalised away
+        norm_num_groups=4,  # with many groups, flat colours would be normalised away
         sample_size=SIZE,
     )
     fixed = batch_of_pictures(64, 1, held_out=True)
@@ -92,7 +92,7 @@ def train_autoencoder(work: Path, steps: int, batch: int) -> Any:
 def encode_pictures(autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, held_out: bool) -> dict:
     """Stage 2. Posterior means and spreads (count, 4, 8, 8), covered shares (count, 1, 8, 8), token ids (count, 24).
 
-    And what is on each side of the picture (count, 4, 3), see `attributes`.
+    Also what is on each side of the picture (count, 4, 3), see `attributes`.
     """
     parts = []
     for start in tqdm(range(0, count, 64), desc="latents", mininterval=5, disable=None):
@@ -108,7 +108,7 @@ def encode_pictures(autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, count:
 
 
 def new_unet_and_text_encoder(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
-    """The two models of stages 3 and 4 with random weights, and the head that is only used in training."""
+    """The two models of stages 3 and 4 with random weights, and a head that is only used in training."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=SIZE // 8,
@@ -136,9 +136,9 @@ def new_unet_and_text_encoder(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
 
 
 def sides_loss(head: Any, context: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
-    """How badly the last four tokens (B, 24, 128) tell which side each stands for, and what is there, sides (B, 4, 3).
+    """The loss of predicting from the last four tokens (B, 24, 128) which side each stands for and its sides (B, 4, 3).
 
-    The first matters as much: the U-Net finds a token by what it says of itself.
+    The first matters as much: the U-Net finds a token by what identifies it.
     """
     which, what = head(context[:, -4:]).tensor_split([4], dim=-1)  # (B, 4, 4), (B, 4, 18)
     own = torch.arange(4).repeat(len(context))
@@ -148,7 +148,7 @@ def sides_loss(head: Any, context: torch.Tensor, sides: torch.Tensor) -> torch.T
 def train_text_encoder(models: nn.ModuleDict, tokenizer: CLIPTokenizer, work: Path, steps: int) -> None:
     """Stage 3. The caption's last four tokens, padding in every caption, learn to stand for the picture's four sides.
 
-    Left to the U-Net's loss this takes hours, since little of that loss hangs on the order of two things.
+    With the U-Net's loss alone this takes hours, since that loss hardly depends on the order of two things.
     """
     models = nn.ModuleDict({name: models[name] for name in ("text", "head")})
 
@@ -174,7 +174,7 @@ def train_text_encoder(models: nn.ModuleDict, tokenizer: CLIPTokenizer, work: Pa
 def new_scheduler() -> PNDMScheduler:
     """Stable Diffusion's: PLMS over scaled-linear betas, predicting the velocity as Stable Diffusion 2.1 does.
 
-    What is where is decided in the first few steps of a run, where a prediction of the noise hardly depends on it.
+    The first few steps of a run decide where things are, and there a prediction of the noise hardly depends on it.
     """
     return PNDMScheduler(
         beta_start=0.00085,
@@ -192,10 +192,10 @@ def train_unet(
 ) -> Any:
     """Stage 4. Predicts the velocity √ᾱ ε − √(1−ᾱ) z (Salimans and Ho 2022); one caption in ten left empty.
 
-    The squared error of the latents thereby weighs 1 + snr, cut at 6. Latent cells weigh one to three times by the
-    share that shapes cover: most cells are background. The text encoder goes on telling the sides, and half of the
-    pictures are denoised with the tokens of the sides alone: from words the U-Net learns what is there and along which
-    axis, and then for hours no more of what is where.
+    This weights the squared error of the latents by 1 + snr, capped at 6. Latent cells weigh one to three times as
+    much by the share that shapes cover, since most cells are background. The text encoder keeps predicting the sides,
+    and half of the pictures are denoised with only the tokens of the sides: from the words alone the U-Net soon learns
+    what is in the picture and along which axis, but takes hours to learn what is where.
     """
     alphas = new_scheduler().alphas_cumprod
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]

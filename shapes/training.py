@@ -32,10 +32,10 @@ def attribute_head(width: int) -> nn.Linear:
 
 
 def attribute_loss(scores: Tensor, table: Tensor) -> Tensor:
-    """How badly scores (B, 4, 18) tell what is on each side of the pictures, table (B, 4, 3).
+    """The loss of scores (B, 4, 18) for what is on each side of the pictures, table (B, 4, 3).
 
-    Which thing is on which side is the last thing that a caption's encoder learns from pictures alone, since little
-    of the other losses hangs on it; asked for it directly, it learns it in minutes.
+    From pictures alone, a caption encoder learns last which thing is on which side, since the other losses hardly
+    depend on it; with this loss it learns it in minutes.
     """
     split = scores.split([len(kind) + 1 for kind in KINDS], dim=-1)
     losses = [F.cross_entropy(s.flatten(0, 1), table[..., k].flatten()) for k, s in enumerate(split)]
@@ -43,14 +43,14 @@ def attribute_loss(scores: Tensor, table: Tensor) -> Tensor:
 
 
 def save_tensors(content: Any, path: Path) -> None:
-    """What `torch.load` reads, whole or not at all."""
+    """Writes a file for `torch.load`, whole or not at all."""
     with atomic_write(path) as tmp_path:
         torch.save(content, tmp_path)
 
 
 @contextmanager
 def export_to(out: Path, work: Path, *logs: str) -> Iterator[Path]:
-    """A folder that becomes `out`, with what is written there and the logs of the training, whole or not at all."""
+    """A folder that becomes `out`, whole or not at all; the training logs are added to it."""
     with atomic_folder(out) as tmp_dir:
         yield tmp_dir
         for name in logs:
@@ -74,7 +74,7 @@ def train(
 
     Every `every` steps the state goes to `work/<name>.pt`, from which a killed run continues, and a line of the
     training loss, the seconds and `held_out(average)` goes to `work/<name>.jsonl`. `loss_of(step)` must draw its
-    data from the step's number alone, so that a resumed run sees what an unbroken one would have seen.
+    data from the step's number only, so that a resumed run gets the same data as an uninterrupted one.
     """
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / f"{name}.pt"

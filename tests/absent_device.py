@@ -1,4 +1,4 @@
-"""A device that isn't there: its tensors say that they are on `cuda:0`, and have their values on the CPU.
+"""A simulated device: its tensors claim to be on `cuda:0`, and have their values on the CPU.
 
 Within `absent_device()`, `.to("cuda")` and `device="cuda"` make such tensors. What CUDA refuses is refused, naming the
 operation: tensors of host and device in one, unless those of the host are single numbers, which a kernel takes as
@@ -64,7 +64,7 @@ class DeviceTensor(Tensor):
             return list(map(values_of, given)) if isinstance(given, tuple | list) else given
 
         def placed(made: Any) -> Any:
-            if isinstance(made, Tensor):  # what is written in place is the very tensor that was given
+            if isinstance(made, Tensor):  # in-place operations return the tensor that was given
                 return there[id(made)] if id(made) in there else DeviceTensor(made)
             return type(made)(map(placed, made)) if isinstance(made, tuple | list) else made
 
@@ -114,7 +114,7 @@ class Watch:
 
 @contextmanager
 def absent_device() -> Iterator[Watch]:
-    """Within it, there is the device."""
+    """While open, the simulated device exists."""
     DeviceTensor.watch = watch = Watch()
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a module's parameters become DeviceTensors
@@ -172,7 +172,7 @@ class Moves(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is F.linear and any(isinstance(arg, DeviceTensor) for arg in args):
-            # As one operation; else it would come as five, and those be more than half of all that there are.
+            # As one operation; otherwise it would be five, and those more than half of all.
             for arg in args:
                 if isinstance(arg, DeviceTensor) and arg.requires_grad:
                     arg.on_host.requires_grad_()  # by which it chooses between two ways to the product
@@ -190,7 +190,7 @@ class Moves(TorchFunctionMode):
         if kwargs.get("device") is None or torch.device(kwargs["device"]).type != DEVICE.type:
             return function(*args, **kwargs)
         made = function(*args, **{**kwargs, "device": "cpu"})
-        if isinstance(made, DeviceTensor):  # like one that is there
+        if isinstance(made, DeviceTensor):  # like a real one
             return made
         if function in OF_NUMBERS:
             self.watch.note(f"copied to the device by torch.{function.__name__}")

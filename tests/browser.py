@@ -1,4 +1,4 @@
-"""The browser that pages are looked at in, if there is one."""
+"""The browser for testing pages, if one is installed."""
 
 from __future__ import annotations
 

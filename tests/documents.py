@@ -19,14 +19,15 @@ MARKS = (
     "needs weights",
     "needs a GPU",
     "needs a network",
+    "needs MLX",
     "takes minutes",
     "takes hours",
     "changes the checkout",
     "serves a page",
 )
 SHELL = ("sh", "bash")
-COMMAND = re.compile(r"^([A-Z_]+=\S+ )?(\.venv/bin/python|python|make|accelerate launch|pip|bash) \S")
-RECORDS = ("CHANGELOG.md",)  # which say what was: their commands need not be there any more
+COMMAND = re.compile(r"^([A-Z_]+=\S+ )?(\.venv/bin/python|python|make|accelerate launch|torchrun|pip|bash) \S")
+RECORDS = ("CHANGELOG.md",)  # records of the past: their commands may be gone
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def documents() -> list[Path]:
 
 def is_document(path: str) -> bool:
     top = path in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-    return top or re.fullmatch(r"docs/[^/]+\.md|results/.*\.md|assets/[^/]+/README\.md", path) is not None
+    return (
+        top or re.fullmatch(r"docs/[^/]+\.md|results/.*\.md|(assets|integrations)/[^/]+/README\.md", path) is not None
+    )
 
 
 def tokens(document: Path) -> list[Token]:

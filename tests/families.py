@@ -1,4 +1,4 @@
-"""Every pipeline that there is a fork of, on small models, as stock, as fork and with its run's arguments."""
+"""Every forked pipeline on small models: stock, fork, and the arguments of its run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Family(NamedTuple):
         return getattr(diffusers, self.class_name)
 
     def pair(self, scheduler: str = "ddim") -> tuple[Any, Any]:
-        """The stock pipeline and the fork, each over parts of its own."""
+        """The stock pipeline and the fork, each with its own parts."""
         pipes = []
         for cls in (self.stock(), getattr(pipelines, self.class_name)):
             parts = self.parts()

@@ -1,4 +1,4 @@
-"""Which files there are, which folders, and which of them import which."""
+"""The repository's files and folders, and the imports between them."""
 
 import ast
 import re
@@ -9,10 +9,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = "scripts"  # all modules at the top level
-LAYERS = [  # top to bottom: a folder imports from those below it alone
-    SCRIPTS, "webui", "dit", "benchmarks", "benchmarks/gpu", "comparison", "eval", "eval/paper", "eval/calibration",
-    "eval/generation", "eval/metrics", "eval/counting", "eval/pages", "shapes", "ldm", "ddpm", "image_sets",
-    "pipelines", "unets", "unets/cache", "common",
+LAYERS = [  # top to bottom: a folder imports only from those below it
+    SCRIPTS, "webui", "dit", "asyncdiff", "benchmarks", "benchmarks/gpu", "apple", "comparison", "eval", "eval/paper",
+    "eval/calibration", "eval/generation", "eval/metrics", "eval/counting", "eval/pages", "shapes", "ldm", "ddpm",
+    "image_sets", "pipelines", "integrations", "integrations/comfyui", "integrations/a1111/scripts", "unets",
+    "unets/cache", "common",
 ]  # fmt: skip
 MOST_LINES = 400
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(work|root|tmp|home)/")
@@ -69,6 +70,7 @@ def imported_files(path: Path, root: Path = ROOT) -> set[Path]:
     """Files of ours that a file imports; of a package, its `__init__.py`."""
     found = set()
     for name in absolute_imports(path) | relative_imports(path, root):
+        name = ("unets", *name[1:]) if name[0] == "DeepCache" else name  # which is what it is once installed
         for end in (len(name), len(name) - 1):  # `from a.b import c` is of the module a.b.c or of a name in a.b
             module = root.joinpath(*name[:end])
             files = [file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()]

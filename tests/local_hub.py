@@ -22,7 +22,7 @@ SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 
 @dataclass
 class Served:
-    """A file, and what is wrong with how it is served."""
+    """A file, and the faults with which it is served."""
 
     content: bytes
     cuts: list[int] = field(default_factory=list)  # bytes after which the first answers break off, one a request

@@ -1,4 +1,4 @@
-"""A row of `--scale paper` in a process of its own, with everything small that would be large.
+"""A row of `--scale paper` in a separate process, with small stand-ins for everything large.
 
 Called with the address of a list of prompts, and eval.tables' own arguments; HF_ENDPOINT is a hub with small models
 under the real names. Runs have four steps; ViT-g-14's place is taken by the scorer that ships with the repository, and
@@ -29,7 +29,7 @@ def small(name: str) -> Any:
 
 
 def short(run: RowRun, scale: str, steps_factor: float) -> RowRun:
-    return replace(run, steps=4, only=None)
+    return replace(run, steps=4, only=None, cache=replace(run.cache, center=2 if run.cache.center else None))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""On a device that isn't there, nothing mixes devices, no step waits for it, and pictures are those of the CPU."""
+"""On a simulated device, nothing mixes devices, no step waits for it, and pictures equal the CPU's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEATURES: dict[str, Any] = {
     "refresh_branch_id": 5,
 }
 BEYOND = {**FEATURES, "reuse_guidance": True, "reuse_attention": True}
-DEEPER = {**BEYOND, "cache_branch_id": 3}  # where there is no attention in the first layers
+DEEPER = {**BEYOND, "cache_branch_id": 3}  # for models without attention in the first layers
 CHECK = "read by aten._linalg_check_errors.default"
 NUMBERS = "copied to the device by torch.tensor"
 
@@ -162,7 +162,7 @@ def test_ddpm_waits_for_nothing_but_noise(sampler, settings):
 @pytest.mark.filterwarnings("ignore:Default grid_sample")  # diffusers'
 @pytest.mark.parametrize("name", ["sd", "sd-inpaint", "svd", "t2v-zero", "controlnet"])
 def test_the_helper_adds_no_waiting_to_a_stock_pipeline(name):
-    """diffusers' own pipelines have their timesteps on the device, and their schedulers read them there."""
+    """diffusers' own pipelines have their timesteps on the device, where their schedulers read them."""
     family = FAMILIES[name]
     stock = family.stock()(**{**family.parts(), "scheduler": new_scheduler("ddim", family.parts()["scheduler"].config)})
     stock.set_progress_bar_config(disable=True)
@@ -236,14 +236,14 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("what", WAITING)
-def test_control_what_waits_is_noted(what):
+def test_control_waits_are_recorded(what):
     with absent_device() as watch:
         WAITING[what](torch.ones(2, 3, device="cuda"))
     assert len(watch.waits[0]) == 1
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_control_what_cuda_refuses_is_refused(what):
+def test_control_operations_that_cuda_refuses_are_refused(what):
     with absent_device(), pytest.raises((RuntimeError, TypeError), match=r"cuda:0"):
         REFUSED[what](torch.ones(2, 3, device="cuda"))
 

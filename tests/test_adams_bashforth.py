@@ -67,7 +67,7 @@ def test_ddpm_s_first_order_is_ddim_and_higher_ones_are_not():
     assert not torch.allclose(second, ddim, atol=1e-3) and not torch.allclose(third, second, atol=1e-4)
 
 
-def test_what_it_is_handed_may_come_from_a_cache():
+def test_inputs_may_come_from_a_cache():
     unet, x, timesteps = fork_of(stock_unet()), sample(), timesteps_of(10, "uniform")
     plain = ab_sample(unet, x, timesteps, order=2)
     assert torch.equal(ab_sample(unet, x, timesteps, order=2, cache_branch_id=2), plain)
@@ -106,15 +106,15 @@ def test_ldm_s_first_order_is_ddim_on_its_own_timesteps():
         found.append(run_ldm(pipe, output_type="latent"))
     first, second, third, again = found
     assert torch.allclose(first, ddim, rtol=0, atol=1e-4 * float(ddim.abs().max()))  # summed in another order
-    assert torch.equal(second, again)  # every run begins anew
+    assert torch.equal(second, again)  # every run starts from scratch
     assert not torch.allclose(second, ddim, atol=1e-3) and not torch.equal(second, third)
 
 
 @pytest.mark.parametrize(
     ("config", "eta", "words"),
-    [({}, 0.5, "eta is 0.5; it is DDIM's"), ({"prediction_type": "v_prediction"}, 0.0, "must be epsilon")],
+    [({}, 0.5, "eta is 0.5; it must be 0"), ({"prediction_type": "v_prediction"}, 0.0, "needs epsilon")],
 )
-def test_what_it_is_not_for_is_refused(config: dict[str, Any], eta, words):
+def test_unsupported_uses_are_refused(config: dict[str, Any], eta, words):
     scheduler = AdamsBashforthScheduler.from_config(new_scheduler().config, **config)
     scheduler.set_timesteps(10)
     x = torch.zeros(1, 3, 4, 4)
@@ -126,5 +126,5 @@ def test_settings_of_the_commands(tmp_path):
     for command in (ddpm_command, ldm_command):
         settings = command.settings_of(command.parser().parse_args(["--sampler", "ab2", "--eta", "0.5"]))
         assert "-ab2-" in settings.folder
-        with pytest.raises(ValueError, match=r"--eta is 0\.5; .*ddim's alone"):
+        with pytest.raises(ValueError, match=r"--eta is 0\.5; .*for ddim only"):
             command.prepare(settings, device=torch.device("cpu"), out=tmp_path)

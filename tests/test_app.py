@@ -23,7 +23,7 @@ FIELDS = {"prompt": "a large red circle", "seed": 3, "steps": 6, "guidance_scale
 
 
 @pytest.mark.parametrize("cache", options.PRESETS.values(), ids=options.PRESETS)
-def test_fields_say_what_a_preset_is(cache):
+def test_fields_match_the_preset(cache):
     fields = options.fields_of(cache)
     assert options.read_options(fields).cache == cache
     assert options.PRESETS[options.preset_of(fields)] == cache
@@ -137,6 +137,20 @@ def test_a_run_stops_at_its_next_step_and_the_next_one_runs(buttons):
     assert kinds(buttons.text({**FIELDS, "steps": 3}, "a", silent))
 
 
+def test_a_run_that_waits_for_the_device_can_be_stopped_and_asked_for_again(buttons):
+    assert not buttons.stop("a")
+    buttons.announce("a")
+    buttons.announce("a")  # the button was pressed twice
+    assert buttons.stop("a")
+    with pytest.raises(Stopped):
+        buttons.text({**FIELDS, "steps": 3}, "a", silent)
+    buttons.announce("a")
+    assert buttons.stop("a")
+    buttons.announce("a")  # asked for again before its turn came
+    assert kinds(buttons.text({**FIELDS, "steps": 3}, "a", silent))
+    assert not buttons.stop("a")
+
+
 def test_two_visitors_wait_for_each_other(buttons):
     pages = {}
 
@@ -158,7 +172,7 @@ def painted(box):
     return {"background": Image.new("RGBA", (128, 128), "green"), "layers": [layer], "composite": None}
 
 
-def test_what_is_painted_over_is_redrawn_and_the_rest_stays(buttons):
+def test_painted_areas_are_redrawn_and_the_rest_stays(buttons):
     fields = {**FIELDS, "strength": 1}
     page = buttons.image(painted((0, 0, 64, 128)), handlers.INPAINT_CHOICE, fields, "a", silent)
     made = Image.open(io.BytesIO(base64.b64decode(re.findall(r"base64,([^\"]+)", page)[0])))
@@ -176,12 +190,12 @@ def test_what_is_painted_over_is_redrawn_and_the_rest_stays(buttons):
         ({**painted((0, 0, 8, 8)), "background": Image.new("RGB", (8, 8)).convert("F")}, "save it"),
     ],
 )
-def test_a_picture_that_cannot_be_used_is_one_line(buttons, editor, said):
+def test_an_unusable_picture_is_a_one_line_error(buttons, editor, said):
     with pytest.raises(ValueError, match=said):
         buttons.image(editor, handlers.INPAINT_CHOICE, FIELDS, "a", silent)
 
 
-def test_a_mask_outside_of_what_is_kept_is_refused(buttons):
+def test_a_mask_outside_the_crop_is_refused(buttons):
     wide = Image.new("RGBA", (400, 100), "green")
     layer = Image.new("RGBA", wide.size)
     layer.paste((255, 0, 255, 255), (0, 0, 20, 100))
@@ -207,11 +221,11 @@ def test_a_video_is_one_animation(buttons):
         ({"frames": 1e9}, "frames is 1e\\+09"),
         ({"motion": float("inf")}, "motion is inf"),
         ({"fps": None}, "frames per second is ''"),
-        ({"forecast": 1}, "videos have the paper's cache alone"),
-        ({"schedule": options.LISTED, "cache_steps": "0, 4"}, "in each of the three loops"),
+        ({"forecast": 1}, "videos support only the paper's cache"),
+        ({"schedule": options.LISTED, "cache_steps": "0, 4"}, "to each of the three loops"),
     ],
 )
-def test_a_video_that_cannot_be_made_is_one_line(buttons, wrong, said):
+def test_an_impossible_video_is_a_one_line_error(buttons, wrong, said):
     with pytest.raises(ValueError, match=said):
         buttons.video({**FIELDS, "frames": 2, "motion": 12, "fps": 4, **wrong}, "a", silent)
 
@@ -225,7 +239,7 @@ def test_a_video_that_cannot_be_made_is_one_line(buttons, wrong, said):
         ({"scheduler": "euler-a", "skip_interval": 2}, "skip_interval and skip_steps need one of"),
     ],
 )
-def test_what_the_model_refuses_is_one_line(buttons, wrong, said):
+def test_options_that_the_model_refuses_are_a_one_line_error(buttons, wrong, said):
     with pytest.raises(ValueError, match=said):
         buttons.text({**FIELDS, **wrong}, "a", silent)
 
@@ -261,7 +275,7 @@ def test_points_of_the_curve_set_the_fields(tmp_path):
     assert curve.draw([]).nearest(2, 2) is None
 
 
-def test_a_table_that_cannot_be_read_is_one_line(tmp_path):
+def test_an_unreadable_table_is_a_one_line_error(tmp_path):
     file = tmp_path / "text.csv"
     with pytest.raises(ValueError, match=r"python -m benchmarks\.pareto"):
         curve.read_measured(file)

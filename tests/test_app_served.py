@@ -20,7 +20,7 @@ from tests.layout import ROOT
 from webui import private
 
 
-def test_the_page_loads_nothing_from_elsewhere():
+def test_the_page_loads_nothing_from_other_hosts():
     document = (
         b'<head><link rel="preconnect" href="https://fonts.example"/><link rel="icon" href="./x.png">'
         b'<script src="https://cdn.example/x.js" async></script><script src="./own.js"></script></head>'

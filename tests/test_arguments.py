@@ -72,7 +72,7 @@ def family(request):
 
 
 def refused(family, said: str, **extra) -> None:
-    """The call raises a ValueError of one line that names what is said."""
+    """Checks that the call raises a one-line ValueError with this text."""
     name, fork = family
     arguments = {"class_labels": [1, 2]} if name == "ldm" else FAMILIES[name].arguments
     with pytest.raises(ValueError, match=said) as error:

@@ -60,7 +60,7 @@ def test_no_option_takes_any_number(command):
 
 
 @pytest.mark.parametrize("command", sorted({command for command, _ in NUMERIC}))
-def test_numbers_that_cannot_be_right_are_refused(command, capsys, tmp_path, monkeypatch):
+def test_invalid_numbers_are_refused(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for flag in [flag for one, flag in NUMERIC if one == command]:
         for text in NEVER if flag in BELOW_0 else (*NEVER, "-1"):
@@ -70,7 +70,7 @@ def test_numbers_that_cannot_be_right_are_refused(command, capsys, tmp_path, mon
 
 
 @pytest.mark.parametrize("command", sorted({command for command, _ in CHOICES}))
-def test_choices_that_are_none_are_answered_with_those_there_are(command, capsys):
+def test_unknown_choices_are_answered_with_the_valid_ones(command, capsys):
     for flag in [flag for one, flag in CHOICES if one == command]:
         line = refused(command, [*MINIMAL.get(command, ()), f"{flag}=nonsense"], capsys)
         assert flag in line and "choose from" in line

@@ -1,4 +1,4 @@
-"""The description of a cache: there and back, its names, what it refuses."""
+"""The description of a cache: round trips, its names, what it refuses."""
 
 import dataclasses
 import json
@@ -71,22 +71,22 @@ configurations = st.tuples(schedules, refreshes, skips, others).map(
 )
 
 
-# --- there and back --------------------------------------------------------------------------------------------------
+# --- round trips -----------------------------------------------------------------------------------------------------
 
 
 @given(configurations)
-def test_json_there_and_back_is_the_same(arguments):
+def test_json_round_trip(arguments):
     config = CacheConfig(**arguments)
     written = json.loads(json.dumps(config.to_json()))
     assert written == config.to_json()
     assert list(written)[: len(PAPER)] == list(PAPER)
-    again = CacheConfig.from_json({"steps": 50, **written, "seed": 0})  # other entries of a file are left alone
+    again = CacheConfig.from_json({"steps": 50, **written, "seed": 0})  # other entries of a file are ignored
     assert again == config and hash(again) == hash(config)
     assert again.name() == config.name()
 
 
 @given(configurations)
-def test_its_arguments_make_it_again(arguments):
+def test_its_arguments_recreate_it(arguments):
     config = CacheConfig(**arguments)
     assert CacheConfig(**config.arguments) == config
     assert config.arguments.keys() == {*PAPER, *config.extensions}
@@ -105,7 +105,7 @@ def test_a_forecast_is_the_same_as_lists_and_as_a_tensor(table):
 
 
 @given(configurations, configurations)
-def test_equal_is_what_says_the_same(one, other):
+def test_equal_settings_are_equal_configurations(one, other):
     a, b = CacheConfig(**one), CacheConfig(**other)
     assert (a == b) == (a.to_json() == b.to_json())
     assert len({a, b, CacheConfig(**one)}) == (1 if a == b else 2)
@@ -238,14 +238,14 @@ NOT_FINITE = [math.nan, math.inf, [1.0, math.nan], [[0.0, -math.inf]], torch.ten
         ({"refresh_steps": [], "refresh_branch_id": 3}, r"refresh_steps is \[\]; it must be steps from 1 on"),
         (
             {"refresh_steps": [2], "refresh_interval": 2, "refresh_branch_id": 3},
-            "refresh_interval and refresh_steps say",
+            "refresh_interval and refresh_steps exclude each other",
         ),
         ({"forecast_order": 0.5}, r"forecast_order is 0\.5; it must be 1 to 3"),
         ({"forecast_order": 3.5}, r"forecast_order is 3\.5"),
         ({"skip_order": -1}, "skip_order is -1; it must be 0 to 3"),
         ({"skip_order": math.nan}, "skip_order is nan"),
         ({"skip_interval": 0}, "skip_interval is 0; it must be at least 1"),
-        ({"skip_interval": 2, "skip_steps": [1]}, "skip_interval and skip_steps say the same; give one of them"),
+        ({"skip_interval": 2, "skip_steps": [1]}, "skip_interval and skip_steps exclude each other; give one of them"),
         ({"skip_steps": [0, 1]}, r"skip_steps is \[0, 1\]; it must be steps from 1 on, since step 0 is full"),
         ({"cache_steps": [0, 4], "skip_steps": [4]}, "cache_steps and skip_steps both have 4; a step is of one kind"),
         (
@@ -273,7 +273,7 @@ def test_a_center_far_outside_of_any_run_is_refused_by_the_run():
         config.full_steps(50)
 
 
-def test_an_argument_that_there_is_not_is_named():
+def test_an_unknown_argument_is_named():
     with pytest.raises(TypeError, match="cache_layer_id"):
         CacheConfig(cache_layer_id=3)  # type: ignore[call-arg]
 
@@ -285,7 +285,7 @@ EXTENSIONS = {
 
 
 @given(st.sets(st.sampled_from(sorted(EXTENSIONS))), st.sets(st.sampled_from(sorted(EXTENSIONS))))
-def test_what_a_loop_does_not_have_is_refused_if_it_is_on(on, missing):
+def test_an_extension_that_a_loop_lacks_is_refused_if_it_is_on(on, missing):
     assume(("refresh_interval" in on) == ("refresh_branch_id" in on))
     given: dict[str, Any] = {name: EXTENSIONS[name] for name in on}
     config = CacheConfig(**given)

@@ -79,7 +79,7 @@ def reuses_attention(arguments):
 REFRESH: dict[str, Any] = {"cache_interval": 4, "refresh_interval": 2, "refresh_branch_id": 4}
 
 
-def test_where_every_step_is_full_nothing_is_kept(unet):
+def test_nothing_is_cached_if_every_step_is_full(unet):
     nothing = cache_arguments(None, None)
     assert list(arguments_of_steps(unet)) == [nothing] * 4
     assert list(arguments_of_steps(unet, **REFRESH | {"cache_interval": 1}, reuse_attention=True)) == [nothing] * 4
@@ -157,6 +157,6 @@ def test_a_video_has_a_feature_for_every_frame(unet):
         ({"forecast": [1.0] * 9}, r"forecast has the shape \(9,\)"),
     ],
 )
-def test_what_the_run_does_not_allow_is_named(unet, settings, said):
+def test_settings_that_do_not_fit_the_run_are_named(unet, settings, said):
     with pytest.raises(ValueError, match=said):
         CacheRun(CacheConfig(**settings), unet, 10, 10)

@@ -71,6 +71,6 @@ def test_equals_the_schedules_of_the_released_code_and_of_the_paper(case):
         ({"cache_steps": [-1, 0]}, "begin with 0"),
     ],
 )
-def test_what_is_out_of_range_is_named(arguments, named):
+def test_values_out_of_range_are_named(arguments, named):
     with pytest.raises(ValueError, match=named):
         full_steps(50, **arguments)

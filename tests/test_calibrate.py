@@ -133,7 +133,7 @@ def test_a_schedule_tried_on_a_run_without_a_cache_is_the_samplers_own(model, sc
     made = []
     assert len(calls_of(lambda: made.append(plain.make(batch(1))), plain.unet)) == calls
     cache = CacheConfig(cache_branch_id=branch, cache_steps=steps, forecast=forecast)
-    again = [plain.make(batch(k), cache) for k in (1, 2)]  # a second run begins anew
+    again = [plain.make(batch(k), cache) for k in (1, 2)]  # a second run starts from scratch
     own = run_of(script, *options, *arguments)
     assert torch.equal(again[0], own.make(batch(1)))
     assert torch.equal(again[1], own.make(batch(2)))
@@ -314,7 +314,7 @@ def test_quality_takes_the_fewest_macs_that_reach_it(quality, branch, k):
     assert chosen in tried and len(tried) <= 7
 
 
-def test_a_quality_that_nothing_reaches_is_a_failed_run():
+def test_an_unreachable_quality_is_a_failed_run():
     with pytest.raises(RunError, match=r"reaches --quality 80; the best that was tried has 75.0 dB"):
         goals.cheapest_of_quality(BRANCHES, 80, known_quality)
 
@@ -341,9 +341,9 @@ def test_a_budget_has_as_many_full_steps_as_it_allows_and_the_best_quality_is_ch
         (["--branches", "12"], "branch"),
         (["--cache-steps", "0,3"], "leave out --cache-steps"),
         (["--calibrated", "some.json"], "leave out --calibrated"),
-        (["--reuse-guidance"], "leave out --reuse-guidance; it is not tried here"),
-        (["--guidance-stop", "0.9"], "leave out --guidance-stop; it is not tried here"),
-        (["--reuse-attention"], "leave out --reuse-attention; it is not tried here"),
+        (["--reuse-guidance"], "leave out --reuse-guidance; it is not calibrated"),
+        (["--guidance-stop", "0.9"], "leave out --guidance-stop; it is not calibrated"),
+        (["--reuse-attention"], "leave out --reuse-attention; it is not calibrated"),
         (["--forecast", "nan"], "--forecast is nan"),
         (["--forecast", "fit"], "--forecast fit needs --out"),
         (["--forecast", "1", "--script", "ddpm.sample", "--steps", "500"], "up to 300"),

@@ -12,7 +12,7 @@ from pipelines.cache_options import cache_config
 FEW = ["--device", "cpu", "--quiet"]
 
 
-def test_what_it_prints_can_be_called(capsys):
+def test_the_printed_command_runs(capsys):
     options = ["--steps", "4", "--budget", "1.5x", "--num-images", "1"]
     assert calibrate.main([*FEW, *options]) == 0
     *_, sets, compared = capsys.readouterr().out.splitlines()

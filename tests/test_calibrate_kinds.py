@@ -39,7 +39,7 @@ def handed_on(values: torch.Tensor, keeps: set[int], goes_by: set[int], forecast
 
 
 @given(schedules, st.integers(0, 50), st.sampled_from([0.0, 0.6, 1.0]))
-def test_the_loss_is_what_the_run_itself_would_be_off_by(schedule, seed, forecast):
+def test_the_loss_is_the_error_of_the_run_itself(schedule, seed, forecast):
     values = {kind: walk(3 * seed + k) for k, kind in enumerate(("retrieve", "refresh", "skip"))}
     losses = losses_of(seed, forecast=forecast)
     full, refresh, skip = (set(schedule.steps(kind)) for kind in ("full", "refresh", "skip"))
@@ -67,7 +67,7 @@ def test_the_loss_is_what_the_run_itself_would_be_off_by(schedule, seed, forecas
 
 
 @given(schedules)
-def test_its_configuration_is_run_as_it_says(schedule):
+def test_its_configuration_runs_the_schedule(schedule):
     unet = UNET
     if len(schedule.steps("full")) == T:
         return
@@ -98,7 +98,7 @@ def test_the_search_finds_the_best_of_all(seed, budget):
 
 
 @pytest.mark.parametrize("kinds", [("retrieve",), ("skip",), ("retrieve", "skip"), ("retrieve", "refresh")])
-def test_it_keeps_to_the_kinds_there_are_and_is_no_worse_than_uniform(kinds):
+def test_it_uses_the_available_kinds_and_is_no_worse_than_uniform(kinds):
     losses = losses_of(1, kinds)
     found = best_schedule(losses, 1.8, moves=3000)
     assert set(found.kinds) <= {"full", *kinds} and found.kinds[0] == "full"
@@ -106,7 +106,7 @@ def test_it_keeps_to_the_kinds_there_are_and_is_no_worse_than_uniform(kinds):
     assert found == best_schedule(losses, 1.8, moves=3000)
 
 
-def test_what_is_out_of_reach_is_named():
+def test_an_unreachable_budget_is_named():
     with pytest.raises(RunError, match=r"--budget 4x is out of reach: one full step alone comes to 3.00x"):
         best_schedule(losses_of(0, ("retrieve",)), 4)
 
@@ -117,7 +117,7 @@ def test_calls_beyond_the_schedule_are_never_full():
     assert "full" not in best_schedule(fewer, 1.2, moves=3000).kinds[T - 2 :]
 
 
-def test_the_command_says_every_step_and_its_file_makes_the_images_that_were_tried(tmp_path, capsys):
+def test_the_command_has_every_step_and_its_file_makes_the_images_of_the_trial(tmp_path, capsys):
     out = tmp_path / "found.json"
     passed = ["--script", "ddpm.sample", "--steps", "6"]
     options = ["--skip", "--refresh-branches", "5", "--forecast", "1", "--num-images", "2", "--budget", "1.7x"]
@@ -141,8 +141,8 @@ def test_the_command_says_every_step_and_its_file_makes_the_images_that_were_tri
     ("options", "words"),
     [
         (["--skip"], "--skip and --refresh-branches need --out FILE"),
-        (["--skip", "--out", "x.json", "--forecast", "fit"], "--forecast fit is for full and retrieve steps alone"),
-        (["--skip", "--out", "x.json", "--sampler", "ddpm"], "--skip needs a sampler without noise of its own"),
+        (["--skip", "--out", "x.json", "--forecast", "fit"], "--forecast fit supports only full and retrieve steps"),
+        (["--skip", "--out", "x.json", "--sampler", "ddpm"], "--skip needs a sampler that adds no noise"),
         (["--skip", "--out", "x.json", "--eta", "0.5"], "not --eta 0.5"),
         (["--refresh-branches", "12", "--out", "x.json"], "skip branches 0 to 11"),
         (["--skip", "--out", "x.json", "--skip-interval", "3"], "leave out --skip-interval"),

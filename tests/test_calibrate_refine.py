@@ -51,7 +51,7 @@ def test_it_goes_by_the_images_and_not_by_the_prediction():
     assert true.total(found) < true.total(start) and predicted.total(found) > predicted.total(start)
 
 
-def test_it_is_the_same_at_every_call_and_ends_where_nothing_is_left():
+def test_it_is_deterministic_and_ends_if_nothing_is_left_to_try():
     losses = losses_of(1)
     start = uniform(losses, 1.5)[0][1]
     (quality, asked), (again, asked_again) = worth_of(losses), worth_of(losses)
@@ -70,7 +70,7 @@ def test_a_schedule_is_read_off_its_configuration(schedule, forecast):
         assert found.skip_order == schedule.skip_order
 
 
-def test_what_is_reused_besides_features_is_counted_tried_and_in_the_command(tmp_path, capsys):
+def test_reused_attention_and_guidance_are_counted_tried_and_in_the_command(tmp_path, capsys):
     out = tmp_path / "found.json"
     passed = ["--steps", "6", "--batch-size", "2", "--reuse-attention", "--reuse-guidance"]
     options = ["--refresh-branches", "3", "--branches", "0", "--forecast", "1", "--num-images", "2", "--budget", "2x"]

@@ -84,7 +84,7 @@ def test_cifar10_has_the_published_names_and_shapes():
 
 
 @pytest.mark.parametrize("config", [CIFAR10, LSUN_BEDROOM], ids=["cifar10", "lsun"])
-def test_conversion_there_and_back_is_exact(config):
+def test_conversion_round_trip_is_exact(config):
     shapes = keys("ddpm_cifar") if config is CIFAR10 else ddpm_shapes(config)
     state = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name, shape in shapes.items()}
     back = from_diffusers(ddpm.checkpoint.to_diffusers(state, config.unet), config.unet)
@@ -120,7 +120,7 @@ def same_weights(unet, state):
     lambda s: [{f"module.{n}": w for n, w in s.items()}, {"state": {}, "param_groups": []}, 7, 790000],
     lambda s: [{f"module.{n}": w + 1 for n, w in s.items()}, {"state": {}}, 7, 790000, s],
 ], ids=["state dict", "training loop", "training loop with moving average"])  # fmt: skip
-def test_what_ddim_saves_is_read(tmp_path, narrow, wrap, legacy):
+def test_checkpoints_of_ddim_are_read(tmp_path, narrow, wrap, legacy):
     torch.save(wrap(narrow), tmp_path / "ckpt.pth", _use_new_zipfile_serialization=not legacy)
     unet = load_unet(tmp_path / "ckpt.pth", NARROW)
     assert isinstance(unet, UNet2DModel) and not unet.training
@@ -181,7 +181,7 @@ def test_another_architecture_is_refused_with_three_names(tmp_path, narrow):
 
 
 @pytest.mark.parametrize("name", ["ema_cifar10.ckpt", CIFAR10.file])
-def test_a_published_name_with_another_content_is_refused(tmp_path, narrow, name, monkeypatch):
+def test_a_published_name_with_other_content_is_refused(tmp_path, narrow, name, monkeypatch):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     torch.save(narrow, path)
@@ -225,7 +225,7 @@ def test_a_whole_cin256_checkpoint_leaves_no_name_over():
 
 @pytest.fixture(scope="module")
 def ldm_checkpoint(tmp_path_factory):
-    """As PyTorch Lightning writes it: a class of its own is named beside the weights."""
+    """As PyTorch Lightning writes it: the file also names one of its classes."""
     path = tmp_path_factory.mktemp("ldm") / "model.ckpt"
     state = ldm_state(NARROW_LDM)
     module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
@@ -281,7 +281,7 @@ def test_convert_writes_a_directory_that_loads_the_same(ldm_checkpoint, tmp_path
         assert all(torch.equal(there[n], weight) for n, weight in getattr(ours, model).state_dict().items())
     assert theirs.scheduler.config.steps_offset == 1
     assert convert.main([str(path), "--out", str(out)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert convert.main([str(path), "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
     assert load_pipeline(tmp_path / "half", torch.float16).unet.dtype == torch.float16
     assert convert.main([str(tmp_path / "none.ckpt"), "--out", str(tmp_path / "x")]) == 2
@@ -308,11 +308,11 @@ def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path, kind):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     for load in (lambda: load_unet(path, CIFAR10), lambda: load_pipeline(path)):
-        with pytest.raises(ValueError, match=r"asks for code, namely posix\.system; get the weights from a source"):
+        with pytest.raises(ValueError, match=r"asks to run code, namely posix\.system; get the weights from a source"):
             load()
     for protocol in (0, 3, 4, 5):  # which torch does not write, and does not read either
         path.write_bytes(pickle.dumps(content, protocol=protocol))
-        with pytest.raises(ValueError, match=r"asks for code|is truncated or not a checkpoint"):
+        with pytest.raises(ValueError, match=r"asks to run code|is truncated or not a checkpoint"):
             load_pipeline(path)
     assert not mark.exists()
 

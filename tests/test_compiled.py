@@ -100,7 +100,7 @@ def overwriting(graph: Any, _: Any) -> Any:
     return run
 
 
-def test_what_a_graph_overwrites_was_copied_out(graphs):
+def test_outputs_that_a_graph_overwrites_were_copied(graphs):
     family = small("sd")
     _, fork = family.pair("plms")
     run: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A ControlNet on retrieve steps: it is run as far as the branch needs, and gives the same that far."""
+"""A ControlNet on retrieve steps: it runs as far as the branch needs, with the same outputs up to there."""
 
 import torch
 

@@ -49,7 +49,7 @@ def test_only_an_x86_processor_that_says_so_is_slow(processor):
 
 
 @pytest.mark.parametrize("one_dnn", [object(), OneDNN], ids=["another version", "one that fails"])
-def test_where_torch_does_not_say_nothing_is_slow(processor, monkeypatch, one_dnn):
+def test_nothing_is_slow_if_torch_does_not_say(processor, monkeypatch, one_dnn):
     def fail() -> bool:
         raise RuntimeError("no oneDNN")
 
@@ -66,7 +66,7 @@ def test_this_version_of_torch_says():
     assert isinstance(torch.ops.mkldnn._is_mkldnn_fp16_supported(), bool)
 
 
-def test_what_is_asked_for_is_taken_with_one_line_of_warning(processor, capsys):
+def test_an_explicit_slow_dtype_is_used_with_one_line_of_warning(processor, capsys):
     processor()
     for _ in range(2):
         assert resolve_dtype("bfloat16", CPU) == torch.bfloat16
@@ -78,7 +78,7 @@ def test_what_is_asked_for_is_taken_with_one_line_of_warning(processor, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_not_asked_for_is_never_slow(processor, capsys):
+def test_a_default_dtype_is_never_slow(processor, capsys):
     for bfloat16, expected in ((False, torch.float32), (True, torch.bfloat16)):
         processor(bfloat16=bfloat16)
         assert resolve_dtype(None, CPU, "bfloat16") == expected
@@ -91,7 +91,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_benchmarks_take_float32_by_default_there(processor, monkeypatch, bfloat16):
+def test_benchmarks_default_to_float32_on_a_slow_processor(processor, monkeypatch, bfloat16):
     def seen(*args: Any) -> Any:
         dtypes.append(next(arg for arg in args if isinstance(arg, torch.dtype)))
         raise Stop
@@ -129,7 +129,7 @@ def test_tables_at_the_papers_scale_do_too(processor, monkeypatch, tmp_path, cap
     with pytest.raises(Stop) as stopped:
         tables.main(["table13", *call])
     assert stopped.value.args == (expected, f"results/paper-{expected}")
-    assert ("going on with --dtype float32" in capsys.readouterr().err) == (not more)
+    assert ("continuing with --dtype float32" in capsys.readouterr().err) == (not more)
     if not more:
         with pytest.raises(Stop) as stopped:
             tables.main(["table5", *call])  # float32 at this scale, too

@@ -12,7 +12,7 @@ import common.digests
 from common.digests import file_digest, model_digest
 from common.shipped import SHAPES_LDM
 
-BIG = common.digests.REMEMBERED_FROM
+BIG = common.digests.CACHED_FROM
 
 
 def write(path: Path, content: bytes, age: float = 10.0) -> Path:
@@ -37,7 +37,7 @@ def reads(monkeypatch) -> list[Path]:
     return found
 
 
-def test_a_big_file_is_read_once_and_again_when_it_is_another(tmp_path, reads):
+def test_a_large_file_is_read_once_and_again_after_it_changes(tmp_path, reads):
     file = write(tmp_path / "a.npz", bytes(BIG))
     expected = hashlib.sha256(bytes(BIG)).hexdigest()
     assert file_digest(file) == file_digest(file) == expected

@@ -47,6 +47,7 @@ ONE = ["--prompt", "a large red ring on the left on a gray background"]
 TIMED = ["--repeats", "1", "--warm-up", "0", "--quiet", "--device", "cpu"]
 SET = ["--quiet", "--device", "cpu"]
 SMALLER = {  # appended to the commands that are run
+    "asyncdiff.sample": [*TIMED, *ONE, "--steps", "8"],
     "stable_diffusion": [*TIMED, *ONE],
     "stable_diffusion_xl": TIMED,
     "stable_video_diffusion": TIMED,
@@ -69,7 +70,7 @@ STEPS = {  # appended where the command's own options don't depend on the number
 }
 OF_STEPS = {"--steps", "--calibrated", "--cache-steps"}
 VARIABLES = {"$SLURM_ARRAY_TASK_ID": "4"}
-LAUNCHERS = (("srun",), ("accelerate", "launch"))
+LAUNCHERS = (("srun",), ("accelerate", "launch"), ("torchrun",))
 ELSEWHERE = {"pip", "pre-commit"}  # commands of others that the documents name
 
 
@@ -99,6 +100,8 @@ def program(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
     for launcher in LAUNCHERS:
         if tuple(rest[: len(launcher)]) == launcher:
             rest = rest[len(launcher) :]
+    if words[0] == "torchrun":
+        rest = rest[rest.index("-m") :]
     if rest[0] == "make":
         recipe = made(tuple(rest))
         return program(recipe) if Path(recipe[0]).name == "python" else (None, [])
@@ -111,7 +114,7 @@ def program(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
         rest.pop(0)
     module = rest.pop(1) if rest[0] == "-m" else rest[0].removesuffix(".py")
     arguments = [VARIABLES.get(word, word) for word in rest[1:]]
-    if module in ("pytest", "ruff", "mypy"):
+    if module in ("pip", "pytest", "ruff", "mypy"):
         for path in (word for word in arguments if word.endswith(".py")):
             assert (ROOT / path).is_file(), path
         return None, arguments
@@ -267,7 +270,7 @@ def test_the_readme_names_what_ci_calls():
 
 
 def shape(line: str) -> str:
-    """A line of output without what is measured, units included: a busy machine has seconds for milliseconds."""
+    """A line of output without measurements and units: a busy machine shows seconds instead of milliseconds."""
     line = re.sub(r"\bms\b", "s", re.sub(r"\bGiB\b", "MiB", line))
     line = re.sub(r"\S+: output\.png", "FOLDER: output.png", line)
     return re.sub(r"\s+", " ", re.sub(r"[\d.]+", "#", line)).strip().replace("images,", "image,")
@@ -278,7 +281,7 @@ def test_the_readme_shows_what_the_demo_prints(folder):
     shown = next(block for block in blocks(README) if block.info == "text").text
     module, arguments = program(("make", "demo"))
     assert module == "stable_diffusion"
-    printed = run(module, [*arguments, *ONE])  # two pictures, of which there is a least
+    printed = run(module, [*arguments, *ONE])  # two pictures, so that there is a least one
     lines = [
         [shape(line) for line in text.splitlines() if not line.startswith("Timing")]  # of which one round has none
         for text in (shown, printed)

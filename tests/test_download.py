@@ -1,4 +1,4 @@
-"""Files from a server that cuts, lies, stalls or knows no ranges: whole and checked, or not there."""
+"""Files from a server that cuts, lies, stalls or supports no ranges: complete and verified, or absent."""
 
 import multiprocessing
 from collections import namedtuple
@@ -43,7 +43,7 @@ def test_a_connection_that_breaks_off_is_continued_at_once(tmp_path):
 def test_a_download_that_was_given_up_is_continued_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "TRIES", 1)
     with LocalHub(files={"x.bin": Served(CONTENT, cuts=[CHUNK])}) as hub:
-        with pytest.raises(RunError, match=r"cannot download http.*broke off; the same command continues; ask a fri"):
+        with pytest.raises(RunError, match=r"cannot download http.*was lost; rerun the same command to resume; ask a"):
             get(hub, tmp_path)
         assert names_in(tmp_path) == {"x.bin.part", ".x.bin.lock"}
         assert (tmp_path / "x.bin.part").read_bytes() == CONTENT[:CHUNK]
@@ -81,7 +81,8 @@ def test_a_server_that_knows_no_ranges_starts_over(tmp_path):
 def test_another_file_is_refused_and_removed(tmp_path, served, digest, size, says):
     with LocalHub(files={"x.bin": served}) as hub, pytest.raises(RunError) as raised:
         get(hub, tmp_path, digest, size)
-    assert str(raised.value).startswith(f"what {hub.url_of('x.bin')} sent is damaged or another file and was removed (")
+    url = hub.url_of("x.bin")
+    assert str(raised.value).startswith(f"the file from {url} is damaged or not the published one and was removed (")
     assert says in str(raised.value) and str(raised.value).endswith("try again, or ask a friend")
     assert names_in(tmp_path) <= {".x.bin.lock"}
 
@@ -97,7 +98,7 @@ def test_a_wrong_part_is_found_out(tmp_path):
 @pytest.mark.parametrize(
     ("served", "says", "tries"),
     [
-        (Served(CONTENT, delay=1.0), "no answer in time", 3),
+        (Served(CONTENT, delay=1.0), "the connection timed out", 3),
         (Served(b"", status=503), "the server says 503 Service Unavailable", 3),
         (Served(b"", status=404), "the server says 404 Not Found", 1),
     ],
@@ -118,7 +119,7 @@ def test_no_server(tmp_path):
 def test_a_full_disk(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 10**5, 10**5))
-    with LocalHub(files={"x.bin": CONTENT}) as hub, pytest.raises(RunError, match=r"0\.00 GB are wanted and 0\.00 GB"):
+    with LocalHub(files={"x.bin": CONTENT}) as hub, pytest.raises(RunError, match=r"0\.00 GB are needed and 0\.00 GB"):
         get(hub, tmp_path)
     assert names_in(tmp_path) == {".x.bin.lock"}
 

@@ -25,10 +25,10 @@ def raising(error):
     [
         (ValueError("--steps is 0"), 2, "--steps is 0"),
         (RunError("no schedule reaches it"), 1, "no schedule reaches it"),
-        (OSError(errno.ENOSPC, "No space left on device", "a.png"), 1, "the disk is full (a.png); make room"),
-        (OSError(errno.EDQUOT, "Quota exceeded"), 1, "the quota is used up; make room"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.png"), 1, "the disk is full (a.png); free some space"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), 1, "the disk quota is exceeded; free some space"),
         (PermissionError(errno.EACCES, "Permission denied", "a.png"), 1, "Permission denied (a.png); change the perm"),
-        (OSError(errno.EROFS, "Read-only file system", "a.png"), 1, "name another folder"),
+        (OSError(errno.EROFS, "Read-only file system", "a.png"), 1, "choose another folder"),
         (OSError(errno.EIO, "Input/output error"), 1, "Input/output error"),
         (MemoryError(), 1, "out of memory; try fewer images"),
         (RuntimeError("CUDA out of memory. Tried to"), 1, "out of memory; try fewer images"),
@@ -48,7 +48,7 @@ def test_every_known_end_is_one_line(error, status, said, capsys):
     assert line.startswith("error: ") and said in line
 
 
-def test_what_nobody_foresaw_keeps_its_traceback():
+def test_unexpected_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a fault"):
         run_cli(raising(RuntimeError("a fault")))
 
@@ -56,7 +56,7 @@ def test_what_nobody_foresaw_keeps_its_traceback():
 def test_an_interrupted_command_says_that_it_goes_on_only_where_it_does(capsys):
     for resumable in (False, True):
         assert run_cli(raising(KeyboardInterrupt()), resumable=resumable) == 130
-        assert ("goes on from here" in capsys.readouterr().err) == resumable
+        assert ("rerun the same command to resume" in capsys.readouterr().err) == resumable
 
 
 def start(code, **settings):
@@ -118,6 +118,6 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_file(tmp_path):
     call = [sys.executable, "-m", "eval.report", str(tmp_path)]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "make room" in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "free some space" in done.stderr
     assert (tmp_path / "index.html").read_text() == "earlier"
     assert sorted(os.listdir(tmp_path)) == ["index.html", "table.md"]

@@ -25,14 +25,14 @@ def parse(*argv: str) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def test_what_is_off_is_not_among_the_settings():
+def test_extensions_that_are_off_are_not_among_the_settings():
     config = cache_config(parse())
     assert config == CacheConfig(cache_interval=5, cache_branch_id=1)
     assert config.to_json().keys() == set(PAPER)
     assert cache_name(parse(), config) == "N5-m1"
 
 
-def test_what_is_on_is_and_names_the_folder():
+def test_extensions_that_are_on_are_among_the_settings_and_in_the_folders_name():
     args = parse(
         "--forecast", "1", "--reuse-guidance", "--guidance-stop", "0.9", "--refresh-interval", "4",
         "--refresh-branch-id", "5", "--reuse-attention",
@@ -65,9 +65,9 @@ def test_out_of_range(call, says, tmp_path, capsys):
     [(stable_diffusion, ["--refresh-interval", "3"], "belong together"),
      (ddpm.sample, ["--refresh-interval", "3", "--refresh-branch-id", "99"], "refresh_branch_id is 99"),
      (generate, ["--refresh-interval", "3", "--refresh-branch-id", "1"], "--refresh-branch-id is 1; it must be above"),
-     (ldm.sample, ["--reuse-attention"], "there is no attention to keep in the layers that branch 0 runs")],
+     (ldm.sample, ["--reuse-attention"], "there is no attention to cache in the layers that branch 0 runs")],
 )  # fmt: skip
-def test_what_the_model_has_not_is_refused_before_anything_is_written(script, call, says, tmp_path, capsys):
+def test_what_the_model_lacks_is_refused_before_anything_is_written(script, call, says, tmp_path, capsys):
     assert script.main([*call, "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

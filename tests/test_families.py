@@ -11,8 +11,8 @@ import torch
 from diffusers.models.embeddings import ImageProjection
 
 import pipelines
+from common.original_package import original_package
 from pipelines import tiny
-from pipelines.competitors import original_package
 from tests.families import FAMILIES, NEW, PROMPT, image
 from tests.recorders import full_steps_of
 from unets import UNet2DConditionModel, UNetSpatioTemporalConditionModel
@@ -92,7 +92,7 @@ def test_base_then_refiner_is_the_stock_pair_bit_for_bit():
     assert np.array_equal(*results)
 
 
-def test_sizes_crops_and_scores_of_sdxl_are_told_as_by_the_stock_pipeline():
+def test_sizes_crops_and_scores_of_sdxl_are_passed_as_by_the_stock_pipeline():
     sizes = {"original_size": (40, 48), "crops_coords_top_left": (3, 5), "target_size": (64, 56)}
     negative = {"negative_original_size": (20, 24), "negative_target_size": (32, 32), "num_images_per_prompt": 2}
     for name in ("xl", "xl-img2img", "xl-refiner", "xl-inpaint-4"):
@@ -186,7 +186,7 @@ def test_an_extension_is_refused_where_it_is_not_available(extension):
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_what_is_saved_loads_as_the_stock_pipeline(name, tmp_path):
+def test_a_saved_pipeline_loads_as_the_stock_pipeline(name, tmp_path):
     family = FAMILIES[name]
     _, fork = family.pair()
     fork.save_pretrained(tmp_path)
@@ -246,7 +246,7 @@ def test_text_to_video_zero_needs_its_two_moments_within_the_run():
 
 
 def test_a_callback_can_switch_guidance_off_in_the_middle():
-    """Guidance is a property of the run, and the kept feature then has twice the rows that are needed."""
+    """Guidance is a property of the run, and the cached feature then has twice as many rows as needed."""
     _, fork = FAMILIES["xl"].pair()
 
     def stop(pipe, i, t, values):
@@ -344,7 +344,7 @@ def test_a_video_runs_in_bfloat16_too():
 
 
 @pytest.mark.parametrize("name", ["sd", "sd-img2img", "sd-inpaint", "xl", "xl-img2img", "xl-inpaint-4", "controlnet"])
-def test_an_ip_adapters_image_is_told_as_by_the_stock_pipeline(name):
+def test_an_ip_adapters_image_is_passed_as_by_the_stock_pipeline(name):
     family = FAMILIES[name]
 
     def parts():

@@ -170,14 +170,14 @@ def test_one_failure_does_not_stop_the_others(tmp_path, served, capsys):
     assert first.startswith("ema-cifar10: cannot download http") and "404" in first
     assert first.endswith(f"put the file at {tmp_path}/ema_cifar10.ckpt")
     assert second.startswith("cifar10-reference: statistics of CIFAR-10: not downloaded; the authors' own")
-    assert last == "error: 2 of 3 could not be had: ema-cifar10, cifar10-reference"
+    assert last == "error: 2 of 3 could not be downloaded: ema-cifar10, cifar10-reference"
 
     assert fetch_missing(["ema-lsun-church", "ema-cifar10", "ema-cifar10"], tmp_path, True) == ["ema-cifar10"]
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("ema-cifar10: cannot download") and err.count("\n") == 1
 
 
-def test_all_is_what_can_be_downloaded(tmp_path, monkeypatch):
+def test_all_means_everything_that_can_be_downloaded(tmp_path, monkeypatch):
     asked = []
 
     def note(name: str, *_: object) -> str:
@@ -200,7 +200,7 @@ def test_captions_are_taken_out_of_their_archive(tmp_path, served, capsys):
     served.serve("coco", buffer.getvalue())
     assert call(tmp_path / "a", "coco") == 0
     assert (tmp_path / "a/captions_val2017.json").read_text() == "{}" and len(names_in(tmp_path / "a")) == 1
-    # An archive that is there is used and left alone; one that is damaged is named.
+    # An existing archive is used and kept; a damaged one is named.
     mine = tmp_path / "b" / "annotations_trainval2017.zip"
     mine.parent.mkdir()
     mine.write_bytes(buffer.getvalue())
@@ -211,7 +211,7 @@ def test_captions_are_taken_out_of_their_archive(tmp_path, served, capsys):
     mine.write_bytes(b"PK")
     capsys.readouterr()
     assert call(tmp_path / "b", "coco") == 1
-    assert "annotations_trainval2017.zip is damaged or another archive (its md5 is" in capsys.readouterr().err
+    assert "annotations_trainval2017.zip is damaged or not the expected archive (its md5 is" in capsys.readouterr().err
 
 
 def cifar10(path: Path, data: list[object]) -> bytes:
@@ -230,7 +230,7 @@ def test_cifar10_becomes_a_set_of_images(tmp_path, served):
     assert call(tmp_path, "cifar10-train") == 0
     assert np.array_equal(np.load(tmp_path / "cifar10-train.npz")["arr_0"], images)
     cifar10(tmp_path / "bad.tar.gz", [os.getcwd] * 5)
-    with pytest.raises(ValueError, match=r"it asks for code, namely posix\.getcwd"):
+    with pytest.raises(ValueError, match=r"it asks to run code, namely posix\.getcwd"):
         write_images(tmp_path / "bad.tar.gz", tmp_path / "x.npz")
 
 
@@ -244,7 +244,7 @@ def test_another_usual_name_is_recognised(tmp_path, served, capsys, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(CONTENT)
     assert call(tmp_path, "ema-cifar10") == 0
-    assert f"{tmp_path / name} is it, linked as {tmp_path}/ema_cifar10.ckpt" in capsys.readouterr().out
+    assert f"linked {tmp_path / name} to {tmp_path}/ema_cifar10.ckpt" in capsys.readouterr().out
     assert (tmp_path / name).samefile(tmp_path / "ema_cifar10.ckpt") and not served.requests
 
 
@@ -260,7 +260,7 @@ def test_a_file_is_copied_where_it_cannot_be_linked(tmp_path, served, monkeypatc
     assert inception_path().read_bytes() == CONTENT and not served.requests
 
 
-def test_weights_that_are_not_the_ema_ones_are_told_from_them(tmp_path, served, capsys):
+def test_weights_other_than_the_ema_ones_are_distinguished(tmp_path, served, capsys):
     served.serve("ema-cifar10", CONTENT)
     (tmp_path / "model-790000.ckpt").write_bytes(b"not averaged")
     assert call(tmp_path, "ema-cifar10") == 0
@@ -295,12 +295,12 @@ def test_a_file_without_a_digest_is_recognised_by_its_size(tmp_path, monkeypatch
     [("adm-reference", "VIRTUAL_imagenet256_labeled (1).npz", "VIRTUAL_imagenet256_labeled.npz"),
      ("cifar10-reference", "npz/cifar10_fid.npz", "cifar10-reference.npz")],
 )  # fmt: skip
-def test_what_cannot_be_told_is_to_be_named_by_hand(tmp_path, capsys, name, file, place):
+def test_an_undecidable_candidate_must_be_renamed_by_hand(tmp_path, capsys, name, file, place):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(b"x")
     assert call(tmp_path, name) == 1
     error = capsys.readouterr().err
-    assert f"{tmp_path / file} may be " in error and f"name it {tmp_path / place}, else move it away" in error
+    assert f"{tmp_path / file} may be " in error and f"rename it to {tmp_path / place}, else move it away" in error
     assert not (tmp_path / place).exists()
 
 
@@ -308,7 +308,7 @@ def test_what_cannot_be_told_is_to_be_named_by_hand(tmp_path, capsys, name, file
 
 
 def fetch_from(hub: LocalHub, home: Path, *names: str) -> subprocess.CompletedProcess[str]:
-    """`eval.fetch` in a process of its own, with caches under `home`; the hub's library reads its address once."""
+    """`eval.fetch` in a separate process, with caches under `home`; the hub's library reads its address once."""
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-m", "eval.fetch", *names, "--inputs", str(home), "--quiet"]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -320,8 +320,8 @@ def test_a_pipeline_comes_from_the_hub_and_no_more_than_it_needs(tmp_path, monke
         assert done.returncode == 1
         assert done.stdout.startswith("sd15: downloaded to ") and done.stdout.count("\n") == 1
         first, last = done.stderr.splitlines()
-        assert first == "bk-sdm-base: the hub has no nota-ai/bk-sdm-base-2m, or wants huggingface-cli login for it"
-        assert last == "error: 1 of 2 could not be had: bk-sdm-base"
+        assert first == "bk-sdm-base: the hub has no nota-ai/bk-sdm-base-2m, or requires huggingface-cli login for it"
+        assert last == "error: 1 of 2 could not be downloaded: bk-sdm-base"
     monkeypatch.setattr(inputs.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     found = state("sd15", tmp_path)
     assert isinstance(found, Present)

@@ -95,7 +95,7 @@ def test_features_are_pytorch_fids_bit_for_bit(weights, oracle, capsys):
     network.resize_input = network.normalize_input = True
 
 
-def test_weights_that_cannot_be_had(tmp_path, monkeypatch, weights):
+def test_unavailable_weights(tmp_path, monkeypatch, weights):
     with pytest.raises(ValueError, match="there is no file of weights"):
         InceptionFeatures("adm", tmp_path / "nowhere.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
@@ -136,7 +136,7 @@ def drawn():
     return np.stack([render(scene, rng)[0] for scene in scenes]), np.array(labels)
 
 
-def test_shapes_are_told_apart(shapes, drawn):
+def test_shapes_are_distinguished(shapes, drawn):
     images, labels = drawn
     features = shapes(images)
     assert [part.shape for part in features] == [(90, 128), (90, 112), (90, 40)]
@@ -239,7 +239,7 @@ def test_scripts_with_a_stored_reference(tmp_path, drawn, shapes, capsys, monkey
     assert fid.main([str(tmp_path / "a.npz"), str(made), *common, "--replicates", "0", "--distances", "float16"]) == 0
     assert "±" not in capsys.readouterr().out
 
-    # Other sources of statistics: mean and covariance alone, with images, and what is refused.
+    # Other sources of statistics: just mean and covariance, those with images, and refused ones.
     with np.load(made) as file:
         stored = dict(file)
 
@@ -319,7 +319,7 @@ def test_wrong_calls(tmp_path, shapes, drawn, capsys):
 
 
 def test_a_batch_more_or_less_is_no_matter(tmp_path, shapes, drawn):
-    """The kept features are those of the first images, whatever the batches."""
+    """The saved features are those of the first images, whatever the batches."""
     all_of_them = shapes(drawn[0]).pooled
     for batch_size in (7, 32):
         made = measure(drawn[0], shapes, batch_size=batch_size, keep=20, quiet=True)

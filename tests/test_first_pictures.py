@@ -1,4 +1,4 @@
-"""What is to be seen while a command runs: pictures before they are timed, and how long the rest will take."""
+"""What a command shows while it runs: pictures before they are timed, and the time left."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def test_a_run_that_ends_before_it_is_timed_leaves_its_pictures_and_can_be_run_a
     assert {name: (out / name).read_bytes() for name in PICTURES} == first
 
 
-def test_nothing_is_there_before_both_are_made(tmp_path, interrupted_at):
+def test_nothing_is_written_before_both_are_made(tmp_path, interrupted_at):
     interrupted_at(2)
     assert run(tmp_path / "out") == 130
     assert not list(tmp_path.iterdir())
@@ -77,7 +77,7 @@ def test_pictures_of_other_settings_are_not_replaced(tmp_path, capsys, interrupt
     interrupted_at(3)
     assert run(out) == 130
     assert stable_diffusion.main([*CALL, "--out", str(out), "--seed", "7"]) == 2
-    assert "seed is 42 there and 7 now" in capsys.readouterr().err
+    assert "seed was 42 and is now 7" in capsys.readouterr().err
 
 
 def test_time_left_is_that_of_the_runs_to_come():
@@ -112,7 +112,7 @@ def test_bars_are_for_terminals_and_leave_no_frames_in_a_log(tmp_path, monkeypat
     assert ("\r" in shown) == (stream is Terminal)
 
 
-def test_bars_of_a_comparison_say_which_run_it_is(tmp_path, monkeypatch):
+def test_bars_of_a_comparison_name_the_run(tmp_path, monkeypatch):
     stderr = Terminal()
     monkeypatch.setattr(sys, "stderr", stderr)
     assert stable_diffusion.main([*(word for word in CALL if word != "--quiet"), "--out", str(tmp_path / "out")]) == 0

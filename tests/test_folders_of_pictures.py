@@ -60,7 +60,7 @@ def test_several_numbers_and_folders_come_in_order(tmp_path, names):
 
 
 @given(st.lists(st.tuples(st.text("ab._-/ A", max_size=4), st.integers(0, 9999)), min_size=2, max_size=8), st.data())
-def test_names_with_as_many_digits_come_as_they_sort_by_themselves(parts, data):
+def test_names_with_equally_many_digits_sort_alphabetically(parts, data):
     """So that sets whose names are padded are read in the order in which they always were."""
     names = [f"{text}{number:04}{data.draw(st.sampled_from(['', '.png', 'b', '/x']))}" for text, number in parts]
     assert sorted(names, key=number_order) == sorted(names)
@@ -94,7 +94,7 @@ def test_pictures_of_every_kind_are_counted(tmp_path):
     assert np.abs(means - 20 * np.arange(len(means))).max() < 3
 
 
-def test_kinds_that_are_not_read_are_named_and_counted(tmp_path):
+def test_unsupported_formats_are_named_and_counted(tmp_path):
     fill(tmp_path, [f"{k}.png" for k in range(3)])
     for name in ("a.heic", "b.JXL", "c.psd", "d.avif", "notes.txt", "labels.csv", ".hidden.psd"):
         (tmp_path / name).touch()
@@ -103,7 +103,7 @@ def test_kinds_that_are_not_read_are_named_and_counted(tmp_path):
     assert ".psd" in UNREAD
 
 
-def test_what_can_not_be_looked_at_is_not_left_out(tmp_path, monkeypatch):
+def test_unreadable_folders_are_not_skipped(tmp_path, monkeypatch):
     fill(tmp_path, ["a/0.png", "b/1.png"])
     scandir = os.scandir
 

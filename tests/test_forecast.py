@@ -1,4 +1,4 @@
-"""What a retrieve step is given of the features that were kept, and the loops that use it."""
+"""What a retrieve step gets from the cached features, and the loops that use it."""
 
 import weakref
 from typing import Any
@@ -35,7 +35,7 @@ def cache_of(features, **settings):
 
 
 def feature_at(cache, i, batch_size=2, **settings):
-    """What is given to the step at position i, of which there is only the deep feature."""
+    """What the step at position i gets: only the deep feature."""
     (value,) = cache.get(i, batch_size, **settings)
     return value
 
@@ -45,7 +45,7 @@ def test_features_on_a_line_are_forecast_exactly(positions):
     before, last, i = positions
     start, slope = feature(0), feature(1)
     cache = cache_of({k: start + k * slope for k in (before, last)}, forecast=1.0)
-    # float32's rounding of two features, of which the difference is taken as often as the forecast is long.
+    # float32's rounding of two features, whose difference is multiplied by the length of the forecast.
     tolerance = 1e-6 * T * (1 + (i - last) / (last - before))
     assert torch.allclose(feature_at(cache, i), start + i * slope, rtol=0, atol=tolerance)
 
@@ -133,7 +133,7 @@ def test_a_wrong_table_is_named(forecast, words):
 
 
 def test_a_table_of_another_number_of_channels_is_named():
-    with pytest.raises(ValueError, match="5 columns; the kept feature has 3 channels"):
+    with pytest.raises(ValueError, match="5 columns; the cached feature has 3 channels"):
         cache_of({0: feature(0), 10: feature(1)}, forecast=torch.ones(T, 5)).get(11, 2)
 
 

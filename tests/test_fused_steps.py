@@ -80,7 +80,7 @@ def test_a_step_with_noise_is_the_schedulers_own():
     ("sampler", "changes"),
     [("heun", {}), ("euler-a", {}), ("lcm", {}), ("dpm++-sde", {}), ("dpm++", {"thresholding": True})],
 )
-def test_what_is_no_sum_stays_as_it_is(sampler, changes, monkeypatch):
+def test_steps_that_are_not_sums_are_unchanged(sampler, changes, monkeypatch):
     scheduler = scheduler_of(sampler, **changes)
     assert not can_be_fused(scheduler)
     monkeypatch.setattr(loading, "compile_forward", lambda *_, **__: None)

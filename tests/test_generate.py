@@ -176,7 +176,8 @@ def test_parti_is_downloaded_once_and_checked(monkeypatch, cache):
     content = b"Prompt\na ring\na cross\n"
     with LocalHub(files={"parti.tsv": content}) as hub:
         monkeypatch.setattr(published, "PARTI", Download(hub.url_of("parti.tsv"), "md5:0"))
-        with pytest.raises(RunError, match=r"is damaged or another file .*try again, or put PartiPrompts\.tsv at"):
+        message = r"is damaged or not the published one .*try again, or put PartiPrompts\.tsv at"
+        with pytest.raises(RunError, match=message):
             open_prompts("parti", quiet=True)
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         monkeypatch.setattr(published, "PARTI", Download(hub.url_of("parti.tsv"), digest))
@@ -286,17 +287,17 @@ def test_other_settings_are_refused(tmp_path, five, capsys):
     before = {path: path.read_bytes() for path in five.iterdir() if path.is_file()}
     (tmp_path / "other.txt").write_text("\n".join([*CAPTIONS[:4], "a red ring"]))
     for options, named in {
-        ("--prompts", str(tmp_path / "other.txt")): "prompts is {'name': 'shapes'",
-        ("--rounding", "truncate"): "rounding is 'nearest' there and 'truncate' now",
-        ("--scheduler", "unipc"): "scheduler is 'plms' there and 'unipc' now",
-        ("--width", "72"): "width is 64 there and 72 now",
+        ("--prompts", str(tmp_path / "other.txt")): "prompts was {'name': 'shapes'",
+        ("--rounding", "truncate"): "rounding was 'nearest' and is now 'truncate'",
+        ("--scheduler", "unipc"): "scheduler was 'plms' and is now 'unipc'",
+        ("--width", "72"): "width was 64 and is now 72",
     }.items():
         assert generate.main([*FEW, *options, "--num-images", "5", "--out", str(five)]) == 2
         assert f"images of other settings: {named}" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in five.iterdir() if path.is_file()}
 
 
-def test_clip_score_takes_what_was_made(five, tmp_path, capsys):
+def test_clip_score_reads_the_generated_set(five, tmp_path, capsys):
     expected = clip_score.compute(images_in(five), CAPTIONS, model="shapes", quiet=True)
     usual = ["--prompts", str(five / "prompts.txt"), "--model", "shapes", "--device", "cpu", "--quiet"]
     for source in ("samples.npz", "images"):  # the latter by --png
@@ -314,7 +315,7 @@ def test_images_show_their_prompts(tmp_path):
 
 
 def test_any_diffusers_directory_without_its_safety_checker(tmp_path):
-    """A pipeline of BK-SDM-Tiny's layout, whose safety checker is not even there."""
+    """A pipeline of BK-SDM-Tiny's layout, whose safety checker is missing."""
     folder = tmp_path / "bk-sdm"
     diffusers.StableDiffusionPipeline(**tiny.parts("bk_sdm_tiny")).save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text())
@@ -354,4 +355,4 @@ def test_wrong_calls_end_in_one_line(tmp_path, capsys, call, named):
 def test_images_that_are_not_finite(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("eval.generation.text.make_images", lambda *_, **__: torch.full((3, 3, 8, 8), np.nan))
     assert generate.main([*FEW, "--num-images", "3", "--out", str(tmp_path / "set")]) == 1
-    assert "image 0 holds values that are not finite" in capsys.readouterr().err
+    assert "image 0 has non-finite values" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The checks for a GPU, run on small models on the CPU, with what a GPU alone has replaced."""
+"""The GPU checks on small models on the CPU, with replacements for what only a GPU has."""
 
 from __future__ import annotations
 
@@ -111,13 +111,13 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on_from_there(command, li
     listed(first=fine, second=raises(KeyboardInterrupt()), third=fine)
     status, rows, printed = command()
     assert status == 130 and list(rows) == ["first"]
-    assert "goes on from here" in printed.err
+    assert "rerun the same command to resume" in printed.err
     called = listed(first=fine, second=fine, third=fine)
     status, rows, _ = command()
     assert (status, called) == (0, ["second", "third"]) and list(rows) == ["first", "second", "third"]
 
 
-def test_what_goes_wrong_is_a_row_and_not_an_end(command, listed):
+def test_a_failed_check_is_a_row_and_does_not_stop_the_others(command, listed):
     called = listed(
         bug=raises(RuntimeError("boom\nat line 3")), small=raises(torch.OutOfMemoryError("CUDA out of memory")),
         off=lambda: Finding("2.0 apart", right=False), last=fine,
@@ -126,20 +126,20 @@ def test_what_goes_wrong_is_a_row_and_not_an_end(command, listed):
     assert called == ["bug", "small", "off", "last"] and status == 1
     assert [row["state"] for row in rows.values()] == ["failed", NO_MEMORY, WRONG, OK]
     assert rows["bug"]["text"] == "RuntimeError: boom"
-    assert printed.err.strip() == "error: 2 of 4 checks went wrong: bug; off"
+    assert printed.err.strip() == "error: 2 of 4 checks failed: bug; off"
     called = listed(bug=fine, small=fine, off=fine, last=fine)
     command()
-    assert called == ["bug", "small"]  # what came to an end is kept
+    assert called == ["bug", "small"]  # finished checks are kept
 
 
-def test_without_time_nothing_is_run_and_all_is_named(command, listed):
+def test_without_time_nothing_is_run_and_all_checks_are_named(command, listed):
     called = listed(first=fine, second=fine)
     status, rows, printed = command("--minutes", "0")
     assert status == 0 and called == [] and [row["state"] for row in rows.values()] == [NO_TIME, NO_TIME]
     assert "no time was left for 2 of 2 checks" in printed.out
     assert command()[1]["second"]["state"] == OK
     called = listed(first=fine, second=fine)
-    assert command("--minutes", "0")[1]["first"]["state"] == OK  # what there is stays
+    assert command("--minutes", "0")[1]["first"]["state"] == OK  # existing results stay
 
 
 def test_a_check_that_takes_too_long_is_stopped(command, listed):
@@ -153,7 +153,7 @@ def test_a_check_that_takes_too_long_is_stopped(command, listed):
     assert called == ["new", "slow"]
 
 
-def test_other_code_and_again_make_all_anew(command, listed, monkeypatch):
+def test_other_code_and_again_rerun_all_checks(command, listed, monkeypatch):
     listed(first=fine)
     command()
     called = listed(first=fine)
@@ -162,7 +162,7 @@ def test_other_code_and_again_make_all_anew(command, listed, monkeypatch):
     command("--again")
     assert called == ["first"]
     monkeypatch.setattr(gpu_check, "code_digest", lambda: "another")
-    assert "all anew" in command()[2].out and called == ["first", "first"]
+    assert "starting over" in command()[2].out and called == ["first", "first"]
 
 
 def test_some_checks_alone_leave_the_others(command, listed):
@@ -180,7 +180,7 @@ def test_some_checks_alone_leave_the_others(command, listed):
     [
         (["--name", "../x"], "--name is '../x'"),
         (["--name", ""], "--name"),
-        (["--only", "none"], "--only none is in no"),
+        (["--only", "none"], "--only none matches no check"),
     ],
 )
 def test_names_that_are_none(command, listed, tmp_path, arguments, said):
@@ -240,12 +240,12 @@ def test_a_name_is_made_of_the_devices():
     assert gpu_check.default_name("cpu: ", True) == "tiny"
 
 
-def test_as_many_rounds_as_there_is_time_for():
+def test_as_many_rounds_as_time_allows():
     assert bench.rounds([lambda: 1, lambda: 2], 0) == [[1], [2]]
     assert bench.rounds([lambda: 1, lambda: 2], 60) == [[1] * bench.MOST_ROUNDS, [2] * bench.MOST_ROUNDS]
 
 
-# --- what a GPU alone has --------------------------------------------------------------------------------------------
+# --- what only a GPU has ---------------------------------------------------------------------------------------------
 
 
 def test_offloading_is_compared_and_leaves_nothing_offloaded(monkeypatch):
@@ -257,7 +257,7 @@ def test_offloading_is_compared_and_leaves_nothing_offloaded(monkeypatch):
 
 @pytest.fixture
 def debug_mode(monkeypatch):
-    """torch's debug mode, with vectors of one value standing for what is on a device: reading that is a wait."""
+    """torch's debug mode, with vectors of one value standing for device tensors: reading one is a wait."""
     mode = ["default"]
     item = torch.Tensor.item
 
@@ -287,7 +287,7 @@ def test_waits_are_found_where_they_are(debug_mode, monkeypatch):
     found = correct.waits(here, 0.0, "sd15", "float32")
     assert not found.right and found.text.startswith("plms: 10 × test_gpu_check.py:")
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
-    assert "does not tell" in correct.waits(here, 0.0, "sd15", "float32").text
+    assert "does not report" in correct.waits(here, 0.0, "sd15", "float32").text
 
 
 def test_what_a_graph_overwrites_is_found(monkeypatch):

@@ -1,4 +1,4 @@
-"""Steps that run the conditional half alone, against a loop written out here, and in the forks that have them."""
+"""Steps that run only the conditional half: against a loop written out here, and in the forks that have them."""
 
 from typing import Any
 
@@ -154,5 +154,5 @@ def test_a_callback_can_switch_guidance_off_in_the_middle():
 
 @pytest.mark.parametrize("stop", [-0.1, 1.5, float("nan")])
 def test_a_stop_out_of_range_is_named(stop):
-    with pytest.raises(ValueError, match=f"guidance_stop is {stop}; it must be (0 to 1|a number)"):
+    with pytest.raises(ValueError, match=f"guidance_stop is {stop}; it must be (0 to 1|a finite number)"):
         CacheConfig(guidance_stop=stop)

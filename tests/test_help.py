@@ -44,7 +44,7 @@ def test_help(command, capsys, monkeypatch):
     ("argv", "asked"),
     [(["--help"], True), (["--steps", "3", "-h"], True), (["--", "-h"], False), (["--prompt=-h"], False), ([], False)],
 )
-def test_help_is_told_from_other_calls(argv, asked):
+def test_calls_for_help_are_recognised(argv, asked):
     assert quick_help.is_asked_for(argv) == asked
 
 

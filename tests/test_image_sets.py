@@ -180,9 +180,9 @@ def test_images_of_different_indices_and_seeds_differ(tmp_path):
 def test_other_settings_are_refused(tmp_path):
     run(tmp_path, 2, 2)
     before = (tmp_path / "samples.npz").read_bytes()
-    with pytest.raises(ValueError, match=r"other settings: model is 'fake' there and 'real' now; name another --out"):
+    with pytest.raises(ValueError, match=r"other settings: model was 'fake' and is now 'real'; choose another --out"):
         run(tmp_path, 4, 2, model="real")
-    with pytest.raises(ValueError, match=r"eta is None there and 0\.5 now"):
+    with pytest.raises(ValueError, match=r"eta was None and is now 0\.5"):
         run(tmp_path, 4, 2, eta=0.5)
     assert (tmp_path / "samples.npz").read_bytes() == before
 
@@ -190,17 +190,17 @@ def test_other_settings_are_refused(tmp_path):
 def test_a_set_of_other_timesteps_is_refused_by_their_number(tmp_path):
     first = list(range(0, 1000, 20))
     ImageSet(tmp_path / "set", {"timesteps": first}).open()
-    with pytest.raises(ValueError, match=r"other settings: there are 50 steps there and 1 now; name another --out"):
+    with pytest.raises(ValueError, match=r"other settings: there were 50 steps and are now 1; choose another --out"):
         ImageSet(tmp_path / "set", {"timesteps": [0]}).open()
-    with pytest.raises(ValueError, match=r"the timestep of step 1 is 20 there and 25 now"):
+    with pytest.raises(ValueError, match=r"the timestep of step 1 was 20 and is now 25"):
         ImageSet(tmp_path / "set", {"timesteps": [0, 25, *first[2:]]}).open()
 
 
 def test_foreign_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="something other than a set of images; name another --out"):
+    with pytest.raises(ValueError, match="something other than a set of images; choose another --out"):
         run(tmp_path, 2, 2)
-    with pytest.raises(ValueError, match="something other than a set of images; name another --out"):
+    with pytest.raises(ValueError, match="something other than a set of images; choose another --out"):
         run(tmp_path / "notes.txt", 2, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -264,7 +264,7 @@ def test_values_that_are_not_finite(tmp_path, value):
             images[batch.indices.index(5), 1, 2, 3] = value
         return images
 
-    with pytest.raises(RunError, match="image 5 holds values that are not finite"):
+    with pytest.raises(RunError, match="image 5 has non-finite values"):
         run(tmp_path, 8, 4, broken)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["00000000-00000003.npz"]
 
@@ -300,7 +300,7 @@ def test_scripts_on_the_shipped_models(tmp_path, capsys, script):
     assert np.array_equal(singly.get("arr_1", []), ours.get("arr_1", []))
 
     assert main([*call, "--eta", "0.5", "--out", str(out)]) == 2
-    assert "eta is 0.0 there and 0.5 now" in capsys.readouterr().err
+    assert "eta was 0.0 and is now 0.5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Standard errors and replicates: against derivatives, resampling, and the spread over sets drawn anew."""
+"""Standard errors and replicates: against derivatives, resampling, and the spread over newly drawn sets."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.statistics_of import gaussian, normal
 
 
 def spread(influence):
-    """The standard error, where there is one."""
+    """The standard error, if any."""
     error = standard_error(influence)
     assert error is not None
     return error
@@ -22,7 +22,7 @@ def weighted(rows, weights):
 
 @pytest.mark.parametrize("singular", [False, True])
 def test_influence_is_the_derivative_of_the_distance(singular):
-    """By more weight on one image after another; also where the features vary along 3 of 6 directions alone."""
+    """By more weight on one image after another; also if the features vary along only 3 of 6 directions."""
     rows = normal(0, 40, 6) @ normal(1, 6, 6)
     base = gaussian(normal(2, 50, 6) @ normal(3, 6, 6) + 0.5)
     if singular:
@@ -62,7 +62,7 @@ def test_replicates_of_a_mean_are_those_of_a_bootstrap():
     one = replicates({"a": 5.0, "b": 1.0}, {"a": a - a.mean(), "b": b - b.mean()}, 2000)
     assert np.std(one["a"]) == pytest.approx(standard_error(a), rel=0.05)
     assert np.mean(one["a"]) == pytest.approx(5, abs=0.01)
-    # The images drawn depend on their number alone, so the replicates of a sum are the sums of the replicates.
+    # The images drawn depend only on their number, so the replicates of a sum are the sums of the replicates.
     both = replicates({"sum": 6.0}, {"sum": a - a.mean() + b - b.mean()}, 2000)
     np.testing.assert_allclose(both["sum"], np.add(one["a"], one["b"]), atol=1e-12)
     mixed = replicates({"a": 5.0, "c": 0.0}, {"c": normal(2, 90), "a": a - a.mean()}, 20)

@@ -1,4 +1,4 @@
-"""KID against torchmetrics' MMD, and its standard error against the spread over sets drawn anew."""
+"""KID against torchmetrics' MMD, and its standard error against the spread over newly drawn sets."""
 
 import numpy as np
 import pytest

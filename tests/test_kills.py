@@ -56,10 +56,10 @@ def test_killed_at_random_moments(command, tmp_path):
         run(command, arguments, folder, kill_after=chance.uniform(0, seconds))
         if kill % 2 or kill == KILLS - 1:
             status, _ = run(command, arguments, folder)
-            assert status == 0 or (command == "ldm.convert" and status == 2)  # which refuses what is there
+            assert status == 0 or (command == "ldm.convert" and status == 2)  # which refuses an existing result
             assert same(contents(folder), expected), (kill, sorted(contents(folder)), sorted(expected))
 
-        # From a result that is there, none of which may be lost.
+        # From an existing result, none of which may be lost.
         run(command, arguments, whole, kill_after=chance.uniform(0.5, 1) * seconds)
         found = contents(whole)
         assert found.keys() >= expected.keys()

@@ -85,7 +85,7 @@ def test_no_file_names_a_path_of_a_machine():
 
 
 def test_no_test_module_imports_another():
-    """What several need is in modules of its own, whose tests are not run twice."""
+    """Shared helpers are in separate modules, so that no test runs twice."""
     found = {
         path.name: [other.name for other in imported_files(path) if other.name.startswith("test_")]
         for path in (ROOT / "tests").glob("*.py")

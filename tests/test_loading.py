@@ -1,4 +1,4 @@
-"""Where a model comes from when the hub is there, is not there, or never had it."""
+"""Loading a model when the hub is reachable, is not, or never had it."""
 
 import diffusers
 import pytest

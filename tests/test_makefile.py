@@ -9,7 +9,7 @@ import pytest
 
 from tests.layout import ROOT
 
-# `-c` checks the version; `-m venv DIR` makes a Python in DIR; `-m pip` fails while the file `offline` is there.
+# `-c` checks the version; `-m venv DIR` makes a Python in DIR; `-m pip` fails while the file `offline` exists.
 PYTHON = """#!/bin/sh
 echo "$@" >> calls
 case "$*" in
@@ -24,8 +24,11 @@ def folder(tmp_path):
     """A checkout with no more than the Makefile needs."""
     if shutil.which("make") is None:
         pytest.skip("there is no make")
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "requirements-app.txt"):
-        shutil.copy(ROOT / name, tmp_path)
+    for path in [ROOT / "Makefile", *ROOT.glob("requirements*.txt")]:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "tests" / "plugin").mkdir(parents=True)
+    for requirements in (ROOT / "tests" / "plugin").glob("diffusers-*.txt"):
+        shutil.copy(requirements, tmp_path / "tests" / "plugin")
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
     return tmp_path
@@ -41,7 +44,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_without_a_target_it_explains_itself(folder):
     said = make(folder).stdout
-    assert all(f"make {target}" in said for target in ("demo", "app", "test", "lint", "clean"))
+    assert all(f"make {target}" in said for target in ("demo", "app", "test", "test-plugin", "lint", "clean"))
     assert not (folder / ".venv").exists()
 
 
@@ -90,6 +93,24 @@ def test_the_page_has_an_environment_of_its_own(folder):
     (folder / ".venv-app" / "precious").touch()
     assert make(folder, "app").returncode != 0
     assert [path.name for path in (folder / ".venv-app").iterdir()] == ["precious"]
+
+
+def test_mlx_is_installed_when_it_is_asked_for_alone(folder):
+    assert make(folder, "test").returncode == 0
+    assert "requirements-mlx.txt" not in (folder / "calls").read_text()
+    assert make(folder, "mlx").returncode == 0
+    assert (folder / "calls").read_text().splitlines()[-1].endswith("install -r requirements-mlx.txt")
+
+
+def test_the_plug_in_is_tested_with_every_other_release_in_an_environment_of_its_own(folder):
+    assert make(folder, "test-plugin").returncode == 0
+    said = (folder / "calls").read_text().splitlines()
+    for release in ("0.30", "0.42"):
+        installed = f"--python .venv-diffusers-{release}/bin/python install -r tests/plugin/diffusers-{release}.txt"
+        assert any(installed in line for line in said)
+        assert (folder / f".venv-diffusers-{release}" / "installed").exists()
+    assert said[-2:] == ["-m pytest -q -n auto tests/plugin"] * 2
+    assert "Installing" not in make(folder, "test-plugin").stdout
 
 
 def test_changed_requirements_are_installed_over_what_is_there(folder):

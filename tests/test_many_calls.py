@@ -16,7 +16,7 @@ from unets import DeepCacheSDHelper
 WARM_UP, CALLS, TRACED = 10, 80, 40  # the last are traced, which takes several times as long
 CACHE: dict[str, Any] = {"cache_interval": 2, "cache_branch_id": 1}
 EXTENSIONS = {"forecast": 1.0, "reuse_guidance": True, "reuse_attention": True}
-# Python's free lists of tuples and the like fill with what is made while it is traced: 10 to 20 KiB, and then no more.
+# Python's free lists of tuples and the like fill up while memory is traced: 10 to 20 KiB, and then no more.
 # A call that left its loop, its cache or a frame would leave over 1 KiB each time. Tensors' numbers are torch's memory,
 # which isn't traced, so tensors are counted.
 TOLERANCE = 32 * 1024  # bytes
@@ -68,7 +68,7 @@ def refused() -> Callable[[], Any]:
     once: Callable[[], Any] = call("sd", pipe, callback_on_step_end=lambda *_: once())
 
     def in_vain() -> None:
-        with pytest.raises(RuntimeError, match="called already"):
+        with pytest.raises(RuntimeError, match="already running"):
             once()
 
     return in_vain

@@ -1,4 +1,4 @@
-"""Calls within calls, in threads, and after calls that died: each is what it is alone, or refused."""
+"""Calls within calls, in threads, and after calls that died: each gives the same as alone, or is refused."""
 
 import copy
 import threading
@@ -28,7 +28,7 @@ def helped(scheduler="plms", pipe=None, **cache):
 
 
 def beside(pipe, cls=diffusers.StableDiffusionPipeline):
-    """Another pipeline over the parts of one, with a scheduler of its own."""
+    """Another pipeline with the same parts, but its own scheduler."""
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     other = cls(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
@@ -54,7 +54,7 @@ def test_with_the_plug_in_a_call_in_a_callback_of_the_same_pipeline_is_refused_a
     expected, refused = FAMILY.run(pipe), []
 
     def call():
-        with pytest.raises(RuntimeError, match="being called already; use a pipeline of its own") as error:
+        with pytest.raises(RuntimeError, match="already running; use a separate pipeline") as error:
             FAMILY.run(pipe, 5, **OTHER)
         refused.append(error)
 
@@ -103,7 +103,7 @@ def test_with_the_plug_in_a_call_is_refused_once_its_scheduler_was_set_for_anoth
     pipe, _ = helped()
     other = diffusers.StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     expected = FAMILY.run(pipe)
-    with pytest.raises(RuntimeError, match="a scheduler of its own"):
+    with pytest.raises(RuntimeError, match="its own scheduler"):
         FAMILY.run(pipe, **after_every_step(lambda: FAMILY.run(other, 5, **OTHER)))
     assert np.array_equal(FAMILY.run(pipe), expected)
 
@@ -176,7 +176,7 @@ def test_with_the_plug_in_a_loop_that_is_left_early_is_over_once_it_is_closed():
     assert np.array_equal(FAMILY.run(pipe), expected)
     held = steps(pipe)
     next(held)
-    with pytest.raises(RuntimeError, match="called already"):
+    with pytest.raises(RuntimeError, match="already running"):
         FAMILY.run(pipe)
     held.close()
     assert np.array_equal(FAMILY.run(pipe), expected)
@@ -196,7 +196,7 @@ def test_with_the_plug_in_on_a_pipeline_of_the_same_class_and_a_copy_can_be_made
 
 @pytest.mark.parametrize("scheduler", ["plms", "dpm++"])
 def test_forks_over_one_unet_called_in_a_callback_are_as_alone(scheduler):
-    """Each with a scheduler of its own, which a call keeps its state in, as in diffusers."""
+    """Each with its own scheduler, which holds a call's state, as in diffusers."""
     outer = FAMILY.pair(scheduler)[1]
     inner = beside(outer, pipelines.StableDiffusionPipeline)
     alone = FAMILY.run(outer, **CACHE), FAMILY.run(inner, 5, **OTHER, cache_interval=2)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import pareto
-from benchmarks.operations import Layout
+from benchmarks.macs import Layout
 from benchmarks.pareto_output import INTERVALS, KINDS
 from benchmarks.points import LISTED, MODELS, Model, Point, Run, ldm_points, skip
 from eval.counting.layouts import MODELS as LAYOUTS

@@ -1,4 +1,4 @@
-"""Pictures as people have them: upright, of any depth, transparent, of several frames; or one line of what is wrong."""
+"""Everyday pictures: upright, of any depth, transparent, with several frames; or a one-line error."""
 
 import os
 from argparse import Namespace
@@ -250,19 +250,19 @@ def is_round(picture):
     return width > 0 and abs(int(width) - int(height)) <= 2
 
 
-def test_another_shape_is_cropped_around_the_centre_and_not_squeezed():
+def test_another_shape_is_cropped_around_the_centre_and_not_stretched():
     picture = rings(200, 80)
     assert is_round(fitted(picture, (64, 64))) and is_round(fitted(picture, (128, 16 * 5)))
     assert fitted(picture, (100, 40)).tobytes() == picture.resize((100, 40), Image.Resampling.LANCZOS).tobytes()
 
 
-def test_image_and_mask_are_cropped_alike_and_it_is_said(tmp_path, capsys):
+def test_image_and_mask_are_cropped_alike_with_a_note(tmp_path, capsys):
     path = write(tmp_path / "x.png", rings(200, 80))
     args = Namespace(image=str(path), mask=str(path), strength=None, width=64, height=64)
     (image,), (mask,) = (read_images(args, 1)[name] for name in ("image", "mask_image"))
     assert image.size == mask.size == (64, 64) and is_round(image) and is_round(mask)
     assert np.abs(np.asarray(image.convert("L"), int) - np.asarray(mask, int)).mean() < 10
-    assert "--image is 200 × 80: it is cropped around its centre to the shape of 64 × 64" in capsys.readouterr().out
+    assert "--image is 200 × 80: cropped around its centre to the shape of 64 × 64" in capsys.readouterr().out
     args.width, args.height = 400, 160
     read_images(args, 1)
     assert capsys.readouterr().out == ""
@@ -278,7 +278,7 @@ def test_a_picture_far_larger_than_the_models_own_is_resized_unless_a_size_is_gi
         return {image.size for name in ("image", "mask_image") for image in found.get(name, [])}, found
 
     assert sizes()[0] == {(80, 48)}
-    assert "--image is 1024 × 576 and the model's own pictures 64 × 64" in capsys.readouterr().out
+    assert "--image is 1024 × 576, the model's native resolution 64 × 64" in capsys.readouterr().out
     masked, found = sizes(mask=str(path))
     assert masked == {(80, 48)} and (found["width"], found["height"]) == (80, 48)
     assert sizes(width=128, height=72)[0] == {(128, 72)} and sizes(height=64)[0] == {(1024, 64)}
@@ -291,8 +291,8 @@ def test_a_picture_far_larger_than_the_models_own_is_resized_unless_a_size_is_gi
 def test_the_scripts_of_all_types_crop_what_they_are_given(tmp_path, kind, capsys):
     path = write(tmp_path / "x.png", rings(200, 80))
     args = Namespace(model_type=kind, image=str(path), tiny=False, decode_chunk_size=None)
-    assert is_round(main.pictures(args, main.KINDS[kind])["image"])
-    assert "--image is 200 × 80: it is cropped" in capsys.readouterr().out
+    assert is_round(main.image_arguments(args, main.KINDS[kind])["image"])
+    assert "--image is 200 × 80: cropped" in capsys.readouterr().out
 
 
 def test_a_video_starts_from_the_cropped_picture(tmp_path, monkeypatch, capsys):

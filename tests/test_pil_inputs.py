@@ -112,7 +112,7 @@ def test_values_of_no_known_range_are_one_line_before_anything_is_made(forks, na
     pipe = forks(name)
     for given in ({"image": GREY.convert("F")}, {"image": [GREY.convert("I")]}):
         with pytest.raises(
-            ValueError, match=r"^the image holds .* none says what is white; save it with 8 or 16 bits$"
+            ValueError, match=r"^the image holds .* whose white level is unknown; save it with 8 or 16 bits$"
         ):
             made(name, pipe, **given)
     if "inpaint" in name:

@@ -11,8 +11,8 @@ from transformers import BatchFeature
 
 import pipelines
 from benchmarks.unet_step import peak_memory
+from common.original_package import original_package
 from common.shipped import SHAPES_SD
-from pipelines.competitors import original_package
 from pipelines.loading import SCHEDULERS, new_scheduler
 from tests.recorders import full_steps_of
 from tests.tiny import mask, parts, picture

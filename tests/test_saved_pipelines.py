@@ -1,4 +1,4 @@
-"""What is saved with our forks in it loads where there is nothing but diffusers."""
+"""Pipelines saved with our forks load with nothing but diffusers."""
 
 import copy
 import inspect
@@ -125,7 +125,7 @@ def test_a_class_that_a_user_makes_of_a_fork_is_saved_as_theirs():
 
 @pytest.mark.parametrize("changed", ["again", "loaded"])
 def test_ldms_own_pipeline_names_our_class_embedder_and_diffusers_unet(changed, tmp_path):
-    """Of `LDMClassPipeline` there is none in diffusers, so it loads here alone."""
+    """diffusers has no `LDMClassPipeline`, so it only loads here."""
     pipe = tiny_ldm.pipeline()
     if changed == "loaded":
         pipe.save_pretrained(tmp_path)

@@ -40,15 +40,15 @@ def test_a_result_takes_the_place_of_an_earlier_one_of_the_same_settings(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"prompt": ["a cross"]}, "prompt is \\['a ring'\\] there and \\['a cross'\\] now"),
-        ({"steps": 9}, "steps is 50"),
+        ({"prompt": ["a cross"]}, "prompt was \\['a ring'\\] and is now \\['a cross'\\]"),
+        ({"steps": 9}, "steps was 50"),
     ],
 )
 def test_a_result_of_other_settings_stays(tmp_path, changes, said):
     save(tmp_path / "out")
     with pytest.raises(ValueError, match=said):
         check_out(tmp_path / "out", made_from(arguments(**changes), CACHE))
-    with pytest.raises(ValueError, match="cache_interval is 5 there and 2 now"):
+    with pytest.raises(ValueError, match="cache_interval was 5 and is now 2"):
         check_out(tmp_path / "out", made_from(arguments(), CacheConfig(2, 1)))
     check_out(tmp_path / "out", made_from(arguments(repeats=9, quiet=True, out=tmp_path), CACHE))
 
@@ -78,7 +78,7 @@ def test_a_damaged_record_is_one_line(tmp_path, text):
     out = tmp_path / "out"
     save(out)
     (out / RESULT).write_text(text)
-    with pytest.raises(ValueError, match="name another") as raised:
+    with pytest.raises(ValueError, match="choose another") as raised:
         save(out)
     assert "\n" not in str(raised.value) and str(out) in str(raised.value)
 

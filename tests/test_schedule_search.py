@@ -1,4 +1,4 @@
-"""Schedules against all there are, and the errors of forecasts against a loop's."""
+"""Schedules against an exhaustive search, and the errors of forecasts against a loop's."""
 
 import itertools
 from typing import Any
@@ -58,7 +58,7 @@ def test_no_schedule_is_better_and_of_equal_ones_it_is_the_earliest(error):
 
 @given(st.integers(2, 60), st.integers(0, 2**32 - 1))
 def test_it_is_never_worse_than_an_interval_and_falls_with_more_full_steps(steps, seed):
-    # A feature that is kept for longer is further off: then one full step more never costs anything.
+    # A feature that is cached for longer has a larger error, so that one more full step never hurts.
     moves = np.random.default_rng(seed).random(steps)
     error = np.triu(moves.cumsum()[None] - moves.cumsum()[:, None]).clip(0)
     found = all_schedules(error)

@@ -265,8 +265,8 @@ def test_off_is_as_if_it_were_not_there():
         ("euler-a", {}, "not EulerAncestralDiscreteScheduler"),
         ("lcm", {}, "not LCMScheduler"),
         ("heun", {}, "not HeunDiscreteScheduler"),
-        ("dpm++-sde", {}, "not DPMSolverMultistepScheduler with noise of its own"),
-        ("ddim", {"eta": 0.5}, "not DDIMScheduler with noise of its own"),
+        ("dpm++-sde", {}, "not DPMSolverMultistepScheduler with added noise"),
+        ("ddim", {"eta": 0.5}, "not DDIMScheduler with added noise"),
     ],
 )
 def test_samplers_with_noise_of_their_own_are_refused(scheduler, more, words):

@@ -1,4 +1,4 @@
-"""Throughput of variants: what they do, in which order, and what is made of their seconds."""
+"""Throughput of variants: what they do, in which order, and the statistics of their seconds."""
 
 import json
 import re

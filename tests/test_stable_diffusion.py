@@ -101,7 +101,7 @@ def test_the_same_call_gives_the_same_images_and_another_does_not_replace_them(t
     _, out = run(tmp_path, "--num-images", "2")
     assert [(out / name).read_bytes() for name in names] == first
     status, _ = run(tmp_path)
-    assert status == 2 and "num_images is 2 there and 1 now" in capsys.readouterr().err
+    assert status == 2 and "num_images was 2 and is now 1" in capsys.readouterr().err
     assert [(out / name).read_bytes() for name in names] == first
 
 
@@ -184,7 +184,7 @@ def test_without_out_the_folder_is_named_after_the_settings(tmp_path, monkeypatc
         (["--width", "61"], "--width is 61"),
         (["--steps", "0"], "--steps is 0"),
         (["--steps", "1000"], "below the 1000 steps"),
-        (["--scheduler", "magic"], "unknown scheduler 'magic'; there are plms, ddim"),
+        (["--scheduler", "magic"], "unknown scheduler 'magic'; choose from plms, ddim"),
         (["--mask", "mask.png"], "need --image"),
         (["--image", "nowhere.png"], "there is no image nowhere.png"),
         (["--image", __file__], "cannot read the image"),
@@ -264,7 +264,7 @@ def test_images_that_are_not_finite_end_in_1(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stable_diffusion, "open_pipeline", spoilt)
     status, out = run(tmp_path)
     assert status == 1
-    assert "not finite" in capsys.readouterr().err
+    assert "images have non-finite values" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""What tables take and miss, told before anything is run; and the released script's noise."""
+"""Costs and missing inputs of tables, shown before anything is run; and the released script's noise."""
 
 import io
 import sys

@@ -233,11 +233,8 @@ def short(monkeypatch) -> None:
         cache = run.cache if run.cache.center is None else replace(run.cache, center=4)
         return replace(run, steps=10, cache=cache)
 
-    def load(name: str) -> Any:
-        return replace(load_scale(name), reference_images=40)
-
     monkeypatch.setattr(RowRun, "at", at)
-    monkeypatch.setattr(tables, "load_scale", load)
+    monkeypatch.setattr(tables, "load_scale", with_few_references)
 
 
 def test_a_table_from_nothing_and_nothing_the_second_time(tmp_path, monkeypatch, capsys):
@@ -251,7 +248,7 @@ def test_a_table_from_nothing_and_nothing_the_second_time(tmp_path, monkeypatch,
     with (tmp_path / "out" / "table5.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["fid_paper"] for row in rows] == ["9.74", "192.98", "7.36", "312.12", "", ""]
-    # Zeros for the kept feature are ruinous at any number of steps.
+    # Zeroing the cached feature destroys quality at any number of steps.
     assert all(float(rows[k + 1]["kid_here"]) != float(rows[k]["kid_here"]) for k in (0, 2))
 
     def fail(*_, **__):
@@ -362,7 +359,7 @@ def test_missing_weights_leave_the_table_with_what_can_be_counted(tmp_path, caps
     assert "| 1.60 | 1.61 ✓ |" in text or "| 1.60 | 1.60 ✓ |" in text
     assert text.count("**≠**") == 4  # branches 6 to 9, named in the notes
     assert "5.325, 5.574, 5.732 and 5.890" in text
-    assert "Rows 1–12 not scored here; missing: ema-cifar10, cifar10-reference, inception" in text
+    assert "Rows 1–12 not scored; missing: ema-cifar10, cifar10-reference, inception" in text
 
 
 def test_figure_4_and_the_page_over_it(tmp_path):

@@ -1,4 +1,4 @@
-"""The clock, the order of runs, and what is made of seconds."""
+"""The clock, the order of runs, and the statistics of seconds."""
 
 import time
 

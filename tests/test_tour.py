@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom in a kernel of its own, and stays small. TOUR=write renews its outputs."""
+"""The notebook runs from top to bottom in a separate kernel, and stays small. TOUR=write renews its outputs."""
 
 import os
 import re

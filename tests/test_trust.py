@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 def options(tmp_path: Path, scale: Scale | None = None) -> Options:
     places = (tmp_path / "work", tmp_path / "inputs", tmp_path / "out")
-    scale = scale or replace(load_scale("shapes"), reference_images=40)
+    scale = scale or with_few_references("shapes")
     return Options(scale, *places, CPU, num_images=4, quiet=True)
 
 
@@ -174,7 +174,7 @@ def test_rows_that_are_not_asked_for_stay_as_they_were(tmp_path, short):
     assert after[1]["images"] == "3" and before[1]["images"] == "4"
     assert [after[k] for k in (0, 2, 3)] == [before[k] for k in (0, 2, 3)]
     text = (tmp_path / "out" / "table5.md").read_text()
-    assert "**Row 2 can't be compared with the others**: another number of images" in text
+    assert "**Row 2 can't be compared with the others**: different number of images" in text
     assert "Scores of row 2: 3 images, 20" in text
 
 
@@ -249,7 +249,7 @@ def test_a_set_without_settings_is_no_set(tmp_path):
     job = job_with_images(tmp_path)
     assert is_made(job)
     (job.out / "settings.json").unlink()
-    with pytest.raises(ValueError, match=r"is no set of images: it has no settings\.json"):
+    with pytest.raises(ValueError, match=r"is not a set of images: it has no settings\.json"):
         is_made(job)
 
 
@@ -319,7 +319,7 @@ def test_a_row_of_the_papers_scale_is_fetched_made_scored_and_put_into_its_table
         error = without.stderr.splitlines()[-1]
         assert error.startswith("error: rows skipped; missing: parti, the PartiPrompts: python -m eval.fetch parti")
         assert [error.count(f"python -m eval.fetch {name}") for name in ("parti", "sd15", "vit-g-14")] == [1, 1, 1]
-        text = (tmp_path / "out" / "table13.md").read_text()  # the table is there all the same
+        text = (tmp_path / "out" / "table13.md").read_text()  # the table exists all the same
         assert "missing: sd15, parti, vit-g-14" in text and "| 29.51 | – |" in text
         done = start(hub)
         assert done.returncode == 0, done.stderr
@@ -327,6 +327,6 @@ def test_a_row_of_the_papers_scale_is_fetched_made_scored_and_put_into_its_table
     assert float(rows[0]["clip_score_here"]) > 0 and float(rows[8]["psnr_here"]) > 5
     assert rows[0]["images"] == rows[8]["images"] == "2" and rows[9]["images"] == ""
     text = (tmp_path / "out" / "table13.md").read_text()
-    assert "One generator for each image; the released script seeds 42 anew" in text
+    assert "One generator for each image; the released script seeds with 42 again" in text
     settings = json.loads(next((tmp_path / "work").glob("paper/sd15-parti-4-2-*/settings.json")).read_text())
     assert settings["rounding"] == "truncate" and settings["prompts"]["count"] == 3

@@ -201,7 +201,7 @@ def test_where_there_is_no_attention_reusing_it_is_refused():
     fork = fork_of(stock_unet("cifar10"))
     config = CacheConfig(cache_interval=2, cache_branch_id=1, reuse_attention=True)
     for refused in (lambda: CacheRun(config, fork, 4, 4), lambda: fork.shallow_attention(1, None, True)):
-        with pytest.raises(ValueError, match="there is no attention to keep in the layers that branch 1 runs"):
+        with pytest.raises(ValueError, match="there is no attention to cache in the layers that branch 1 runs"):
             refused()
 
 

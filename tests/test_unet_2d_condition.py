@@ -1,6 +1,7 @@
 """The forked U-Net against diffusers' own, and what a retrieve step executes."""
 
 import inspect
+from typing import Any
 
 import diffusers
 import pytest
@@ -63,16 +64,19 @@ def test_retrieving_what_the_same_input_kept_changes_nothing_at_any_branch(layou
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_retrieve_step_executes_d_0_to_d_m_and_u_m_to_u_0_and_nothing_else(layout):
+def test_a_retrieve_step_executes_d_0_to_d_m_and_u_m_to_u_0_and_nothing_else(layout, request):
     _, fork = pair(layout)
     arguments = inputs(layout)
     names = {module: name for name, module in fork.named_modules()}
     executed = set()
     for module in names:
-        module.register_forward_hook(lambda module, *_: executed.add(names[module]))
+        hook = module.register_forward_hook(lambda module, *_: executed.add(names[module]))
+        request.addfinalizer(hook.remove)  # diffusers shares activations between all models
 
     def modules_of(layers):
-        parts = [part for layer in layers for part in layer[-3:] if part is not None]
+        parts = [
+            part for layer in layers for name, part in layer._asdict().items() if name != "block" and part is not None
+        ]
         return {names[module] for part in parts for module in part.modules()}
 
     around = {
@@ -120,9 +124,9 @@ def test_controlnet_residuals_that_do_not_fit_together_are_refused():
     arguments = inputs()
     down, middle = residuals(fork, arguments)
     kept = fork(**arguments, cache_branch_id=2).cached_feature
-    with pytest.raises(ValueError, match="needed together"):  # to the stock class these would be a T2I-Adapter's
+    with pytest.raises(ValueError, match="must be given together"):  # to the stock class these would be a T2I-Adapter's
         fork(**arguments, down_block_additional_residuals=tuple(down))
-    with pytest.raises(ValueError, match="needed together"):
+    with pytest.raises(ValueError, match="must be given together"):
         fork(**arguments, mid_block_additional_residual=middle)
     with pytest.raises(ValueError, match="zip"):  # two residuals for the three skips that are used
         fork(**arguments, down_block_additional_residuals=tuple(down[:2]), cache_branch_id=2, cached_feature=kept)
@@ -214,13 +218,12 @@ def test_a_mask_of_text_tokens_is_the_stock_one():
     ("extra", "named"),
     [
         ({"class_labels": torch.tensor([1])}, "class_labels"),
-        ({"down_intrablock_additional_residuals": ()}, "down_intrablock_additional_residuals"),
         ({"cache_branch_id": 12}, "cache_branch_id is 12"),
         ({"cache_branch_id": -1}, "cache_branch_id is -1"),
         ({"cached_feature": torch.zeros(1)}, "needs the cache_branch_id"),
     ],
 )
-def test_what_it_does_not_support_is_refused_by_name(extra, named):
+def test_unsupported_options_are_refused_by_name(extra, named):
     with pytest.raises(ValueError, match=named):
         pair()[1](**inputs(), **extra)
 
@@ -228,8 +231,6 @@ def test_what_it_does_not_support_is_refused_by_name(extra, named):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"class_embed_type": "timestep"},
-        {"num_class_embeds": 10},
         {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
         {"down_block_types": (*["SimpleCrossAttnDownBlock2D"] * 3, "DownBlock2D")},
         {"addition_embed_type": "text"},
@@ -324,3 +325,62 @@ def test_each_kind_of_step_compiles_to_one_graph_and_is_not_compiled_again():
         kept = output.cached_feature
         assert torch.equal(output.sample, expected.sample)
     assert len(graphs) == 2
+
+
+CLASSES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
+    "a table": ({"num_class_embeds": 10}, torch.tensor([3, 7])),
+    "timestep": ({"class_embed_type": "timestep"}, torch.tensor([3, 7])),
+    "identity": ({"class_embed_type": "identity"}, torch.linspace(-1, 1, 64).reshape(2, 32)),
+    "concatenated": (
+        {
+            "class_embed_type": "projection",
+            "projection_class_embeddings_input_dim": 5,
+            "class_embeddings_concat": True,
+        },
+        torch.linspace(-1, 1, 10).reshape(2, 5),
+    ),
+}
+
+
+def is_stock_at_every_branch(stock, fork, arguments):
+    """Where it retrieves what the same input kept, too."""
+    expected = stock(**arguments()).sample
+    for m in range(fork.num_skip_branches):
+        full = fork(**arguments(), cache_branch_id=m)
+        assert torch.equal(full.sample, expected)
+        retrieved = fork(**arguments(), cache_branch_id=m, cached_feature=full.cached_feature)
+        assert torch.equal(retrieved.sample, expected)
+    return expected
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_is_embedded_as_by_the_stock_unet(name):
+    changes, labels = CLASSES[name]
+    stock = stock_unet("sd15", **changes)
+    fork = UNet2DConditionModel.sharing(stock)
+    one = is_stock_at_every_branch(stock, fork, lambda: {**inputs(), "class_labels": labels})
+    assert not torch.equal(one, stock(**inputs(), class_labels=labels.flip(0)).sample)
+    with pytest.raises(ValueError, match="class_labels are needed"):
+        fork(**inputs())
+
+
+@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+def test_a_t2i_adapters_features_are_added_where_the_stock_unet_adds_them(layout):
+    stock, fork = pair(layout)
+    torch.manual_seed(3)
+    sides, channels = ((8, 4, 2, 1), (8, 16, 16, 16)) if layout == "sd15" else ((4, 4, 2, 2), (8, 16, 16, 16))
+    features = [torch.randn(2, c, side, side) for c, side in zip(channels, sides, strict=True)]
+
+    def arguments():
+        # The stock U-Net takes them off the list.
+        return {**inputs(layout), "down_intrablock_additional_residuals": [feature.clone() for feature in features]}
+
+    assert not torch.equal(is_stock_at_every_branch(stock, fork, arguments), stock(**inputs(layout)).sample)
+
+
+def test_a_text_of_another_width_is_projected_as_by_the_stock_unet():
+    stock = stock_unet("sd15", encoder_hid_dim=10, encoder_hid_dim_type="text_proj")
+    text = torch.linspace(-1, 1, 140).reshape(2, 7, 10)
+    is_stock_at_every_branch(
+        stock, UNet2DConditionModel.sharing(stock), lambda: {**inputs(), "encoder_hidden_states": text}
+    )

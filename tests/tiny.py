@@ -1,4 +1,4 @@
-"""Small U-Nets of every layout that there is a fork for, and small Stable Diffusion 1.5 pipelines.
+"""Small U-Nets of every forked layout, and small Stable Diffusion 1.5 pipelines.
 
 The same at every call. What scripts need too is in `pipelines.tiny`.
 """

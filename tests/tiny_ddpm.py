@@ -40,7 +40,7 @@ def sample(layout: str = "cifar10", seed: int = 1, batch: int = 2) -> Tensor:
 
 
 class Uncached:
-    """A stock U-Net where a sampler wants a fork. Every call is whole; `position` is how many there were before it."""
+    """A stock U-Net in place of a fork. Every call is full; `position` is the number of calls before it."""
 
     dtype = torch.float32
 

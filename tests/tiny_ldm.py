@@ -38,6 +38,6 @@ def pipeline(plms: bool = False) -> LDMClassPipeline:
 
 
 def run(pipe: Any, labels: Sequence[int] = LABELS, seeds: Iterable[int] = (0, 1), **arguments: Any) -> Any:
-    """Images of these labels, each from the noise of its own seed."""
+    """Images of these labels, each from its own seed's noise."""
     arguments = {"num_inference_steps": 10, "output_type": "np", **arguments}
     return pipe(labels, generator=[torch.Generator().manual_seed(s) for s in seeds], **arguments).images

@@ -1,4 +1,4 @@
-"""A U-Net's forward compiled: one graph for each kind of step, compiled once for all runs."""
+"""Compiles a U-Net's forward: one graph for each kind of step, compiled once for all runs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def compile_forward(unet: Any, **options: Any) -> None:
-    """Compiles `unet.forward`, hooks staying outside, so that those which move weights or take the time still work.
+    """Compiles `unet.forward`. Hooks stay outside, so those that move weights or measure time still work.
 
-    What a CUDA graph returns lies in memory of its own that its next call overwrites, while the loop keeps a feature
-    for many steps, and a sampler the noise: so all that a call returns is copied out. What was given is not.
+    A CUDA graph's next call overwrites its outputs, but the loop keeps a feature for many steps, and a sampler keeps
+    the noise. So all outputs are copied, except for a feature that was passed in.
 
     Args:
         options: torch.compile's, for example mode="reduce-overhead" for CUDA graphs.
@@ -25,7 +25,7 @@ def compile_forward(unet: Any, **options: Any) -> None:
         if isinstance(output, tuple):
             return _copied(output)
         given = kwargs.get("cached_feature")
-        kept = {} if given is None else {"cached_feature": given}  # what a retrieve step was given it hands back
+        kept = {} if given is None else {"cached_feature": given}  # a retrieve step returns it
         return type(output)(**{name: _copied(value) for name, value in output.items() if name not in kept}, **kept)
 
     unet.forward = forward

@@ -1,4 +1,4 @@
-"""ControlNet, which can stop after the residuals that a retrieve step needs."""
+"""A ControlNet that can stop after the residuals that a retrieve step needs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.models.controlnet import ControlNetOutput
-from diffusers.pipelines.controlnet import MultiControlNetModel as StockMultiControlNetModel
 from torch import Tensor
 
 from .cached_unet import down_layers, save_as_stock, share_weights_as
+from .moved import ControlNetOutput
+from .moved import MultiControlNetModel as StockMultiControlNetModel
 from .unet_2d_condition import Condition, embedding, mask_bias, run_down
 
 
 class ControlNetModel(diffusers.ControlNetModel):
-    """diffusers' `ControlNetModel` with one argument more. Its layers are paired with the U-Net's skips."""
+    """diffusers' `ControlNetModel` with one more argument. Its layers are paired with the U-Net's skips."""
 
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.ControlNetModel.__init__)  # type: ignore[misc]
@@ -26,7 +26,7 @@ class ControlNetModel(diffusers.ControlNetModel):
 
     @classmethod
     def sharing(cls, controlnet: diffusers.ControlNetModel) -> ControlNetModel:
-        """A fork over the very modules and weights of a stock ControlNet, which itself stays as it is."""
+        """A fork that shares the modules and weights of a stock ControlNet, which stays unchanged."""
         fork: ControlNetModel = share_weights_as(cls, controlnet)
         save_as_stock(fork)
         return fork
@@ -51,8 +51,8 @@ class ControlNetModel(diffusers.ControlNetModel):
 
         Args:
             sample: (B, 4, H/8, W/8) noisy latents, scaled by the scheduler.
-            controlnet_cond: (B, 3, H, W) what to follow: edges, depth, a pose.
-            cache_branch_id: m; given, only the residuals of skips 0 … m are made, and none for the middle.
+            controlnet_cond: (B, 3, H, W) conditioning image: edges, depth, a pose.
+            cache_branch_id: m; if given, only the residuals of skips 0 … m are made, and none for the middle.
             others: as the parent's. `class_labels` is refused.
 
         Returns:
@@ -76,7 +76,7 @@ class ControlNetModel(diffusers.ControlNetModel):
         h = self.conv_in(sample)  # (B, 320, H/8, W/8)
         h = h + self.controlnet_cond_embedding(controlnet_cond)
         features = [h]
-        for d in down_layers(self.down_blocks)[:m]:  # cache (1): skips deeper than m are not run, and get no residual
+        for d in down_layers(self.down_blocks)[:m]:  # cache (1): layers deeper than m are not run
             h = run_down(d, h, condition)
             features.append(h)  # (B, 320, H/8, W/8) … (B, 1280, H/64, W/64)
 
@@ -125,11 +125,11 @@ class MultiControlNetModel(StockMultiControlNetModel):
         return_dict: bool = True,
         cache_branch_id: int | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """As `ControlNetModel.forward`, with a picture to follow and a scale for each net. Always a tuple."""
+        """As `ControlNetModel.forward`, with a conditioning image and a scale for each net. Always a tuple."""
         total: list[Tensor] = []
-        for net, picture, scale in zip(self.nets, controlnet_cond, conditioning_scale, strict=True):
+        for net, image, scale in zip(self.nets, controlnet_cond, conditioning_scale, strict=True):
             residuals, middle = net(
-                sample, timestep, encoder_hidden_states, picture, scale, class_labels, timestep_cond, attention_mask,
+                sample, timestep, encoder_hidden_states, image, scale, class_labels, timestep_cond, attention_mask,
                 added_cond_kwargs, cross_attention_kwargs, guess_mode, return_dict=False,
                 cache_branch_id=cache_branch_id,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which fork stands for which U-Net of diffusers."""
+"""The fork of each diffusers U-Net class."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import diffusers
 
 from .unet_2d import UNet2DModel
 from .unet_2d_condition import UNet2DConditionModel
+from .unet_motion import UNetMotionModel
 from .unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 
 FORKS: dict[type, Any] = {
     diffusers.UNet2DConditionModel: UNet2DConditionModel,
     diffusers.UNet2DModel: UNet2DModel,
+    diffusers.UNetMotionModel: UNetMotionModel,
     diffusers.UNetSpatioTemporalConditionModel: UNetSpatioTemporalConditionModel,
 }
 
@@ -21,12 +23,12 @@ def stock_class(unet: Any) -> Any:
     """diffusers' class of a U-Net, stock or fork.
 
     Raises:
-        ValueError: if there is no fork of it.
+        ValueError: if it has no fork.
     """
     for stock in FORKS:
         if isinstance(unet, stock):
             return stock
-    raise ValueError(f"{type(unet).__name__} is not supported: there is no fork of it")
+    raise ValueError(f"{type(unet).__name__} is not supported: it has no fork; run it without DeepCache")
 
 
 def fork_class(unet: Any) -> Any:
@@ -35,5 +37,5 @@ def fork_class(unet: Any) -> Any:
 
 
 def fork_of(unet: Any) -> Any:
-    """The fork over the same modules and weights as a stock U-Net; a fork is its own. Raises as `stock_class`."""
+    """A fork that shares a stock U-Net's modules and weights; a fork is returned as it is. Raises as `stock_class`."""
     return fork_class(unet).sharing(unet)

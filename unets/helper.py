@@ -1,4 +1,4 @@
-"""DeepCache as a plug-in: on an unmodified diffusers pipeline, switched on and off.
+"""DeepCache as a plug-in for unmodified diffusers pipelines.
 
 helper = DeepCacheSDHelper(pipe)
 helper.set_params(cache_interval=3, cache_branch_id=0)
@@ -11,55 +11,59 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
+import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers import DiffusionPipeline
 
-from .cache.config import CacheConfig
+from .cache.config import CacheConfig, Extensions
 from .cache.run import CacheRun, Step
+from .cache.samplers import check_skips
 from .cached_unet import shallow_clone
 from .forks import fork_of
+from .guided_batch import conditional_half, is_guided
 
 SKIP_MODES = ("uniform", "non_uniform")
 
 
 @dataclass
 class Loop:
-    """One denoising loop under way."""
+    """The state of a running denoising loop."""
 
     num_steps: int  # as the pipeline's progress bar counts them
     thread: int = field(default_factory=threading.get_ident)
     position: int = 0  # calls of the U-Net so far
-    cache: CacheRun | None = None  # known from the first call on
-    timesteps: Any = None  # likewise: the scheduler's, which are others as soon as it is set for another call
-    step: Step | None = None  # of the call under way
-    return_dict: bool = True  # what that call asked for
+    cache: CacheRun | None = None  # set at the first call
+    timesteps: Any = None  # the scheduler's at the first call; setting it for another call replaces them
+    guided_rows: int | None = None  # set at the first call, with guidance reuse: rows of a batch of both halves
+    output: Any = None  # class of the U-Net's output, known after the first call
 
 
 class DeepCacheSDHelper:
-    """Gives a pipeline's U-Net the forked `forward`, and keeps the feature from step to step of each denoising loop.
+    """Replaces a pipeline's U-Net with its fork, and carries the feature from step to step of each denoising loop.
 
-    While enabled, `pipe.unet` is the fork over the same weights, and a denoising loop begins where the pipeline opens
-    its progress bar. Other pipelines that hold the same U-Net see nothing of it, be they called before, meanwhile in a
-    callback, or in another thread.
+    While enabled, `pipe.unet` is a fork that shares the weights, and a denoising loop begins where the pipeline opens
+    its progress bar. Other pipelines with the same U-Net are not affected, even if they run at the same time, in a
+    callback or in another thread.
 
-    A pipeline keeps what its call goes by, so in diffusers a call of it within a call of it, or in two threads, gives
-    other images unless both have the same arguments and a scheduler without memory such as DDIM. While enabled, the
-    second call is refused; and the first goes no further if its scheduler was set for a call of another pipeline.
+    A diffusers pipeline stores the state of its call. Nested or concurrent calls of one pipeline therefore change its
+    images, unless they have the same arguments and a scheduler without memory such as DDIM. While enabled, the second
+    call is refused. The first one stops if its scheduler was set for a call of another pipeline.
     """
 
     def __init__(self, pipe: Any = None) -> None:
         self.pipe: Any = pipe
-        self._stock: Any = None  # the U-Net that `disable` puts back
-        self._stock_class: Any = None  # of the pipeline, likewise
-        self._fork: Any = None  # what stands in its place
+        self._stock: Any = None  # the U-Net that `disable` restores
+        self._stock_class: Any = None  # the pipeline's class that `disable` restores
+        self._fork: Any = None  # the U-Net while enabled
         self._loop: Loop | None = None
+        self._eta = 0.0  # of the pipeline's running call
         self.set_params()
 
     def set_params(
@@ -71,29 +75,50 @@ class DeepCacheSDHelper:
         pow: float | None = None,
         center: int | None = None,
         cache_steps: Sequence[int] | None = None,
+        **extensions: Unpack[Extensions],
     ) -> None:
-        """Sets what the next denoising loop goes by.
+        """Sets the parameters, from the next denoising loop on.
 
         Args:
-            cache_interval: N. Every N-th step is full; 1 changes nothing.
-            cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
-            skip_mode: "uniform", or "non_uniform" with `pow` and `center`, which gathers full steps around `center`.
-            cache_steps: the full steps themselves, instead.
+            cache_interval: N. Every N-th step is full; 1 turns the cache off.
+            cache_branch_id: m, the skip branch at which the deep feature is cached, 0 to M − 1.
+            skip_mode: "uniform", or "non_uniform" with `pow` and `center`, which concentrates full steps around
+                `center`.
+            cache_steps: explicit list of full steps, instead of interval and mode.
+            extensions: those of `CacheConfig`, by name.
 
         Raises:
             ValueError: an argument out of range, by name. What depends on the run is checked when it begins.
         """
         if skip_mode not in SKIP_MODES:
             raise ValueError(f"skip_mode is {skip_mode!r}; it must be {' or '.join(map(repr, SKIP_MODES))}")
-        self._config = CacheConfig(cache_interval, cache_branch_id, skip_mode == "uniform", pow, center, cache_steps)
+        uniform = skip_mode == "uniform"
+        self.set_config(CacheConfig(cache_interval, cache_branch_id, uniform, pow, center, cache_steps, **extensions))
+
+    def set_config(self, config: CacheConfig | Mapping[str, Any]) -> None:
+        """Sets the parameters from a `CacheConfig`, or from the content of a file written by `eval.calibrate --out`.
+
+        Raises:
+            ValueError: as `CacheConfig`; content that is not a calibration's.
+        """
+        steps = None
+        if isinstance(config, Mapping):
+            steps = config.get("steps")
+            if type(steps) is not int or not config.get("cache_steps"):
+                raise ValueError(
+                    "this is not a calibration: steps or cache_steps is missing; make one with eval.calibrate"
+                )
+            config = CacheConfig.from_json(config)
+        self._config, self._calibrated_steps = config, steps
 
     @property
     def params(self) -> dict[str, Any]:
-        """Interval, branch and kind of schedule, as `set_params` was told."""
+        """Interval, branch and kind of schedule, and the extensions that are on."""
         return {
             "cache_interval": self._config.cache_interval,
             "cache_branch_id": self._config.cache_branch_id,
             "skip_mode": SKIP_MODES[not self._config.uniform],
+            **self._config.extensions,
         }
 
     @property
@@ -102,7 +127,7 @@ class DeepCacheSDHelper:
         return self._stock is not None
 
     def enable(self, pipe: Any = None) -> None:
-        """Switches the cache on; twice is once.
+        """Switches the cache on; does nothing if it is on.
 
         Raises:
             ValueError: a pipeline or a U-Net that is not supported, by name.
@@ -118,44 +143,58 @@ class DeepCacheSDHelper:
         for name in ("unet", "scheduler", "progress_bar"):
             if not hasattr(pipe, name):
                 raise ValueError(
-                    f"{type(pipe).__name__} has no {name}; the helper is for diffusers' pipelines with one"
+                    f"{type(pipe).__name__} has no {name}; the helper is for diffusers pipelines that have one"
                 )
         if "progress_bar" in vars(pipe):
-            raise ValueError("another helper is enabled on this pipeline; disable that first")
+            raise ValueError("another helper is enabled on this pipeline; disable it first")
         if "cache_interval" in signature(type(pipe).__call__).parameters:
             raise ValueError(
-                f"this {type(pipe).__name__} has the cache in its own loop; give cache_interval to its call instead"
+                f"this {type(pipe).__name__} has the cache in its own loop; pass cache_interval to its call instead"
             )
         stock = pipe.unet
         fork = _fork_with_offloading(stock)
         fork.check_branch(self._config.cache_branch_id)
-        fork.register_forward_pre_hook(self._before_step, with_kwargs=True)
-        fork.register_forward_hook(self._after_step)
+        # If the U-Net is another helper's, the fork's plain class.
+        fork.__class__ = _with_steps(getattr(type(fork), "plain_class", type(fork)))
+        vars(fork)["cache_helper"] = self  # an attribute of the U-Net, so that a copy of the pipeline copies it too
+        self._own = vars(fork).keys() - vars(stock).keys()
         self._stock, self._stock_class, self._fork = stock, type(pipe), fork
-        pipe.__class__ = self._one_call_at_a_time(type(pipe))  # Python looks `__call__` up nowhere else
-        # Past the pipeline's own way, which would write the fork's class into the configuration that it saves.
+        pipe.__class__ = self._non_reentrant(type(pipe))  # Python looks up `__call__` only on the class
+        # Bypasses the pipeline's `__setattr__`, which would write the fork's class into the saved configuration.
         vars(pipe)["unet"] = fork
         vars(pipe)["progress_bar"] = self._progress_bar
 
     def disable(self) -> None:
-        """Restores the pipeline as it was; without an `enable` before, does nothing."""
+        """Restores the pipeline; does nothing if the cache is off."""
         if not self.enabled:
             return
         fork, stock = self._fork, self._stock
-        if hasattr(fork, "_hf_hook"):  # every call of an offloaded pipeline puts new hooks on the U-Net it finds
+        if hasattr(fork, "_hf_hook"):  # every call of an offloaded pipeline puts new hooks on its U-Net
             hook = fork._hf_hook
             remove_hook_from_module(fork)
             add_hook_to_module(stock, hook)
             for offload in getattr(self.pipe, "_all_hooks", ()):
                 if offload.model is fork:
                     offload.model = stock
-        for name in stock._modules:  # what was None before and is a module now, such as an IP-Adapter's projection
-            vars(stock).pop(name, None)
-        if getattr(self.pipe.unet, "_orig_mod", self.pipe.unet) is fork:  # else the user put another there
+        self._copy_changes(fork, stock)
+        if getattr(self.pipe.unet, "_orig_mod", self.pipe.unet) is fork:  # else the user replaced it
             vars(self.pipe)["unet"] = stock
         del vars(self.pipe)["progress_bar"]
         self.pipe.__class__ = self._stock_class
         self._stock = self._stock_class = self._fork = self._loop = None
+
+    def _copy_changes(self, fork: Any, stock: Any) -> None:
+        """Copies changes made while enabled to the stock U-Net, such as a LoRA's or an IP-Adapter's configuration."""
+
+        def is_state(name: str) -> bool:
+            temporary = ("cache_helper", "forward", "_old_forward", "_compiled_call_impl", *self._own)
+            return "_hook" not in name and name not in temporary
+
+        for name in [*vars(stock)]:
+            # An attribute that was None and is a module now is in `_modules` only.
+            if is_state(name) and (name not in vars(fork) or name in stock._modules):
+                del vars(stock)[name]
+        vars(stock).update({name: value for name, value in vars(fork).items() if is_state(name)})
 
     def __enter__(self) -> Self:
         self.enable()
@@ -164,39 +203,43 @@ class DeepCacheSDHelper:
     def __exit__(self, *_: Any) -> None:
         self.disable()
 
-    def _one_call_at_a_time(self, cls: Any) -> Any:
-        """The pipeline's class, but for a call that begins while another is under way."""
-        under_way = threading.Lock()
+    def _non_reentrant(self, cls: Any) -> Any:
+        """A subclass of the pipeline's class that refuses a call while another one is running."""
+        running, parameters = threading.Lock(), signature(cls.__call__)
 
         @functools.wraps(cls.__call__)
         def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            if pipe is not self.pipe:  # one that was made of this one's class meanwhile
+            if pipe is not self.pipe:  # another pipeline, created with this class
                 return cls.__call__(pipe, *args, **kwargs)
-            if not under_way.acquire(blocking=False):
-                raise self._called_already()
+            if not running.acquire(blocking=False):
+                raise self._already_running()
             try:
+                self._eta = parameters.bind(pipe, *args, **kwargs).arguments.get("eta", 0.0)
                 return cls.__call__(pipe, *args, **kwargs)
             finally:
-                under_way.release()
+                self._eta = 0.0
+                running.release()
 
-        names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        return type(cls.__name__, (cls,), {**names, "__call__": call})
+        return _subclass(cls, call)
 
-    def _called_already(self) -> RuntimeError:
+    def _already_running(self) -> RuntimeError:
         return RuntimeError(
-            f"this {type(self.pipe).__name__} is being called already; use a pipeline of its own, with a scheduler of "
-            "its own, for each thread and for a call in a callback"
+            f"this {type(self.pipe).__name__} is already running; use a separate pipeline, with its own scheduler, for "
+            "each thread and for calls in a callback"
         )
 
-    def _progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-        """The pipeline's own, which is open exactly as long as a denoising loop runs."""
-        bar = type(self.pipe).progress_bar(self.pipe, iterable, total)
+    def _progress_bar(self, iterable: Any = None, total: int | None = None, **options: Any) -> Any:
+        """The pipeline's own progress bar, which is open exactly as long as a denoising loop runs."""
+        bar = type(self.pipe).progress_bar(self.pipe, iterable, total, **options)
         return self._around(bar, total or 0) if iterable is None else self._along(bar, len(iterable))
 
     @contextmanager
     def _around(self, bar: Any, num_steps: int) -> Iterator[Any]:
-        if self._loop is not None:  # of a generator that is not closed yet, or by hand in another thread
-            raise self._called_already()
+        outer = self._loop
+        # Marigold's denoising loops are nested in a loop over pictures, which itself calls no U-Net. Any other outer
+        # loop belongs to a generator that was not closed, or was opened by hand in another thread.
+        if outer is not None and (outer.cache is not None or outer.thread != threading.get_ident()):
+            raise self._already_running()
         loop = Loop(num_steps)
         try:
             self._loop = loop
@@ -204,55 +247,75 @@ class DeepCacheSDHelper:
                 yield bar
         finally:
             if self._loop is loop:
-                self._loop = None
+                self._loop = outer
 
     def _along(self, bar: Any, num_steps: int) -> Iterator[Any]:
         with self._around(bar, num_steps):
             yield from bar
 
-    def _new_cache(self, unet: Any, loop: Loop, sample: Any) -> CacheRun:
-        """As in the forked pipelines: of second-order samplers, calls are counted."""
-        order, num_calls = self.pipe.scheduler.order, loop.num_steps
-        if order > 1:
-            num_calls = getattr(self.pipe, "_num_timesteps", loop.num_steps * order)
-        frames = sample.shape[1] if sample.ndim == 5 else 1  # of a video
-        return CacheRun(self._config, unet, loop.num_steps, num_calls, order=order, frames=frames)
+    def _begin(self, loop: Loop, unet: Any, sample: Any, kwargs: dict[str, Any]) -> CacheRun:
+        """The cache of a loop, as in the forked pipelines: second-order samplers count calls, PLMS makes one more."""
+        config, video, name = self._config, unet.frame_axis is not None, type(self.pipe).__name__
+        if self._calibrated_steps not in (None, loop.num_steps):
+            raise ValueError(
+                f"the calibration is for {self._calibrated_steps} steps, not {loop.num_steps}; give "
+                f"num_inference_steps={self._calibrated_steps}, or calibrate again"
+            )
+        if config.skips:
+            if video or name.startswith("TextToVideoZero"):
+                config.refuse("skip_interval", "skip_steps")  # not tried: no trained model available
+            check_skips(self.pipe.scheduler, self._eta)
+        if config.reuse_guidance or config.guidance_stop < 1:
+            if kwargs.get("down_block_additional_residuals") is not None:  # a ControlNet's, whose fork has neither
+                config.refuse("reuse_guidance", "guidance_stop")
+            loop.guided_rows = len(sample) if is_guided(self.pipe, unet, sample) else None
+        loop.timesteps = self.pipe.scheduler.timesteps
+        order, one_more = self.pipe.scheduler.order, len(loop.timesteps) == loop.num_steps + 1
+        num_calls = getattr(self.pipe, "_num_timesteps", None) or loop.num_steps * order + (order == 1 and one_more)
+        frames = sample.shape[unet.frame_axis] if video else 1
+        return CacheRun(config, unet, loop.num_steps, num_calls, order=order, frames=frames)
 
     def _before_step(
         self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    ) -> tuple[Step, tuple[Any, ...], dict[str, Any]] | None:
+        """Plans this call of the U-Net; None for a call that is not part of the loop."""
         loop = self._loop_of_this_thread()
-        if loop is None or self._called_by_another_pipeline():  # or by hand, outside of a pipeline's loop
+        if unet is not self._fork or loop is None or self._called_by_another_pipeline():  # or by hand, outside a loop
             return None
         sample = args[0] if args else kwargs["sample"]
         if loop.cache is None:
-            loop.cache, loop.timesteps = self._new_cache(unet, loop, sample), self.pipe.scheduler.timesteps
+            loop.cache = self._begin(loop, unet, sample, kwargs)
         self._check_scheduler(loop)
         if loop.position >= len(loop.timesteps):
             raise ValueError(
                 f"{type(self.pipe).__name__} calls its U-Net more than once a step, which is not supported"
             )
-        loop.step = loop.cache.plan(loop.position, len(sample))  # cache (1): equation 6, is this step full?
-        loop.return_dict = kwargs.get("return_dict", True)
-        return args, {**kwargs, **loop.step.unet_arguments, "return_dict": True}  # cache (2): equations 4 and 5
+        guided = len(sample) == loop.guided_rows  # a callback can switch guidance off
+        batch_size = len(sample) // 2 if guided else len(sample)
+        step = loop.cache.plan(loop.position, batch_size, guided)  # cache (1): equation 6, is this step full?
+        if step.guidance_delta is not None:
+            args, kwargs = conditional_half((args, kwargs), len(sample))
+        return step, args, {**kwargs, **step.unet_arguments, "return_dict": True}  # cache (2): equations 4 and 5
 
-    def _after_step(self, _: Any, __: tuple[Any, ...], output: Any) -> Any:
-        loop = self._loop_of_this_thread()
-        if loop is None or loop.cache is None or loop.step is None:
-            return output
+    def _after_step(self, step: Step, output: Any, return_dict: bool) -> Any:
+        """The output for the pipeline."""
+        loop = self._loop
+        assert loop is not None and loop.cache is not None
         self._check_scheduler(loop)
-        sample = loop.cache.take(loop.step, output)  # cache (3): the helper owns the feature, for this loop alone
-        loop.position, loop.step = loop.position + 1, None
-        return output if loop.return_dict else (sample,)
+        if output is not None:
+            loop.output = type(output)
+        noise = loop.cache.take(step, output)  # cache (3): the helper owns the feature, for this loop alone
+        loop.position += 1
+        return loop.output(sample=noise) if return_dict else (noise,)
 
     def _loop_of_this_thread(self) -> Loop | None:
         loop = self._loop
         return loop if loop is not None and loop.thread == threading.get_ident() else None
 
     def _called_by_another_pipeline(self) -> bool:
-        """Whether it is one that was built of this one's parts, in a callback of this one's loop.
+        """Whether the call comes from another pipeline with the same U-Net, in a callback of this one's loop.
 
-        Nothing that a U-Net is given tells that, so the callers are looked at.
+        The U-Net's arguments do not tell, so this inspects the call stack.
         """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -266,12 +329,41 @@ class DeepCacheSDHelper:
         if self.pipe.scheduler.timesteps is not loop.timesteps:
             raise RuntimeError(
                 f"the scheduler of this {type(self.pipe).__name__} was set for another call while this one ran; give "
-                "each pipeline that is called in a callback or another thread a scheduler of its own"
+                "each pipeline that is called in a callback or another thread its own scheduler"
             )
 
 
+def _with_steps(cls: Any) -> Any:
+    """A subclass of a fork whose calls run, or skip, the planned step of its helper's loop.
+
+    Hooks of the U-Net would come too late: a skipped step must not load offloaded weights either. Only the U-Net is
+    compiled, not this wrapper or what it calls.
+    """
+    before = torch.compiler.disable(DeepCacheSDHelper._before_step)  # type: ignore[no-untyped-call]
+    after = torch.compiler.disable(DeepCacheSDHelper._after_step)  # type: ignore[no-untyped-call]
+
+    def call(unet: Any, *args: Any, **kwargs: Any) -> Any:
+        helper = vars(unet)["cache_helper"]
+        planned = before(helper, unet, args, kwargs)
+        if planned is None:
+            return cls.__call__(unet, *args, **kwargs)
+        step, step_args, step_kwargs = planned
+        output = None if step.skips else cls.__call__(unet, *step_args, **step_kwargs)
+        return after(helper, step, output, kwargs.get("return_dict", True))
+
+    subclass = _subclass(cls, torch.compiler.disable(call, recursive=False))  # type: ignore[no-untyped-call]
+    subclass.plain_class = cls
+    return subclass
+
+
+def _subclass(cls: Any, call: Any) -> Any:
+    """A subclass that differs from `cls` only in `__call__`."""
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls,), {**names, "__call__": call})
+
+
 def _fork_with_offloading(stock: Any) -> Any:
-    """The fork of a U-Net, with accelerate's hook if that has one."""
+    """The fork of a U-Net, with its accelerate hook if it has one."""
     bare, hook = shallow_clone(stock), getattr(stock, "_hf_hook", None)
     if hook is None:
         return fork_of(bare)

@@ -1,14 +1,14 @@
 """The U-Net of DDPM, with DeepCache in its `forward`. Layers are paired with skips as in the other forks.
 
-full step at branch m       d_0 … d_{M-1} → mid → u_{M-1} … u_0     keeps what enters u_m from below
-retrieve step at branch m   d_0 … d_m → the kept feature → u_m … u_0
+full step at branch m       d_0 … d_{M-1} → mid → u_{M-1} … u_0     caches what enters u_m from below
+retrieve step at branch m   d_0 … d_m → the cached feature → u_m … u_0
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -36,6 +36,17 @@ class CachedUNet2DOutput(UNet2DOutput):
 class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
     """diffusers' `UNet2DModel` with DeepCache: same constructor, configuration, weights' names and files."""
 
+    supported_config: ClassVar = {
+        "down_block_types": DOWN_BLOCKS,
+        "up_block_types": UP_BLOCKS,
+        "time_embedding_type": ("positional",),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "center_input_sample": (False,),
+        "downsample_type": ("conv",),
+        "upsample_type": ("conv",),
+    }
+
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNet2DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -57,10 +68,10 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
         Args:
             sample: (B, 3, H, W) noisy images in the range that the model was trained on, [-1, 1] without noise.
             timestep: a number, or a tensor () or (B,).
-            class_labels: refused; none of the published models is conditioned on a class.
-            cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
-            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step.
-            keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
+            class_labels: not supported; no published model is class-conditional.
+            cache_branch_id: m, 0 to M − 1. None caches nothing, like the parent.
+            cached_feature: what an earlier step cached at the same branch; makes this a retrieve step.
+            keep_branch_id: a shallower branch at which a full or a retrieve step also caches.
 
         Returns:
             `CachedUNet2DOutput`, or the tuple of its fields.
@@ -87,8 +98,8 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
             skips.append(h)  # (B, 128, 32, 32) … (B, 256, 4, 4)
 
         # 3. Middle.
-        # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
-        h = cached_feature if retrieve else self.mid_block(h, emb)  # (B, 256, 4, 4) without
+        # cache (2): equation 5, the feature of an earlier step replaces all deeper layers
+        h = cached_feature if retrieve else self.mid_block(h, emb)  # (B, 256, 4, 4) on a full step
 
         # 4. Up.
         kept = kept_above = None
@@ -96,7 +107,7 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
             skip = skips.pop()
             k = len(skips)
             if k == m:
-                kept = h  # cache (3): equation 4, what enters u_m from below is kept
+                kept = h  # cache (3): equation 4, what enters u_m from below is cached
             elif k == keep_branch_id:
                 kept_above = h  # cache (4): of two depths, the shallower is re-cached on the way up
             h = run_up(self.up_layers[k], h, skip, emb)
@@ -106,24 +117,6 @@ class UNet2DModel(CachedUNetMixin, diffusers.UNet2DModel):
 
         output = CachedUNet2DOutput(sample=h, cached_feature=kept, shallow_feature=kept_above)
         return output if return_dict else output.to_tuple()
-
-    def check_supported_config(self) -> None:
-        """Raises ValueError naming the first part of the configuration that `forward` does not write out."""
-        config = self.config
-        choices = {
-            "down_block_types": (config.down_block_types, DOWN_BLOCKS),
-            "up_block_types": (config.up_block_types, UP_BLOCKS),
-            "time_embedding_type": ([config.time_embedding_type], ("positional",)),
-            "class_embed_type": ([config.class_embed_type], (None,)),
-            "num_class_embeds": ([config.num_class_embeds], (None,)),
-            "center_input_sample": ([config.center_input_sample], (False,)),
-            "downsample_type": ([config.downsample_type], ("conv",)),
-            "upsample_type": ([config.upsample_type], ("conv",)),
-        }
-        for name, (values, written_out) in choices.items():
-            for value in values:
-                if value not in written_out:
-                    raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
 
 
 def run_down(d: DownLayer, h: Tensor, emb: Tensor) -> Tensor:
@@ -143,5 +136,5 @@ def run_up(u: UpLayer, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
 
 
 def _attend(attention: nn.Module | None, h: Tensor) -> Tensor:
-    """Of every position to every other."""
+    """Self-attention over all positions."""
     return h if attention is None else attention(h)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import torch
@@ -44,6 +44,9 @@ class Condition(NamedTuple):
 class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemporalConditionModel):
     """diffusers' `UNetSpatioTemporalConditionModel` with DeepCache: same constructor, configuration and files."""
 
+    frame_axis = 1
+    supported_config: ClassVar = {"down_block_types": DOWN_BLOCKS, "up_block_types": UP_BLOCKS}
+
     # diffusers reads the parent's signature through this to load a configuration.
     @functools.wraps(diffusers.UNetSpatioTemporalConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,17 +73,17 @@ class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemp
             timestep: a number, or a tensor () or (B,).
             encoder_hidden_states: (B, 1, 1024) image embedding.
             added_time_ids: (B, 3) frames per second less one, motion bucket, noise added to the image.
-            cache_branch_id: m, 0 to M − 1. None keeps nothing and is the parent's behaviour.
-            cached_feature: what an earlier step kept at the same branch; given, this is a retrieve step.
-            keep_branch_id: a shallower branch at which the step keeps as well, be it a full or a retrieve step.
-            cached_attention: what attention added in an earlier step, which is added again instead of running it.
-            keep_attention: keep what attention adds in the layers down from the shallower branch.
+            cache_branch_id: m, 0 to M − 1. None caches nothing, like the parent.
+            cached_feature: what an earlier step cached at the same branch; makes this a retrieve step.
+            keep_branch_id: a shallower branch at which a full or a retrieve step also caches.
+            cached_attention: what attention added in an earlier step; added again instead of running attention.
+            keep_attention: cache what attention adds in the layers up to the shallower branch.
 
         Returns:
             `CachedVideoUNetOutput`, or the tuple of its fields.
 
         Raises:
-            ValueError: branch out of range, a feature without branch, or no attention to keep.
+            ValueError: branch out of range, feature without branch, or no attention to cache.
         """
         m, retrieve = cache_branch_id, cached_feature is not None
         self.check_cache(m, cached_feature, keep_branch_id)
@@ -102,7 +105,7 @@ class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemp
         if not retrieve:
             h = self.mid_block(h, condition.emb, condition.context, condition.image_only_indicator)
         else:
-            h = cached_feature  # cache (2): equation 5, the feature of an earlier step stands for all that is deeper
+            h = cached_feature  # cache (2): equation 5, the feature of an earlier step replaces all deeper layers
 
         # 4. Up.
         kept = kept_above = None
@@ -110,7 +113,7 @@ class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemp
             skip = skips.pop()
             k = len(skips)
             if k == m:
-                kept = h  # cache (3): equation 4, what enters u_m from below is kept
+                kept = h  # cache (3): equation 4, what enters u_m from below is cached
             elif k == keep_branch_id:
                 kept_above = h  # cache (4): of two depths, the shallower is re-cached on the way up
             h = run_up(self.up_layers[k], h, skip, condition, shallow.at(k))
@@ -127,7 +130,7 @@ class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemp
     def _condition(
         self, sample: Tensor, timestep: Tensor | float | int, context: Tensor, added_time_ids: Tensor
     ) -> Condition:
-        """Time and micro-conditioning embedded, and everything repeated for the frames."""
+        """Time and micro-conditioning embeddings, all repeated for every frame."""
         batch_size, num_frames = sample.shape[:2]
         if not torch.is_tensor(timestep):
             integer, real = (
@@ -143,13 +146,6 @@ class UNetSpatioTemporalConditionModel(CachedUNetMixin, diffusers.UNetSpatioTemp
             context.repeat_interleave(num_frames, dim=0),
             torch.zeros(batch_size, num_frames, dtype=sample.dtype, device=sample.device),
         )
-
-    def check_supported_config(self) -> None:
-        """Raises ValueError naming the first block that `forward` does not write out."""
-        for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            for value in self.config[name]:
-                if value not in known:
-                    raise ValueError(f"{name} {value!r} is not supported by this U-Net; use diffusers' own for it")
 
 
 def run_down(d: DownLayer, h: Tensor, condition: Condition, shallow: ShallowAttention | None = None) -> Tensor:
@@ -174,7 +170,7 @@ def run_up(
 
 
 def _attend(attention: nn.Module | None, h: Tensor, condition: Condition, shallow: ShallowAttention | None) -> Tensor:
-    """Over the space of each frame, then over the frames at each position."""
+    """Attention within each frame, then over the frames at each position."""
     if attention is None:
         return h
     run = functools.partial(

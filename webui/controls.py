@@ -1,4 +1,4 @@
-"""The fields of the cache and of the run, as every tab has them."""
+"""The fields for cache and run that the tabs share."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def cache_controls(engine: Engine, *, extensions: bool) -> Components:
     if extensions:
         fields["preset"] = gr.Dropdown([*PRESETS, CUSTOM], value=PAPER, label="Cache settings")
     gr.HTML(
-        '<p class="dc-note">A full step runs the whole U-Net; the others retrieve its deep feature at branch m, of '
-        "which 0 is the shallowest.</p>"
+        '<p class="dc-note">A full step runs the whole U-Net; the others retrieve its deep feature at branch m '
+        "(0 is the shallowest).</p>"
     )
     fields["schedule"] = gr.Radio(SCHEDULES, value=start["schedule"], label="Full steps")
     with gr.Row():
@@ -52,7 +52,7 @@ def cache_controls(engine: Engine, *, extensions: bool) -> Components:
         ("skip_steps", "Skipped steps", ""),
     ):
         fields[name] = gr.Textbox("", label=label, info=info, visible=False, max_lines=1)
-    if not extensions:  # a video has the lists of full steps alone
+    if not extensions:  # for a video, only the list of full steps
         fields = {name: field for name, field in fields.items() if name in PAPER_FIELDS}
     else:
         with gr.Accordion("Beyond the paper", open=False):
@@ -83,7 +83,7 @@ def _extension_controls(start: dict[str, Any]) -> Components:
 
 
 def _connect(fields: Components) -> None:
-    """A schedule shows its own fields; a preset fills them in, and is named when they are those of one."""
+    """A schedule shows its own fields; a preset fills them in, and its name is shown when they match it."""
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_name": False, "show_api": False}
     by_schedule = [name for name in visible_fields(SCHEDULES[0]) if name in fields]
 

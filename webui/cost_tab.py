@@ -13,10 +13,10 @@ from .options import CACHE_FIELDS
 from .tabs import one_line_errors
 
 ABOUT = """
-Each point is one way to make the shipped model's pictures, measured by `benchmarks.pareto` (`results/pareto/text.md`
-has the whole table and how it was made). Further right is faster, further up is nearer to the baseline's picture.
-**Click a filled point**, or choose one by name, and its settings are those of the tab *Text to image*. Hollow points
-are other methods, or runs whose settings are not known here.
+Each point is one way to make the shipped model's images, measured by `benchmarks.pareto` (`results/pareto/text.md`
+has the full table and its setup). Further right is faster, further up is closer to the baseline's image.
+**Click a filled point**, or choose one by name, to copy its settings to the tab *Text to image*. Hollow points
+are other methods, or runs whose settings this page does not have.
 """
 
 
@@ -34,7 +34,7 @@ def cost_tab(curve: Curve, fields: Components, tabs: gr.Tabs) -> None:
             names = gr.Dropdown(
                 [(label(point), name) for name, point in by_name.items()], value=None, label="Point", filterable=False
             )
-            said = gr.Markdown()
+            status = gr.Markdown()
             go = gr.Button("Try it", variant="primary")
 
     targets = ["steps", "scheduler", "preset", *CACHE_FIELDS]
@@ -52,7 +52,7 @@ def cost_tab(curve: Curve, fields: Components, tabs: gr.Tabs) -> None:
             point_fields(point)
         return fill(point.name)
 
-    outputs = [names, said, *(fields[target] for target in targets)]
+    outputs = [names, status, *(fields[target] for target in targets)]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_name": False, "show_api": False, "concurrency_limit": None}
     picture.select(click, None, outputs, **quiet)
     names.input(fill, names, outputs, **quiet)

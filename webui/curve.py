@@ -24,7 +24,7 @@ MEASURED = Path(__file__).parent.parent / "results" / "pareto" / "text.csv"
 REMEDY = "make it with python -m benchmarks.pareto --models text"
 SIZE = (9, 6.2)  # inches
 DPI = 110
-NEAR = 40  # pixels from a point that still mean it
+NEAR = 40  # pixels; a click this close to a point selects it
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Measured:
 
 
 def read_measured(path: Path = MEASURED) -> list[Measured]:
-    """The rows, in the table's order; columns that are not known are left alone.
+    """The rows, in the table's order; unknown columns are ignored.
 
     Raises:
         ValueError: no such file, or a column is missing.
@@ -64,14 +64,14 @@ def label(point: Measured) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """The points as a picture, and where in it they are."""
+    """The points as a plot, and their positions in it."""
 
     picture: Image.Image
     points: Sequence[Measured]
     pixels: np.ndarray  # (N, 2), x and y from the upper left
 
     def nearest(self, x: float, y: float) -> Measured | None:
-        """The point that is meant by a click there, or None if none is near."""
+        """The point next to a click at this position, or None."""
         if not len(self.points):
             return None
         away = np.hypot(*(self.pixels - (x, y)).T)

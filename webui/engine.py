@@ -56,7 +56,7 @@ class Outcome:
     seconds: dict[str, float]  # of the one run of each, end-to-end
     unet_seconds: dict[str, float]
     steps: list[StepSeen]  # of DeepCache's run
-    psnr: float  # in dB, of a video the median of its frames; infinite if they are equal
+    psnr: float  # in dB, for a video the median over frames; infinite if they are equal
     unsafe: int  # pictures that the safety checker blackened
 
     @property
@@ -71,7 +71,7 @@ class Outcome:
 
 
 class Engine:
-    """A model on a device. A pipeline keeps what its call goes by, so one call at a time is made of all of them.
+    """A model on a device. Pipelines keep state during a call, so only one call runs at a time.
 
     Args:
         model: as `--model` has it; None is the shipped one.
@@ -137,7 +137,7 @@ class Engine:
     def _compare(
         self, kind: str, options: Options, given: dict[str, Any], stop: threading.Event, progress: Progress
     ) -> Outcome:
-        with self._lock:  # a run that was stopped may still be in its last step
+        with self._lock:  # a stopped run may still be in its last step
             pipe = self._pipes[kind]
             pipe.scheduler = self._scheduler(options.scheduler)
             calls = self._check(kind, pipe, options, given)
@@ -170,7 +170,7 @@ class Engine:
         )  # fmt: skip
 
     def _scheduler(self, name: str | None) -> Any:
-        """A new one, since a run that was stopped leaves its own in the middle."""
+        """A new one, since a stopped run leaves its own in the middle of a run."""
         if name is None:
             return type(self._own_scheduler).from_config(self._own_scheduler.config)
         return new_scheduler(name, self._own_scheduler.config)
@@ -198,7 +198,7 @@ class _Run:
         self.device, self.stop = device, stop
 
     def warm_up(self, progress: Progress) -> None:
-        """A few steps of each kind, so that neither run pays for what is done once."""
+        """A few steps of each kind, so that neither run pays one-off costs."""
         progress(0, "warm-up")
         cache = self.options.cache
         cache = CacheConfig(
@@ -234,9 +234,9 @@ class _Run:
 
 
 def _check_video(pipe: Any, options: Options, given: dict[str, Any]) -> int:
-    """As `Engine._check`, for the three loops of a video, in each of which the schedule holds."""
+    """As `Engine._check`, for the three loops of a video, to each of which the schedule applies."""
     if options.cache.extensions:
-        raise ValueError("videos have the paper's cache alone; leave out what goes beyond it")
+        raise ValueError("videos support only the paper's cache; leave out what goes beyond it")
     if not 2 <= given["video_length"] <= MOST_FRAMES:
         raise ValueError(f"{given['video_length']} frames; it must be 2 to {MOST_FRAMES}")
     if options.steps < 3:
@@ -248,14 +248,14 @@ def _check_video(pipe: Any, options: Options, given: dict[str, Any]) -> int:
     loops = (count - t1 - 1, t1 - t0, t1 + 1)
     cache = options.cache
     if min(loops) <= max(cache.center or 0, *(cache.cache_steps or ()), 0):
-        raise ValueError(f"--center and --cache-steps hold in each of the three loops, which have {loops} steps")
+        raise ValueError(f"--center and --cache-steps apply to each of the three loops, which have {loops} steps")
     pipe.start_cache(cache, min(loops), min(loops))
     return sum(loops)
 
 
 def _pictures(pipe: Any, images: torch.Tensor, name: str) -> list[Image.Image]:
-    """As pictures of 8 bits, (B, 3, H, W). Raises RunError for values that are not finite."""
+    """Images (B, 3, H, W) converted to 8 bits. Raises RunError for non-finite values."""
     images = images.float().cpu()
     if not images.isfinite().all():
-        raise RunError(f"the {name} images hold values that are not finite; try --dtype float32 or bfloat16")
+        raise RunError(f"the {name} images have non-finite values; try --dtype float32 or bfloat16")
     return pipe.image_processor.numpy_to_pil(pipe.image_processor.pt_to_numpy(images))

@@ -1,4 +1,4 @@
-"""What the page's buttons do, without the page: fields in, HTML out, and runs that the same visitor can stop."""
+"""The page's buttons without the page: fields in, HTML out, and runs that the same visitor can stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPAINT_CHOICE, IMAGE_CHOICE = "redraw what is painted over", "redraw the whole 
 
 
 class Handlers:
-    """The buttons of all visitors, who are told apart by `session`."""
+    """The buttons of all visitors. `session` is a visitor's page and tab, which has one run at a time."""
 
     def __init__(self, engine: Engine, model: str | None) -> None:
         self._engine = engine
@@ -41,7 +41,7 @@ class Handlers:
         progress: Progress,
     ) -> str:  # fmt: skip
         """Image to image, or inpainting of what is painted. Raises as `text`, and for a picture that is missing."""
-        options = self._read(fields, None)  # the picture is in no file that a command could name
+        options = self._read(fields, None)  # no command for this: the picture is not in a file
         background = (editor or {}).get("background")
         if background is None:
             raise ValueError("there is no picture; upload or paste one")
@@ -61,8 +61,14 @@ class Handlers:
             outcome = self._engine.video(options, frames, motion, stop, progress)
         return outcome_page(outcome, command, fps=fps)
 
+    def announce(self, session: str) -> None:
+        """Called when a run is asked for, so that it can be stopped while it waits for the device."""
+        stop = self._stops.get(session)
+        if stop is None or stop.is_set():
+            self._stops[session] = threading.Event()
+
     def stop(self, session: str) -> bool:
-        """Has the visitor's run stop at its next step; whether there is one."""
+        """Stops the session's run at its next step, or before its first; returns whether there is one."""
         stop = self._stops.get(session)
         if stop is not None:
             stop.set()
@@ -74,7 +80,7 @@ class Handlers:
 
     @contextmanager
     def _stop_of(self, session: str) -> Iterator[threading.Event]:
-        stop = self._stops[session] = threading.Event()
+        stop = self._stops.setdefault(session, threading.Event())
         try:
             yield stop
         finally:
@@ -105,7 +111,7 @@ def mask_of(layers: list[Image.Image], size: tuple[int, int]) -> Image.Image:
 
 
 def preset_fields(name: str) -> dict[str, Any] | None:
-    """The cache's fields of a preset; None of settings of one's own."""
+    """The cache's fields of a preset; None for custom settings."""
     return fields_of(PRESETS[name]) if name in PRESETS else None
 
 
@@ -116,7 +122,7 @@ def point_fields(point: Measured) -> dict[str, Any]:
         ValueError: a point that the page has no options for.
     """
     if point.run is None:
-        raise ValueError(f"“{point.name}” is another method, or older than the settings here; choose a filled point")
+        raise ValueError(f"“{point.name}” is another method, or has settings not listed here; choose a filled point")
     fields = fields_of(point.run.cache)
     preset = preset_of(fields)
     return {**fields, "steps": point.run.steps, "scheduler": point.run.scheduler, "preset": preset}

@@ -1,4 +1,4 @@
-"""What the page's fields say: as on the command line, whose options, bounds and messages they have."""
+"""Reads the page's fields with the options, bounds and messages of the command line."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ PRESETS: dict[str, CacheConfig] = {
     **{f"{name} (recommended)": CacheConfig(**cache) for name, cache in RECOMMENDED.items()},
 }
 
-BY_SCHEDULE = {  # the fields that a schedule has to itself
+BY_SCHEDULE = {  # fields that only one schedule has
     UNIFORM: ("cache_interval",),
     NON_UNIFORM: ("cache_interval", "center", "pow"),
     LISTED: ("cache_steps", "refresh_steps", "skip_steps"),
 }
-NEUTRAL = {  # as if left out; an empty field of a number is 0
+NEUTRAL = {  # values that mean "left out"; an empty number field is 0
     "forecast": "0", "forecast_order": "1", "guidance_stop": "1", "skip_order": "1", "refresh_interval": "0",
     "refresh_branch_id": "0", "skip_interval": "0",
 }  # fmt: skip
-SHAPE = {"center": 15, "pow": 1.4}  # to begin with, when the non-uniform schedule is chosen
+SHAPE = {"center": 15, "pow": 1.4}  # initial values of the non-uniform schedule
 FORECAST = ("forecast", "forecast_order")
 NUMBERS = ("refresh_interval", "refresh_branch_id", "guidance_stop", "skip_interval", "skip_order")
 SWITCHES = ("reuse_attention", "reuse_guidance")
@@ -69,11 +69,11 @@ def parser() -> Parser:
 
 
 def read_options(fields: Mapping[str, Any], command: str | None = None) -> Options:
-    """The options that the fields say.
+    """The options of these fields.
 
     Args:
         fields: values by the names in `RUN_FIELDS` and `CACHE_FIELDS`; a field that is empty or missing is left out.
-        command: what the command line begins with, if there is one for such a run.
+        command: the beginning of the command line, if there is one for such a run.
 
     Raises:
         ValueError: a value out of range, or values that don't go together, in one line that names the option.
@@ -116,7 +116,7 @@ def cache_arguments(fields: Mapping[str, Any]) -> list[str]:
 
 
 def fields_of(cache: CacheConfig) -> dict[str, Any]:
-    """The fields that say this cache: the reverse of `read_options`."""
+    """The fields for this cache: the reverse of `read_options`."""
     listed = cache.cache_steps is not None
     schedule = LISTED if listed else UNIFORM if cache.uniform else NON_UNIFORM
     values = {name: getattr(cache, name, None) for name in CACHE_FIELDS}
@@ -129,7 +129,7 @@ def fields_of(cache: CacheConfig) -> dict[str, Any]:
 
 
 def can_be_shown(cache: CacheConfig) -> bool:
-    """Whether the fields can say this cache: the forecast of each channel and lists without full steps they can't."""
+    """Whether the fields can describe this cache: not a forecast per channel, nor lists without full steps."""
     try:
         return read_options(fields_of(cache)).cache == cache
     except (TypeError, ValueError):
@@ -137,7 +137,7 @@ def can_be_shown(cache: CacheConfig) -> bool:
 
 
 def preset_of(fields: Mapping[str, Any]) -> str:
-    """The name of the preset that the fields say."""
+    """The name of the preset that the fields match."""
     try:
         cache = read_options({name: fields.get(name) for name in CACHE_FIELDS}).cache
     except ValueError:
@@ -154,10 +154,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _arguments(given: Mapping[str, Any]) -> list[str]:
-    """`--name=value` of each that is not empty; so written, a value may begin with a dash."""
+    """`--name=value` for each that is not empty; in this form a value may begin with a dash."""
     texts = {name: _text(value) for name, value in given.items()}
-    said = {name: text for name, text in texts.items() if text not in ("", NEUTRAL.get(name))}
-    return [f"--{name.replace('_', '-')}={text}" for name, text in said.items()]
+    given_texts = {name: text for name, text in texts.items() if text not in ("", NEUTRAL.get(name))}
+    return [f"--{name.replace('_', '-')}={text}" for name, text in given_texts.items()]
 
 
 def _text(value: Any) -> str:

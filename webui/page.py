@@ -19,7 +19,7 @@ from .engine import Engine
 from .handlers import Handlers
 from .private import KeepToSelf
 from .shown import CSS
-from .tabs import image_tab, text_tab, video_tab
+from .tabs import TABS, image_tab, session_of, text_tab, video_tab
 
 MOST_WAITING = 16  # runs in the queue
 LARGEST_UPLOAD = "20mb"
@@ -33,7 +33,7 @@ footer {display: none !important;}
 
 
 def build(engine: Engine, model: str | None) -> gr.Blocks:
-    """The page over a model, which is called `model` on the command line (None: the shipped one)."""
+    """The page for a model, which is `model` on the command line (None: the shipped one)."""
     handlers = Handlers(engine, model)
     font, font_mono = ([gr.themes.Font(name) for name in names] for names in (FONTS, MONO))
     theme = gr.themes.Default(font=font, font_mono=font_mono)
@@ -51,7 +51,8 @@ def build(engine: Engine, model: str | None) -> gr.Blocks:
                 cost_tab(draw(read_measured()), fields, tabs)
 
         def leave(request: gr.Request) -> None:
-            handlers.stop(str(request.session_hash))
+            for tab in TABS:
+                handlers.stop(session_of(request.session_hash, tab))
 
         page.unload(leave)
     return page.queue(max_size=MOST_WAITING, default_concurrency_limit=None, api_open=False)
@@ -61,14 +62,14 @@ def serve(engine: Engine, model: str | None, host: str, port: int, *, quiet: boo
     """Serves the page until it is interrupted.
 
     Raises:
-        RunError: the port can't be had.
+        RunError: the port is not available.
     """
     _check_port(host, port)
-    # Pillow asks Ghostscript to read EPS files, which are programs; no upload is one.
+    # Pillow has Ghostscript run EPS files, which are programs; uploads must not be one.
     PIL.Image.init()
     PIL.Image.ID[:] = [name for name in PIL.Image.ID if name != "EPS"]
     with tempfile.TemporaryDirectory(prefix="deepcache-page-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # what it serves files from, and nowhere else
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # the only folder that it serves files from
         page = build(engine, model)
         try:
             page.launch(

@@ -1,4 +1,4 @@
-"""What keeps the page to itself: nothing that it loads is anywhere else, and a browser is told to see to that."""
+"""Keeps the page from loading anything from other hosts, and has the browser enforce that."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class KeepToSelf:
-    """ASGI middleware: takes what is elsewhere out of the page, and has the browser refuse what is left."""
+    """ASGI middleware: removes links to other hosts from the page, and has the browser refuse the rest."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -45,7 +45,7 @@ class KeepToSelf:
 
 
 class _Page:
-    """One answer, held back until it is whole, without what is elsewhere."""
+    """One response, held back until it is complete, without links to other hosts."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

@@ -1,4 +1,4 @@
-"""An outcome as HTML: the two pictures under a slider, what they took, and what each step did."""
+"""An outcome as HTML: the two images under a slider, their times, and what each step did."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .watch import FULL, KINDS, REFRESH, RETRIEVE, SKIP, StepSeen
 SMOOTH = 256  # pixels of a side from which a picture is enlarged smoothly, and below which pixel by pixel
 MEANING = {
     FULL: "the whole U-Net",
-    REFRESH: "retrieves at a deeper branch and caches anew",
+    REFRESH: "retrieves at a deeper branch and re-caches",
     RETRIEVE: "only the shallow layers",
     SKIP: "no U-Net at all",
 }
@@ -63,7 +63,7 @@ def video(outcome: Outcome, fps: int) -> str:
 
 
 def figures(outcome: Outcome, command: str | None) -> str:
-    """Seconds of both, their ratios, the distance, and what a single run is worth."""
+    """Seconds of both, their ratios, the distance, and a note on the noise of a single run."""
     rows = [
         ("total", outcome.seconds, outcome.speed_up),
         ("U-Net", outcome.unet_seconds, outcome.unet_speed_up),
@@ -75,19 +75,19 @@ def figures(outcome: Outcome, command: str | None) -> str:
         + f"<td><strong>{ratio:.2f}×</strong></td></tr>"
         for title, seconds, ratio in rows
     )
-    told = f"<strong>{outcome.psnr:.1f} dB</strong>" if math.isfinite(outcome.psnr) else "no difference"
+    psnr = f"<strong>{outcome.psnr:.1f} dB</strong>" if math.isfinite(outcome.psnr) else "no difference"
     unsafe = f"<p>The safety checker blackened {outcome.unsafe} of the pictures.</p>" if outcome.unsafe else ""
     more = f" <details><summary>As a command</summary><code>{html.escape(command)}</code></details>" if command else ""
     return (
         f'<table class="dc-figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        f"<p>PSNR between the two: {told}.</p>{unsafe}"
+        f"<p>PSNR between the two: {psnr}.</p>{unsafe}"
         "<p class='dc-note'>Seconds of one run of each, after a warm-up of a few steps. A single run is noisy, above "
-        "all beside other work; the scripts time several pairs in turn and give the median.</p>" + more
+        "all on a busy machine; the scripts time several pairs in turn and give the median.</p>" + more
     )
 
 
 def strip(steps: list[StepSeen], *, loops: bool = False) -> str:
-    """A cell for each step of DeepCache's run, a video's if there are `loops`, and how many there are of each kind."""
+    """A cell for each step of DeepCache's run, and the number of each kind; with `loops`, of a video's three loops."""
     counts = Counter(step.kind for step in steps)
     most = max((step.rows for step in steps), default=0)
     cells = "".join(
@@ -100,15 +100,15 @@ def strip(steps: list[StepSeen], *, loops: bool = False) -> str:
         for kind in KINDS
         if counts[kind]
     )
-    said = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+    summary = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
     return (
         f'<p class="dc-title">DeepCache\'s {len(steps)} steps{", in three loops" * loops}</p>'
-        f'<div class="dc-strip" role="img" aria-label="{said}">{cells}</div><div class="dc-legend">{legend}</div>'
+        f'<div class="dc-strip" role="img" aria-label="{summary}">{cells}</div><div class="dc-legend">{legend}</div>'
     )
 
 
 def data_uri(image: Image.Image) -> str:
-    """The picture itself as an address."""
+    """The picture as a data URI."""
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gradio as gr
@@ -27,6 +27,7 @@ EXAMPLE = 4  # of the renderer's scenes: a large green square above a small blac
 EXAMPLE_PROMPT = "a large red circle above a small black triangle on a striped gray background"
 MOTION = {True: 64, False: 12}  # by whether the model is the shipped one, as in text2video_zero.py
 WAITING = '<p class="dc-note dc-waiting">Baseline and DeepCache will be here, side by side.</p>'
+TEXT, IMAGE, VIDEO = TABS = ("text", "image", "video")
 STOPPED = '<p class="dc-note">Stopped.</p>'
 
 Make = Callable[[dict[str, Any], str, Any], str]  # fields, session and progress to HTML
@@ -40,7 +41,7 @@ def text_tab(engine: Engine, handlers: Handlers) -> Components:
             fields |= run_controls(engine, steps=50)
             fields |= cache_controls(engine, extensions=True)
         with gr.Column(scale=3, min_width=320):
-            _run_buttons(fields, handlers, handlers.text)
+            _run_buttons(fields, handlers, handlers.text, TEXT)
     return fields
 
 
@@ -66,7 +67,7 @@ def image_tab(engine: Engine, handlers: Handlers) -> None:
             }  # fmt: skip
             gr.HTML(
                 f'<p class="dc-note">Cropped around its centre to a square of {engine.side} pixels, which is what '
-                "this model makes.</p>"
+                "this model generates.</p>"
             )
             fields |= _prompt(engine, [EXAMPLE_PROMPT] if engine.shipped else None)
             fields["strength"] = gr.Slider(0, 1, STRENGTH, step=0.05, label="Strength: how much is redrawn")
@@ -78,7 +79,7 @@ def image_tab(engine: Engine, handlers: Handlers) -> None:
                 editor, choice = values.pop("editor"), values.pop("choice")
                 return handlers.image(editor, choice, values, session, progress)
 
-            _run_buttons(fields, handlers, make)
+            _run_buttons(fields, handlers, make, IMAGE)
 
 
 def video_tab(engine: Engine, handlers: Handlers) -> None:
@@ -95,11 +96,11 @@ def video_tab(engine: Engine, handlers: Handlers) -> None:
             fields |= run_controls(engine, steps=VIDEO_STEPS)
             fields |= cache_controls(engine, extensions=False)
             gr.HTML(
-                '<p class="dc-note">Text2Video-Zero makes videos with a model of pictures, in three loops, in each of '
-                "which the schedule begins anew. It has the paper's cache alone.</p>"
+                '<p class="dc-note">Text2Video-Zero makes videos with an image model, in three loops; the schedule '
+                "starts again in each of them. It supports only the paper's cache.</p>"
             )
         with gr.Column(scale=3, min_width=320):
-            _run_buttons(fields, handlers, handlers.video)
+            _run_buttons(fields, handlers, handlers.video, VIDEO)
 
 
 def _prompt(engine: Engine, examples: list[str] | None = None) -> Components:
@@ -116,43 +117,52 @@ def _prompt(engine: Engine, examples: list[str] | None = None) -> Components:
     return {"prompt": prompt}
 
 
-def _run_buttons(fields: Components, handlers: Handlers, make: Make) -> None:
-    """What starts a run and what stops it, above its outcome."""
+def session_of(visitor: str | None, tab: str) -> str:
+    """A tab's session: a visitor has a run in each."""
+    return f"{visitor}/{tab}"
+
+
+def _run_buttons(fields: Components, handlers: Handlers, make: Make, tab: str) -> None:
+    """The buttons that start and stop a run, above its outcome."""
     with gr.Row():
         start = gr.Button("Run both", variant="primary", scale=3, min_width=140)
         stop = gr.Button("Stop", variant="stop", scale=1, min_width=90)
     shown = gr.HTML(WAITING, min_height=260, elem_classes="dc-shown")
     names = [name for name in fields if name != "preset"]
 
+    def announce(request: gr.Request) -> None:
+        handlers.announce(session_of(request.session_hash, tab))
+
     def run(request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008  # Gradio's way
-        with one_line_errors():
+        with one_line_errors(), suppress(Stopped):
             return make(
-                dict(zip(names, values, strict=True)), str(request.session_hash),
+                dict(zip(names, values, strict=True)), session_of(request.session_hash, tab),
                 lambda share, text: progress(share, desc=text),
             )  # fmt: skip
+        return STOPPED
 
     def stop_run(request: gr.Request) -> Any:
-        return STOPPED if handlers.stop(str(request.session_hash)) else gr.skip()
+        return STOPPED if handlers.stop(session_of(request.session_hash, tab)) else gr.skip()
 
-    # One run at a time on the device, whichever tab it is from; the others wait in Gradio's queue.
-    started = start.click(
+    # One run at a time on the device, whichever tab it is from; the others wait in Gradio's queue. Stop doesn't use
+    # Gradio's `cancels`, which reports the end of a run that is under way twice: the second report then ends the
+    # connection of the visitor's next run, whose outcome never arrives.
+    unqueued: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_name": False, "show_api": False}
+    start.click(announce, None, None, **unqueued)
+    start.click(
         run, [fields[name] for name in names], shown, concurrency_limit=1, concurrency_id="device", api_name=False,
         show_api=False, trigger_mode="once",
     )  # fmt: skip
-    stop.click(
-        stop_run, None, shown, cancels=[started], queue=False, show_progress="hidden", api_name=False, show_api=False
-    )
+    stop.click(stop_run, None, shown, **unqueued)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What is wrong with the fields, or failed, as one line on the page."""
+    """Shows errors as one line on the page."""
     try:
         yield
     except (ValueError, RunError) as error:
         raise _shown(" ".join(str(error).split())) from None
-    except Stopped:
-        raise _shown("Stopped.") from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -1,4 +1,4 @@
-"""What each step of a run did, seen at its U-Net, and a run that is to stop."""
+"""Observes each step of a run at its U-Net, and can stop the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class StepSeen:
-    """What one position of the loop did."""
+    """What one step of the loop did."""
 
     kind: str
     branch: int | None = None  # where it retrieved
@@ -27,11 +27,11 @@ class StepSeen:
 
 
 class Watch:
-    """Sees a run's steps as they are made, and stops it between two of them.
+    """Observes a run's steps as they are made, and stops it between two of them.
 
     Args:
         stop: once set, the run ends with `Stopped` at its next step.
-        on_step: told after each step how many there were.
+        on_step: called after each step with the number of steps so far.
 
     Attributes:
         steps: those that are done.
@@ -45,7 +45,7 @@ class Watch:
 
     @contextmanager
     def watching(self, unet: nn.Module, *, each_call: bool) -> Iterator[None]:
-        """While open, the calls of the U-Net are seen; with `each_call` each is a step, else `step_end` says."""
+        """While open, observes the U-Net's calls; with `each_call` each is a step, else `step_end` marks steps."""
         hooks = [unet.register_forward_pre_hook(self._before, with_kwargs=True)]
         if each_call:
             hooks.append(unet.register_forward_hook(lambda *_: self._done()))

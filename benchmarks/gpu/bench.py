@@ -1,4 +1,4 @@
-"""What checks are made of: the device with one model on it at a time, and what a check found."""
+"""The building blocks of checks: the device with one model at a time, and the result of a check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_ROUNDS = 7
 
 
 class Finding(NamedTuple):
-    """What a check found: one line, whether all is as it should be, and rows of figures if it has more to say."""
+    """The result of a check: one line, whether it passed, and rows of figures if there are more."""
 
     text: str
     right: bool = True
@@ -31,7 +31,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Bench:
-    """The device, and the model that the last check left there, which the next may be about too."""
+    """The device, and the model that the last check left on it, which the next may reuse."""
 
     device: torch.device
     tiny: bool = False
@@ -40,11 +40,11 @@ class Bench:
 
     @property
     def dtypes(self) -> list[str]:
-        """Those that are checked: of 16 bit, unless the device is slow in them."""
+        """The dtypes that are checked: 16-bit ones, unless the device is slow in them."""
         return [dtype for dtype in ("float16", "bfloat16") if is_fast(dtype, self.device)] or ["float32"]
 
     def subject(self, name: str, dtype: str, compiled_for: int | None = None) -> Subject:
-        """A model, its forward compiled for a batch size if one is given; as it is, or made anew."""
+        """A model, its forward compiled for a batch size if one is given; reused if possible."""
         key = (name, dtype, compiled_for)
         if self._subject is None or self._key != key:
             self.clear()
@@ -55,21 +55,21 @@ class Bench:
         return self._subject
 
     def clear(self) -> None:
-        """Frees the model, and all that was compiled."""
+        """Frees the model and everything that was compiled."""
         self._subject = self._key = None
         torch._dynamo.reset()
         gc.collect()
-        with contextlib.suppress(RuntimeError):  # a device in an error that lasts: the checks to come say so
+        with contextlib.suppress(RuntimeError):  # a device in a lasting error state: the following checks report it
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def reset_peak(self) -> None:
-        """Forgets the peak of memory so far, where the device can."""
+        """Resets the peak memory, where the device can."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak(self) -> int:
-        """Bytes allocated at most since `reset_peak`; on a CPU what the process ever had."""
+        """Peak of allocated bytes since `reset_peak`; on a CPU the peak of the whole process."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else peak_memory()
 
 

@@ -1,4 +1,4 @@
-"""The list of checks: each with a name, the seconds that it may take, and what is run; the most telling come first."""
+"""The list of checks, each with a name, a time limit and a function; the most informative ones come first."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Check:
     """One check."""
 
     name: str
-    seconds: float  # that it may take; what is measured in rounds fills half of them
+    seconds: float  # time limit; timed rounds fill half of it
     find: Callable[[Bench, float], Finding]
     needs_cuda: bool = False
 
 
 def all_checks(dtypes: list[str]) -> list[Check]:
-    """All of them, in their order, for these dtypes."""
+    """All checks in order, for these dtypes."""
     first, other = dtypes[0], dtypes[-1]
     checks = [
         Check(f"noise, sd15, {first}", 15, partial(noise, name="sd15", dtype=first)),
@@ -67,7 +67,7 @@ def all_checks(dtypes: list[str]) -> list[Check]:
         for name in COMPILED:
             checks += [_graphs(name, dtype), *_speed(name, dtype, 1, compiled=True)]
     checks += _speed("sd15", first, 8, compiled=True)
-    return list({check.name: check for check in checks}.values())  # each once, where it is first
+    return list({check.name: check for check in checks}.values())  # each once, at its first position
 
 
 def _near_cpu(name: str) -> Check:

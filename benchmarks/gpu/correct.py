@@ -1,4 +1,4 @@
-"""Checks that a GPU computes what the CPU does, and that nothing which is written for a GPU breaks there."""
+"""Checks that a GPU computes what the CPU does, and that the GPU-only code works."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .settings import PLAIN_INTERVAL
 from .subjects import Subject
 
 CLOSE = 1e-4  # relative, in float32: sums of thousands of products in another order differ by 1e-6, TF32 by 1e-3
-ULPS = 16  # a compiled step, which rounds to 16 bit more rarely: all of 16 bit is 1 to 6 from float32 (small models)
+ULPS = 16  # a compiled step rounds to 16 bit less often; 16-bit steps are 1 to 6 from float32 (small models)
 GREY = 1 / 255  # a level of a picture in 8 bit
 SCHEDULERS = ("plms", "ddim", "dpm++", "euler")
 BALANCED = RECOMMENDED["balanced"]
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference over that of what is expected."""
+    """Root mean square of the difference over that of `expected`."""
     found, expected = found.double().cpu(), expected.double().cpu()
     return ((found - expected).norm() / expected.norm()).item()
 
@@ -44,7 +44,7 @@ def two_steps(unet: Any, inputs: dict[str, Any], branch: int) -> list[Tensor]:
 
 
 def noise(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
-    """The first thing that the U-Net is given is the CPU's noise of the same seeds, bit for bit."""
+    """The U-Net's first input is the CPU's noise for the same seeds, bit for bit."""
     subject = bench.subject(name, dtype)
     seen: list[Tensor] = []
     hook = subject.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -59,7 +59,7 @@ def noise(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
 
 
 def near_cpu(bench: Bench, seconds: float, name: str) -> Finding:
-    """A full and a retrieve step in float32, without TF32, on latents of half the size: near the CPU's."""
+    """A full and a retrieve step in float32, without TF32, on latents of half the size: close to the CPU's."""
     subject = bench.subject(name, "float32")
     unet, branch = subject.unet, subject.settings.branch
     inputs = {key: value.cpu() for key, value in subject.inputs(1, shrunk=2).items()}
@@ -75,27 +75,27 @@ def near_cpu(bench: Bench, seconds: float, name: str) -> Finding:
 
 
 def clock(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
-    """What the device's own clock says of the U-Net is a part of what the host's says of the whole loop, and not 0."""
+    """The U-Net's time by the device's clock is above 0 and within the host's time of the whole loop."""
     subject = bench.subject(name, dtype)
     subject.run(1)
     _, whole, (parts,) = time_call([subject.pipe], lambda: subject.run(1), bench.device)
-    right = 0 < parts.unet <= 1.05 * whole  # which begins before the first event and ends after the last
+    right = 0 < parts.unet <= 1.05 * whole  # the loop begins before the first event and ends after the last
     return Finding(f"U-Net {parts.unet:.3f} s of {whole:.3f} s, {len(parts.full_steps)} calls", right)
 
 
 def waits(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
-    """No step of a loop makes the host wait for the device, with each of the schedulers that the README names."""
+    """No step of a loop makes the host wait for the device, with any of the schedulers in the README."""
     subject = bench.subject(name, dtype)
     own, found = subject.pipe.scheduler, []
     with _waits() as seen:
         torch.cuda.set_sync_debug_mode("warn")
         torch.ones(1, device=bench.device).item()
     if not seen:
-        return Finding("torch does not tell of a wait that was made on purpose", False)
+        return Finding("torch does not report a wait that was made on purpose", False)
     try:
         for scheduler in SCHEDULERS:
             subject.pipe.scheduler = new_scheduler(scheduler, own.config)
-            subject.run(1, num_inference_steps=2)  # the first run looks kernels up
+            subject.run(1, num_inference_steps=2)  # the first run selects kernels
             places = _waits_of_loop(subject)
             found += [f"{scheduler}: {count} × {place}" for place, count in places.most_common(3)]
     finally:
@@ -117,7 +117,7 @@ def _waits_of_loop(subject: Subject) -> Counter[str]:
 
 @contextmanager
 def _waits() -> Iterator[Counter[str]]:
-    """Closed, holds where the host waited for the device while torch's debug mode was "warn", and how often."""
+    """Once closed, has where and how often the host waited for the device while torch's debug mode was "warn"."""
     places: Counter[str] = Counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -130,7 +130,7 @@ def _waits() -> Iterator[Counter[str]]:
 
 
 def decode(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
-    """Latents to pictures of finite values, by the decoder of the model's own size."""
+    """Decoding latents to images at the model's native resolution gives finite values."""
     subject = bench.subject(name, dtype)
     subject.run(1, num_inference_steps=1, output_type="pt")  # warm-up
     bench.reset_peak()
@@ -140,11 +140,11 @@ def decode(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
     right = bool(images.isfinite().all())
     size = " × ".join(map(str, images.shape))
     text = f"{sum(times[0].vae):.3f} s, {size}, at most {_gib(bench.peak())}"
-    return Finding(text + ("" if right else "; values that are not finite"), right)
+    return Finding(text + ("" if right else "; non-finite values"), right)
 
 
 def offload(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
-    """With idle models on the CPU, the same picture as with all on the device, and less memory."""
+    """With idle models on the CPU, the same images as with all on the device, and less memory."""
     subject = bench.subject(name, dtype)
     pictures, peaks = [], []
     for offloaded in (False, True):
@@ -153,18 +153,18 @@ def offload(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
         bench.reset_peak()
         pictures.append(subject.run(1, num_inference_steps=8, output_type="pt", **BALANCED).float().cpu())
         peaks.append(bench.peak())
-    bench.clear()  # it is offloaded for good
+    bench.clear()  # offloading can't be undone
     apart = (pictures[0] - pictures[1]).abs().max().item()
     text = f"pictures at most {apart / GREY:.2f} grey levels apart, allowed 1; at most {_gib(peaks[1])} instead of "
     return Finding(text + _gib(peaks[0]), apart <= GREY)
 
 
 def graphs(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
-    """Compiled as --compile does it: steps near the eager ones, and nothing that was returned is overwritten later."""
+    """Compiled as with --compile: steps close to the eager ones, and no output is overwritten by later calls."""
     eager = bench.subject(name, dtype)
     branch, inputs = eager.settings.branch, eager.inputs(eager.rows)
     expected = two_steps(eager.unet, inputs, branch)
-    del eager  # or it would stay beside the compiled one
+    del eager  # or it would stay in memory beside the compiled one
 
     subject = bench.subject(name, dtype, compiled_for=1)
     plain = {"cache_interval": PLAIN_INTERVAL, "cache_branch_id": branch, "num_inference_steps": PLAIN_INTERVAL + 3}
@@ -185,7 +185,7 @@ def graphs(bench: Bench, seconds: float, name: str, dtype: str) -> Finding:
 
 
 def _overwritten(subject: Subject) -> list[str]:
-    """What calls of the U-Net returned and later calls changed."""
+    """Outputs of the U-Net that later calls changed."""
     unet, branch = subject.unet, subject.settings.branch
     inputs = subject.inputs(subject.rows)
     full = unet(**inputs, cache_branch_id=branch)
@@ -201,7 +201,7 @@ def _overwritten(subject: Subject) -> list[str]:
 
 @contextmanager
 def _skipped_graphs() -> Iterator[list[int]]:
-    """Closed, holds how many graphs torch compiled without a CUDA graph, if any."""
+    """Once closed, has the number of graphs that torch compiled without a CUDA graph, if any."""
     skipped: list[int] = []
     before = counters["inductor"]["cudagraph_skips"]
     yield skipped

@@ -1,4 +1,4 @@
-"""What the checks came out with, in a JSON file and a Markdown file that are rewritten after every check."""
+"""The results of the checks, in a JSON file and a Markdown file that are rewritten after every check."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 from common.files import write_json, write_text
 from common.reading import read_json
 
-# What became of a check. All but the first three are tried again by the next run.
+# The state of a check. All but the first three are retried by the next run.
 DONE = OK, WRONG, NEEDS_CUDA = "ok", "wrong", "needs CUDA"
 FAILED, NO_MEMORY, NO_TIME, TOO_LONG = "failed", "out of memory", "not run: time", "stopped: time"
 UNITS = {"seconds": "seconds (median)", "speed_up": "speed-up", "share_of_bound": "of it", "peak_bytes": "GiB at most"}
-KINDS = {"step": "Steps", "run": "Loops"}  # the first key of a row of figures, and the table that it goes to
+KINDS = {"step": "Steps", "run": "Loops"}  # the first key of a row of figures, and its table
 
 
 @dataclass
 class Record:
     """The rows, by the names of their checks."""
 
-    path: Path  # of the JSON file; the other lies beside it
-    about: dict[str, Any]  # device, versions, code: figures of another one are not kept
+    path: Path  # of the JSON file; the Markdown file is beside it
+    about: dict[str, Any]  # device, versions, code: results of others are dropped
     names: Sequence[str]  # of all checks, in their order
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def take_over(self) -> bool:
-        """Takes rows from the file, if there is one of the same device, versions and code. False: one of another.
+        """Loads rows from the file if its device, versions and code are the same. Returns False if they differ.
 
         Raises:
             ValueError: a file that is damaged.
@@ -49,7 +49,7 @@ class Record:
         return name in self.rows and self.rows[name]["state"] in DONE
 
     def add(self, name: str, state: str, seconds: float, text: str, figures: Iterable[dict[str, Any]] = ()) -> None:
-        """Adds a row, in the place of an older one, and writes both files."""
+        """Adds a row, replacing an older one, and writes both files."""
         row = {"name": name, "state": state, "seconds": round(seconds, 2), "text": text, "rows": list(figures)}
         self.rows[name] = row
         self.write()
@@ -66,7 +66,7 @@ class Record:
     def markdown(self) -> str:
         """One line for each check, and a table of all steps and of all loops."""
         about = self.about
-        small = " Small models, so that the times say nothing." if about["tiny"] else ""
+        small = " Small models: the times mean nothing." if about["tiny"] else ""
         lines = [
             f"# {about['versions']['device']}", "",
             f"`python -m benchmarks.gpu_check`, random weights, torch {about['versions']['torch']}, diffusers "

@@ -1,4 +1,4 @@
-"""What the checks on a GPU run of each model: how long a loop, the paper's branch, the recommended settings."""
+"""The settings of each model in the GPU checks: number of steps, the paper's branch, the recommended caches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from common.shipped import RECOMMENDED
 
 SHALLOW: dict[str, Any] = {"cache_branch_id": 0, "forecast": 1.0, "reuse_guidance": True}
-WITHOUT_ATTENTION = {  # layers to m have none
+WITHOUT_ATTENTION = {  # the layers up to m have none
     name: {key: value for key, value in cache.items() if key != "reuse_attention"}
     for name, cache in RECOMMENDED.items()
 }
@@ -23,9 +23,9 @@ PLAIN_INTERVAL = 5  # of the paper's cache
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one model."""
+    """The settings of one model."""
 
-    steps: int  # of a whole loop
+    steps: int  # of a full loop
     branch: int  # m of the paper's cache
     recommended: dict[str, dict[str, Any]]
 
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Settings] = {
     "sd15": Settings(50, 1, RECOMMENDED),
     "sd21": Settings(50, 1, RECOMMENDED),
     "sdxl": Settings(50, 1, WITHOUT_ATTENTION),
-    "svd-xt": Settings(10, 1, RECOMMENDED),  # of 25, or a loop alone would take a minute
+    "svd-xt": Settings(10, 1, RECOMMENDED),  # instead of 25, with which one loop would take a minute
     "ldm4": Settings(100, 0, LDM),
     "ddpm-cifar10": Settings(100, 2, DDPM),
 }

@@ -1,4 +1,4 @@
-"""Checks of speed: full and retrieve steps, and whole loops, each beside what the ratio of MACs would allow."""
+"""Checks of speed: full and retrieve steps, and end-to-end loops, each beside the speed-up expected from MACs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WARM_UP_STEPS = 6  # of a loop: enough for a step of each kind
 
 @functools.cache
 def macs_of(name: str, small: bool, branch: int, attention: bool) -> tuple[int, int]:
-    """MACs of a full and of a retrieve step for one row of the batch, with the products of attention."""
+    """MACs of a full and of a retrieve step for one row of the batch, attention's matrix products included."""
     model = (TINY if small else MODELS)[name]
     unet = model.on_meta()
     inputs = unet_inputs(unet, *model.size, tokens=model.tokens, frames=model.frames)
@@ -34,7 +34,7 @@ def macs_of(name: str, small: bool, branch: int, attention: bool) -> tuple[int, 
 
 
 def steps(bench: Bench, seconds: float, name: str, dtype: str, batch: int, compiled: bool = False) -> Finding:
-    """A full step and retrieve steps, in turn; compiled, one branch alone, since each branch is two graphs more."""
+    """A full step and retrieve steps, in turn; if compiled, one branch only, since each branch adds two graphs."""
     subject = bench.subject(name, dtype, batch if compiled else None)
     unet, paper = subject.unet, subject.settings.branch
     branches = [paper] if compiled or name == "ddpm-cifar10" else sorted({0, paper, REFRESH_BRANCH})
@@ -58,17 +58,17 @@ def steps(bench: Bench, seconds: float, name: str, dtype: str, batch: int, compi
         whole, cheap = macs_of(name, bench.tiny, m, False)
         rows.append({"step": f"retrieve, m = {m}", **_times(retrieve), **_speed_up(full, retrieve, whole / cheap)})
     own = next(row for row in rows if row["step"].endswith(f"m = {paper}"))
-    text = f"full {rows[0]['seconds'] * 1e3:.1f} ms, retrieve at m = {paper} {_said(own)}"
+    text = f"full {rows[0]['seconds'] * 1e3:.1f} ms, retrieve at m = {paper} {_summary(own)}"
     return Finding(text, rows=tuple(rows))
 
 
 def loops(bench: Bench, seconds: float, name: str, dtype: str, batch: int, compiled: bool = False) -> Finding:
-    """Whole loops in turn: without cache, the paper's, the package's, and the recommended settings."""
+    """End-to-end loops in turn: no cache, the paper's, the package's, and the recommended settings."""
     subject = bench.subject(name, dtype, batch if compiled else None)
     plain = {"cache_interval": PLAIN_INTERVAL, "cache_branch_id": subject.settings.branch}
     caches: dict[str, dict[str, Any]] = {"baseline": {}, f"plain N = {PLAIN_INTERVAL}": plain}
     recommended = subject.settings.recommended
-    if compiled:  # one of them alone: each setting is three graphs, and torch compiles eight of a forward at most
+    if compiled:  # only one: each setting has three graphs, and torch compiles at most eight per forward
         recommended = {name: cache for name, cache in recommended.items() if name == "balanced"}
     caches |= recommended
     calls = {run: partial(_loop, bench, subject, batch, cache) for run, cache in caches.items()}
@@ -86,12 +86,12 @@ def loops(bench: Bench, seconds: float, name: str, dtype: str, batch: int, compi
             row |= _speed_up([one["seconds"] for one in baseline], [one["seconds"] for one in measured], bound)
         rows.append({**row, "peak_bytes": max(one["peak"] for one in measured)})
     finite = all(one["finite"] for measured in results.values() for one in measured)
-    text = ", ".join(f"{row['run']} {_said(row) if 'speed_up' in row else _in_seconds(row)}" for row in rows)
-    return Finding(text + ("" if finite else "; latents that are not finite"), finite, tuple(rows))
+    text = ", ".join(f"{row['run']} {_summary(row) if 'speed_up' in row else _in_seconds(row)}" for row in rows)
+    return Finding(text + ("" if finite else "; non-finite latents"), finite, tuple(rows))
 
 
 def _loop(bench: Bench, subject: Subject, batch: int, cache: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """One loop: seconds, peak of memory, MACs of all calls of the U-Net, whether its latents are finite."""
+    """One loop: seconds, peak memory, MACs of all U-Net calls, whether the latents are finite."""
     calls: list[tuple[int, int | None, bool]] = []
 
     def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ def _loop(bench: Bench, subject: Subject, batch: int, cache: dict[str, Any], **m
 
 
 def _package_loop(bench: Bench, subject: Subject, batch: int, **more: Any) -> dict[str, Any]:
-    """The same of the authors' package, whose calls are not counted."""
+    """The same for the authors' package, whose calls are not counted."""
     stock = stock_pipeline(subject.pipe)
     stock.set_progress_bar_config(disable=True)
     with package_enabled(stock, PLAIN_INTERVAL, subject.settings.branch):
@@ -134,7 +134,7 @@ def _speed_up(slow: list[float], fast: list[float], bound: float | None) -> dict
     return {"speed_up": ratio} | ({"bound": bound, "share_of_bound": ratio / bound} if bound else {})
 
 
-def _said(row: dict[str, Any]) -> str:
+def _summary(row: dict[str, Any]) -> str:
     bound = f" of {row['bound']:.2f}×" if "bound" in row else ""
     return f"{row['speed_up']:.2f}×{bound}"
 

@@ -1,4 +1,4 @@
-"""The models that are checked: the published layouts with random weights made on the device, or small ones."""
+"""The models under test: the published layouts with random weights made on the device, or small ones."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ TINY: dict[str, Model] = {
 
 @dataclass
 class Subject:
-    """A model on the device, and its whole loop: conditions in, latents (or pictures) out."""
+    """A model on the device and its full loop, from conditions to latents (or images)."""
 
     name: str
     model: Model
-    pipe: Any  # a pipeline; of DDPM, which has none, what has its U-Net
+    pipe: Any  # a pipeline, or for DDPM, which has none, an object with its U-Net
     call: Callable[..., Tensor]  # see `run`
     steps: int
     settings: Settings = field(init=False)
@@ -90,12 +90,12 @@ class Subject:
         return 1 if self.name == "ddpm-cifar10" else 2
 
     def run(self, batch: int, **arguments: Any) -> Tensor:
-        """Latents (B, …) of the seeds 0 … B − 1. `arguments` are the pipeline's, `num_inference_steps` if not all."""
+        """Latents (B, …) of the seeds 0 … B − 1. `arguments` are the pipeline's, such as `num_inference_steps`."""
         generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
         return self.call(batch, generators, **{"num_inference_steps": self.steps, **arguments})
 
     def inputs(self, rows: int, shrunk: int = 1) -> dict[str, Any]:
-        """Random inputs of one call of the U-Net, of latents that are `shrunk` times smaller than the model's."""
+        """Random inputs of one U-Net call, with latents `shrunk` times smaller than the model's."""
         height, width = (side // shrunk for side in self.model.size)
         return unet_inputs(self.unet, height, width, batch=rows, tokens=self.model.tokens, frames=self.model.frames)
 
@@ -159,7 +159,7 @@ def _xl(model: Model, unet: Any, small: bool) -> tuple[Any, Callable[..., Tensor
 
 
 def _video(model: Model, unet: Any, small: bool) -> tuple[Any, Callable[..., Tensor]]:
-    parts = tiny.svd_parts()  # its image encoder is small at either size: a thousandth of a loop
+    parts = tiny.svd_parts()  # its image encoder is always the small one: it takes a thousandth of a loop
     vision = {**parts["image_encoder"].config.to_dict(), "projection_dim": unet.config.cross_attention_dim}
     pipe = StableVideoDiffusionPipeline(
         vae=parts["vae"] if small else diffusers.AutoencoderKLTemporalDecoder(**VAE, sample_size=768),

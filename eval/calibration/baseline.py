@@ -20,7 +20,7 @@ from .influence import influence
 
 @dataclass(frozen=True)
 class Call:
-    """What a run gives the U-Net: the timestep, and the shapes of the latents and of the context."""
+    """The inputs of a U-Net call: the timestep, and the shapes of the latents and of the context."""
 
     timestep: float
     sample: tuple[int, ...]
@@ -35,9 +35,9 @@ class Baseline:
         indices: of the images.
         images: uint8 (N, H, W, 3).
         calls: the T calls of the U-Net in a run.
-        influence: (T,), how far the result moves with each call's output.
+        influence: (T,), how much the result changes with each call's output.
         positions: P ≤ T; the first P calls can be full steps.
-        guidance_scale: 1 of a model without guidance.
+        guidance_scale: 1 for a model without guidance.
     """
 
     indices: range
@@ -55,7 +55,7 @@ def make_baseline(maker: ImageMaker, indices: range, alphas_cumprod: Tensor, pre
     calls = calls_of(lambda: made.append(maker.make(indices, CacheConfig(), "baseline")), maker.run.unet)
     calls = calls[: len(calls) // math.ceil(len(indices) / maker.batch_size)]  # those of one batch
     recorded = maker.run.image_set.settings
-    plms = "plms" in (recorded.get("scheduler"), recorded.get("sampler"))  # its one call more always retrieves
+    plms = "plms" in (recorded.get("scheduler"), recorded.get("sampler"))  # its one extra call always retrieves
     return Baseline(
         indices=indices,
         images=made[0],

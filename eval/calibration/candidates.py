@@ -1,4 +1,4 @@
-"""Schedules to choose from, and what they come to on held-out images."""
+"""Schedules to choose from, and their results on held-out images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .search import best_schedule, total_error
 class Candidate:
     """A way to cache."""
 
-    kind: str  # calibrated; or with as many full steps uniform, or, given a forecast, calibrated for copies
+    kind: str  # calibrated; or, with as many full steps, uniform or (given a forecast) calibrated for copies
     cache: CacheConfig
     speed_up: float  # in MACs of the U-Net, matrix products of attention counted
     predicted: float  # total error
@@ -40,7 +40,7 @@ class Candidate:
         return list(self.cache.cache_steps or ())
 
     def to_json(self) -> dict[str, Any]:
-        """What a calibration file has of it."""
+        """The entries of a calibration file."""
         content = self.cache.to_json()
         return {
             "branch": self.branch,
@@ -54,7 +54,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial(Candidate):
-    """A candidate with the PSNR of its images to those with every step full, in dB, the median over images."""
+    """A candidate with the PSNR of its images to those with every step full, in dB, median over images."""
 
     psnr: float
 
@@ -70,7 +70,7 @@ def calibrated(measured: BranchMeasurement, k: int) -> Candidate:
 
 
 def alternatives(measured: BranchMeasurement, candidate: Candidate) -> list[Candidate]:
-    """Others with as many full steps: the uniform schedule, and given a forecast the best one for copies."""
+    """Others with as many full steps: the uniform schedule, and with a forecast also the best one for copies."""
     k = len(candidate.cache_steps)
     constant = 1.0 if measured.forecast == "fit" else measured.forecast
     others = [_candidate(measured, "uniform", spread_evenly(measured.positions, k), constant)]

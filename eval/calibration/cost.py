@@ -1,4 +1,4 @@
-"""What a schedule costs in MACs of the U-Net, the matrix products of attention counted."""
+"""The cost of a schedule in MACs of the U-Net, attention's matrix products included."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StepMacs:
     num_calls: int
 
     def speed_up(self, num_full: int) -> float:
-        """By how much the run has fewer MACs with that many full steps."""
+        """The run's reduction of MACs with that many full steps."""
         return self.num_calls * self.full / (num_full * self.full + (self.num_calls - num_full) * self.retrieve)
 
     def most_full_steps(self, speed_up: float, positions: int) -> int:

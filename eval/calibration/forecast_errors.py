@@ -1,4 +1,4 @@
-"""What it costs to extrapolate features from the last two full steps, from the distances between features alone.
+"""The error of extrapolating features from the last two full steps, from the distances between features alone.
 
 A retrieve step j after the full steps k′ < k takes F_k + g u, u = (F_k − F_k′) · (j − k)/(k − k′), instead of F_j
 (`unets.cache.features`). That is off by x − g u, x = F_j − F_k, and
@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEAR = 10  # steps; of 1 to 100 the one that all shipped models do well with
+NEAR = 10  # steps; of the values 1 to 100, one that works well for all shipped models
 Forecast = float | Literal["fit"]  # g, or the best one for each triple; 0 copies
 
 
 def squared_distances(features: Sequence[Tensor]) -> np.ndarray:
     """|F_i − F_j|² (T, T), means over all elements, of T features (rows, C, H, W) on one device.
 
-    In float64, and of each row less its mean over the steps, or neighbouring steps' distances would drown in rounding.
+    In float64, after subtracting each row's mean over the steps; otherwise rounding hides the distances of neighbours.
     """
     gram = np.zeros((len(features), len(features)))
     for row in range(len(features[0])):
@@ -41,7 +41,7 @@ def squared_distances(features: Sequence[Tensor]) -> np.ndarray:
 
 
 def sensitivity(noise_errors: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """By how much step j's noise moves with its feature, (T,): the ratio of squares, by least squares over steps i < j.
+    """How much step j's noise changes with its feature, (T,): the ratio of squares, by least squares over steps i < j.
 
     Args:
         noise_errors: (T, T), as `step_errors.noise_errors` measures them.
@@ -57,10 +57,10 @@ def sensitivity(noise_errors: np.ndarray, distances: np.ndarray) -> np.ndarray:
 
 
 def fitted_weight(xx: np.ndarray, xu: np.ndarray, uu: np.ndarray, images: int) -> np.ndarray:
-    """g of the least |x − g u|² + λ (g − 1)², from |x|², ⟨x, u⟩ and |u|².
+    """g that minimises |x − g u|² + λ (g − 1)², from |x|², ⟨x, u⟩ and |u|².
 
-    λ is that of a normal prior of g with mean 1 and variance 1, if each image observes g once with the residual as its
-    variance: λ = min |x − g u|² / images. So g is 1 where features don't move.
+    λ corresponds to a normal prior of g with mean 1 and variance 1, if each image observes g once with the residual as
+    its variance: λ = min |x − g u|² / images. So g is 1 where features don't change.
     """
     residual = xx - np.divide(xu**2, uu, out=np.zeros_like(uu), where=uu > 0)
     ridge = residual.clip(0) / images
@@ -73,7 +73,7 @@ def forecast_errors(distances: np.ndarray, forecast: Forecast, images: int) -> n
     Args:
         distances: (T, T), squared.
         forecast: g, or "fit" for each triple's `fitted_weight`.
-        images: how many the distances are of.
+        images: how many images the distances are from.
     """
     steps = np.arange(len(distances))
     error = np.zeros((len(steps),) * 3)

@@ -1,4 +1,4 @@
-"""The best schedule for a goal: the nearest to the baseline within a budget, or the cheapest of a quality."""
+"""The best schedule for a goal: the closest to the baseline within a budget, or the cheapest with a quality."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ TryOut = Callable[[Candidate], Trial]
 
 
 def branches_within_budget(macs: Mapping[int, StepMacs], positions: int, budget: float) -> list[int]:
-    """The branches at which a run can be that many times faster, in MACs. Raises ValueError if there is none."""
+    """The branches at which a run can reach that reduction of MACs. Raises ValueError if there is none."""
     found = [branch for branch, steps in macs.items() if steps.most_full_steps(budget, positions)]
     if not found:
         most = max(steps.speed_up(1) for steps in macs.values())
-        raise ValueError(f"--budget {budget:g}x is out of reach: with one full step these branches come to {most:.2f}x")
+        raise ValueError(f"--budget {budget:g}x is out of reach: with one full step these branches reach {most:.2f}x")
     return found
 
 
 def best_within_budget(
     branches: Sequence[BranchMeasurement], budget: float, try_out: TryOut
 ) -> tuple[list[Trial], Trial]:
-    """All that was tried, and the one with the highest PSNR.
+    """All trials, and the one with the highest PSNR.
 
     Args:
         branches: `branches_within_budget`. Each has as many full steps as the budget allows.
@@ -41,7 +41,7 @@ def best_within_budget(
 def cheapest_of_quality(
     branches: Sequence[BranchMeasurement], psnr: float, try_out: TryOut
 ) -> tuple[list[Trial], Trial]:
-    """All that was tried, and of the calibrated schedules with that PSNR the one with the fewest MACs.
+    """All trials, and among the calibrated schedules with that PSNR the one with the fewest MACs.
 
     Raises:
         RunError: no schedule has that quality.
@@ -55,7 +55,7 @@ def cheapest_of_quality(
 
 
 def fastest_of_quality(tried: Sequence[Trial], psnr: float) -> Trial:
-    """The one with the fewest MACs of those with that PSNR. Raises RunError if there is none."""
+    """The trial with the fewest MACs among those with that PSNR. Raises RunError if there is none."""
     good = [one for one in tried if one.psnr >= psnr]
     if not good:
         best = max(one.psnr for one in tried)
@@ -64,13 +64,13 @@ def fastest_of_quality(tried: Sequence[Trial], psnr: float) -> Trial:
 
 
 def least_k(enough: Callable[[int], bool], most: int) -> int | None:
-    """The least k of 1 to `most` that is enough, given that all above one that is are too; None if none is."""
+    """The least k from 1 to `most` that is enough, if being enough is monotonic; None if none is."""
     k = 1 + bisect_left(range(1, most + 1), True, key=enough)
     return k if k <= most else None
 
 
 def _bisect(measured: BranchMeasurement, psnr: float, try_out: TryOut) -> list[Trial]:
-    """What was tried on the way to the fewest full steps with that PSNR."""
+    """The trials of a bisection for the fewest full steps with that PSNR."""
     tried: list[Trial] = []
 
     def enough(k: int) -> bool:

@@ -28,6 +28,6 @@ class ImageMaker:
             yield self.run.batch(indices[k : k + self.batch_size])
 
     def make(self, indices: range, cache: CacheConfig, label: str) -> np.ndarray:
-        """Images uint8 (N, H, W, 3). Raises RunError if one holds values that are not finite."""
+        """Images uint8 (N, H, W, 3). Raises RunError if one has non-finite values."""
         made = [to_uint8(self.run.make(batch, cache), batch.indices) for batch in self.batches(indices, label)]
         return np.concatenate(made)

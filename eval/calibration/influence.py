@@ -1,4 +1,4 @@
-"""How far a run's result moves with the U-Net's output at each of its steps."""
+"""How much a run's result changes with the U-Net's output at each of its steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SamplingSettings = ddpm.sample.Settings | ldm.sample.Settings | text.Settings
 
 
 def noise_schedule(settings: SamplingSettings) -> tuple[Tensor, str]:
-    """ᾱ of the timesteps that the model was trained on, and what it predicts, in diffusers' words."""
+    """ᾱ of the training timesteps, and the model's prediction type, as diffusers names it."""
     match settings:
         case ddpm.sample.Settings():
             return alphas_cumprod()[1:], "epsilon"
@@ -34,7 +34,7 @@ def noise_schedule(settings: SamplingSettings) -> tuple[Tensor, str]:
 
 
 def influence(timesteps: Sequence[float], alphas_cumprod: Tensor, prediction_type: str = "epsilon") -> np.ndarray:
-    """How far the result moves with the U-Net's output at each step, (T,), later outputs held.
+    """How much the result changes with the U-Net's output at each step, (T,), later outputs held fixed.
 
     With σ = √(1/ᾱ − 1), all samplers integrate d(x/√ᾱ)/dσ = ε over the timesteps, down to σ = 0 where x is x_0 (Song et
     al. 2021, equation 14; DDIM is Euler's method of it): an error of ε counts by the interval that follows. A second
@@ -42,7 +42,7 @@ def influence(timesteps: Sequence[float], alphas_cumprod: Tensor, prediction_typ
     and one of x_0 is one of x_0 / σ.
     """
     grid = np.arange(len(alphas_cumprod))
-    alphas = np.interp(timesteps, grid, alphas_cumprod.double().numpy())  # some samplers' timesteps are between
+    alphas = np.interp(timesteps, grid, alphas_cumprod.double().numpy())  # some samplers' timesteps are fractional
     sigmas = np.sqrt(1 / alphas - 1)
     intervals = np.abs(np.diff(sigmas, append=0.0))
     weights = intervals.copy()

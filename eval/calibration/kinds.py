@@ -1,18 +1,18 @@
-"""What a schedule of full, refresh, retrieve and skip steps is predicted to lose, from one run with every step full.
+"""The predicted loss of a schedule of full, refresh, retrieve and skip steps, from one run with every step full.
 
-A step that is not full goes by a polynomial through values that earlier steps kept: a retrieve step by features at m,
-which full and refresh steps keep; a refresh step by features at the deeper branch, which full steps keep; a skipped
-step by noises, which all but skipped steps predict. How far a sum Σ w_k F_k with Σ w_k = 1 is off F_j follows from the
-squared distances d² between the F alone (Torgerson 1952): with c the weights less 1 at j, Σ c = 0,
+A step that is not full extrapolates values of earlier steps by a polynomial: a retrieve step features at m, which full
+and refresh steps cache; a refresh step features at the deeper branch, which full steps cache; a skipped step noises,
+which all but skipped steps predict. The error of a sum Σ w_k F_k with Σ w_k = 1 as an estimate of F_j follows from the
+squared distances d² between the F alone (Torgerson 1952): with c the weights minus 1 at j, Σ c = 0,
 
     |Σ_k c_k F_k|² = − ½ Σ_kl c_k c_l d²_kl
 
-So does how far the latents are off at step t by all skipped steps before it: that is Σ_{j ≤ t} I_j Σ_k c_jk ε_k,
-another such sum, I_j being how far they move with the noise at j (`influence`). Errors that cancel, cancel there, as
-those of a parabola mostly do, while those of a line add up. The loss is the root mean square of that over t.
+So does the error of the latents at step t from all skipped steps before it: it is Σ_{j ≤ t} I_j Σ_k c_jk ε_k, another
+such sum, I_j being how much they change with the noise at j (`influence`). Errors that cancel in the run cancel there,
+as those of a parabola mostly do, while those of a line add up. The loss is the root mean square of that over t.
 
-A retrieve or a refresh step is off by its feature's error, times how far its noise moves with that. In what direction
-is not known, so lengths are added; and a step whose noise skipped steps go by counts as often as their weights say.
+The error of a retrieve or refresh step is its feature's error times how much its noise changes with it. The direction
+is unknown, so lengths are added; and a step whose noise skipped steps use counts with their weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unets.cache.config import CacheConfig
 from unets.cache.features import polynomial_weights
 
 Kind = Literal["full", "refresh", "retrieve", "skip"]
-ORDERS = (1.0, 1.5, 2.0, 2.5)  # of polynomials, that are tried
+ORDERS = (1.0, 1.5, 2.0, 2.5)  # of the polynomials that are tried
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Schedule:
     skip_order: float = 1.0
 
     def steps(self, kind: Kind) -> tuple[int, ...]:
-        """Those of a kind."""
+        """The steps of a kind."""
         return tuple(i for i, one in enumerate(self.kinds) if one == kind)
 
     @classmethod
     def of(cls, cache: CacheConfig, num_calls: int) -> Self:
-        """That of a configuration made by `cache`."""
+        """The schedule of a configuration made by `cache`."""
         kinds = dict.fromkeys(cache.cache_steps or (), "full")
         kinds |= dict.fromkeys(cache.refresh_steps or (), "refresh") | dict.fromkeys(cache.skip_steps or (), "skip")
         found = cast(tuple[Kind, ...], tuple(kinds.get(i, "retrieve") for i in range(num_calls)))
@@ -68,13 +68,13 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """What was measured, and what comes of it.
+    """The measurements, and the loss that follows from them.
 
     Attributes:
-        distances: (T, T) squared, by the kind of step that goes by them: between features at m, between features at
-            the deeper branch, between noises. A kind that is not there is not used.
-        sensitivity: (T,), how far each step's noise moves with its feature, by kind likewise but for skipped ones.
-        influence: (T,), how far the result moves with each step's noise.
+        distances: (T, T) squared, by the kind of step that extrapolates these values: between features at m, between
+            features at the deeper branch, between noises. A kind that is missing is not used.
+        sensitivity: (T,), how much each step's noise changes with its feature, by kind, except for skipped steps.
+        influence: (T,), how much the result changes with each step's noise.
         cost: of a step of each kind, in MACs.
         forecast: g, of features; 0 copies them.
         positions: the first P ≤ T steps can be full.
@@ -91,12 +91,12 @@ class Losses:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Those that steps can have."""
+        """The kinds that steps can have."""
         return ("full", *self.distances)
 
     @property
     def cheapest(self) -> Kind:
-        """That of the others which costs least."""
+        """The cheapest kind other than full."""
         return min(self.distances, key=self.cost.__getitem__)
 
     @property
@@ -109,8 +109,8 @@ class Losses:
         features: list[int] = []
         deep: list[int] = []
         noises: list[int] = []
-        off = np.zeros(self.num_calls)  # how far each step's own noise is off
-        used = np.zeros((self.num_calls, self.num_calls))  # by step, of the noises of all steps in what it hands on
+        off = np.zeros(self.num_calls)  # the error of each step's own noise
+        used = np.zeros((self.num_calls, self.num_calls))  # by step, the weights of all steps' noises in its output
         for j, kind in enumerate(schedule.kinds):
             if kind == "retrieve":
                 off[j] = self._feature_error(kind, j, schedule.forecast_order, features)
@@ -134,11 +134,11 @@ class Losses:
         return loss
 
     def macs(self, kinds: Sequence[Kind]) -> int:
-        """What the run costs."""
+        """The cost of the run."""
         return sum(self.cost[kind] for kind in kinds)
 
     def speed_up(self, kinds: Sequence[Kind]) -> float:
-        """By how much that is less than with every step full."""
+        """The reduction against a run with every step full."""
         return len(kinds) * self.cost["full"] / self.macs(kinds)
 
     def _polynomial(self, j: int, order: float, near: tuple[int, ...]) -> np.ndarray:
@@ -160,9 +160,9 @@ class Losses:
 
 
 def uniform(losses: Losses, budget: float) -> list[tuple[str, Schedule]]:
-    """What one would take without a calibration: every N-th step full, the others of one kind, or of two, by name.
+    """The schedules to use without calibration, by name: every N-th step full, the others of one kind, or of two.
 
-    Of each combination the one with the least loss within the budget, and of orders likewise.
+    For each combination the N and order with the least loss within the budget.
     """
     num_calls, found = losses.num_calls, []
     for name, others in (("retrieve", ("retrieve",)), ("skip", ("skip",)), ("refresh", ("refresh", "retrieve"))):

@@ -1,4 +1,4 @@
-"""Measuring what `kinds.Losses` goes by, and the candidates that come of it."""
+"""The measurements for `kinds.Losses`, and the resulting candidates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .step_errors import guided_noise
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A branch to retrieve at and a deeper one to refresh at, or none."""
+    """A branch to retrieve at, and a deeper one to refresh at or None."""
 
     branch: int
     refresh_branch: int | None
@@ -37,14 +37,14 @@ class Pair:
     reused: Mapping[str, Any]  # reuse_attention, reuse_guidance, where they are on
 
     def candidate(self, kind: str, schedule: Schedule) -> Candidate:
-        """The schedule as a way to cache."""
+        """The schedule as a candidate."""
         cache = replace(schedule.cache(self.branch, self.refresh_branch, self.losses.forecast), **self.reused)
         return Candidate(kind, cache, self.losses.speed_up(schedule.kinds), self.losses.total(schedule))
 
 
 @torch.no_grad()
 def noise_distances(maker: ImageMaker, indices: range, baseline: Baseline) -> np.ndarray:
-    """Squared distances (T, T) between the guided noises, which skipped steps go by."""
+    """Squared distances (T, T) between the guided noises, which skipped steps extrapolate."""
     distances = np.zeros((len(baseline.calls), len(baseline.calls)))
     for batch in maker.batches(indices, "noises"):
         size, noises = len(batch.indices), list[Tensor]()
@@ -68,14 +68,14 @@ def all_pairs(
     forecast: float,
     reused: Mapping[str, Any],
 ) -> list[Pair]:
-    """What is measured of every branch, with every deeper one to refresh at if there are any.
+    """The measurements of every branch, each with every deeper branch to refresh at, if there are any.
 
     Args:
         macs: of the steps at each branch to retrieve at.
-        refresh_macs: likewise at each branch to refresh at, without attention reused.
-        reused: what retrieve steps reuse beside features. Losses leave out what that does.
+        refresh_macs: the same for each branch to refresh at, without attention reused.
+        reused: what retrieve steps reuse besides features. Losses ignore the effect of that.
     """
-    halves = 2 if reused.get("reuse_guidance") else 1  # that a retrieve step does not run
+    halves = 2 if reused.get("reuse_guidance") else 1  # retrieve steps run one of them
     measured: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for branch in dict.fromkeys([*macs, *refresh_macs]):
         noise, distances = measure_features(maker, indices, baseline, branch, distances=True)
@@ -101,7 +101,7 @@ def all_pairs(
 def best_kinds_within_budget(
     pairs: Sequence[Pair], budget: float, try_out: Callable[[Candidate], Trial]
 ) -> tuple[list[Trial], Trial]:
-    """All that was tried, each pair's best and the uniform schedules, and the one with the highest PSNR.
+    """All trials (each pair's best and the uniform schedules), and the one with the highest PSNR.
 
     Raises:
         RunError: as `best_schedule`.
@@ -124,14 +124,14 @@ def refined(
     runs: int,
     try_out: Callable[[Candidate], Trial],
 ) -> Trial:
-    """The chosen schedule after so many runs that looked for a better one on the images of these indices."""
-    deeper = chosen.cache.refresh_branch_id  # None if it has no refresh steps, and any pair can have it
+    """The chosen schedule, refined by that many runs on the images of these indices."""
+    deeper = chosen.cache.refresh_branch_id  # None without refresh steps, in which case any pair matches
     pair = next(one for one in pairs if one.branch == chosen.branch and deeper in (one.refresh_branch, None))
     baseline = maker.make(indices, CacheConfig(), "baseline")
 
     def quality(schedule: Schedule) -> float:
         images = maker.make(indices, pair.candidate("refined", schedule).cache, "refine")
-        return float(psnr(images, baseline).mean())  # the mean has the worst images count more than a median
+        return float(psnr(images, baseline).mean())  # a mean gives the worst images more weight than a median
 
     schedule = Schedule.of(chosen.cache, pair.losses.num_calls)
     return try_out(pair.candidate("refined", refine(pair.losses, schedule, quality, runs, quiet=maker.quiet)))
@@ -140,7 +140,7 @@ def refined(
 def cheapest_kinds_of_quality(
     pairs: Sequence[Pair], psnr: float, try_out: Callable[[Candidate], Trial]
 ) -> tuple[list[Trial], Trial]:
-    """All that was tried, budgets being halved in between six times, and the fastest of that PSNR.
+    """All trials of a bisection in six halvings of the budget, and the fastest one with that PSNR.
 
     Raises:
         RunError: no schedule has that quality.

@@ -1,7 +1,7 @@
 """The schedule of four kinds of steps with the least loss within a budget, by simulated annealing.
 
-What a step loses depends on steps of three kinds before it, so that the exact search of `search` would have too many
-states. Annealing (Kirkpatrick et al. 1983) begins with the best uniform schedules, and ends with none worse than them.
+The loss of a step depends on steps of three kinds before it, so the exact search of `search` would have too many
+states. Annealing (Kirkpatrick et al. 1983) starts from the best uniform schedules, and never ends with a worse one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from common.command_line import RunError
 from .kinds import ORDERS, Kind, Losses, Schedule, uniform
 
 MOVES = 20_000  # of one annealing, about two seconds
-TIMES = 3  # that it is done from each beginning: what it finds differs, on the shipped DDPM by up to a half
-HOTTEST, COLDEST = 0.5, 1e-3  # temperatures, in parts of the loss at the beginning
+TIMES = 3  # annealings from each start: results differ, on the shipped DDPM by up to a half
+HOTTEST, COLDEST = 0.5, 1e-3  # temperatures, as fractions of the initial loss
 
 
 def best_schedule(losses: Losses, budget: float, *, moves: int = MOVES, seed: int = 0) -> Schedule:
-    """The best that was found of all with that speed-up in MACs; the same at every call.
+    """The best schedule found with that reduction of MACs; deterministic.
 
     Raises:
-        RunError: not even one full step and the cheapest others have it.
+        RunError: not even one full step with the cheapest others reaches it.
     """
     starts = [schedule for _, schedule in uniform(losses, budget)]
     if not starts:
@@ -54,16 +54,16 @@ def _anneal(losses: Losses, budget: float, start: Schedule, moves: int, chance: 
 
 
 def moved(losses: Losses, schedule: Schedule, chance: random.Random) -> Schedule:
-    """Another kind for one step, the kinds of two steps exchanged, or another order; step 0 stays full."""
+    """A random move: another kind for one step, two steps swapped, or another order; step 0 stays full."""
     kinds = list(schedule.kinds)
     i = chance.randrange(1, len(kinds))
     match chance.randrange(8):
         case 0 | 1 | 2:
             kinds[i] = chance.choice(losses.kinds)
-        case 3 | 4:  # near one another
+        case 3 | 4:  # close to each other
             j = min(max(i + chance.choice((-2, -1, 1, 2)), 1), len(kinds) - 1)
             kinds[i], kinds[j] = kinds[j], kinds[i]
-        case 5 | 6:  # one dearer and one cheaper
+        case 5 | 6:  # one more expensive and one cheaper
             kinds[i], kinds[chance.randrange(1, len(kinds))] = chance.choice(losses.kinds), chance.choice(losses.kinds)
         case 7:
             if chance.random() < 0.5:

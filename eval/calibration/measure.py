@@ -1,4 +1,4 @@
-"""What is measured of one branch on images made with every step full, and the schedules that are best by it."""
+"""The measurements of one branch on images made with every step full, and the best schedules by them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class BranchMeasurement:
 
     Attributes:
         branch: m.
-        macs: what its steps cost.
-        num_images: on which it was measured.
-        forecast: what features are extrapolated with, as `forecast_errors` takes it; 0 copies them.
-        errors: (P, T), how far the result moves if step j retrieves step i's feature.
+        macs: the cost of its steps.
+        num_images: number of images it was measured on.
+        forecast: the weight of the extrapolation, see `forecast_errors`; 0 copies features.
+        errors: (P, T), how much the result changes if step j retrieves step i's feature.
         distances: (T, T), squared, between features; zeros without a forecast.
-        sensitivity: (T,), how far the result moves with step j's feature; zeros without a forecast.
+        sensitivity: (T,), how much the result changes with step j's feature; zeros without a forecast.
         schedules: for k = 1, …, P the best k full steps, and their total error.
     """
 
@@ -52,12 +52,12 @@ class BranchMeasurement:
 def measure_features(
     maker: ImageMaker, indices: range, baseline: Baseline, branch: int, distances: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far the noise moves, (T, T) as of `noise_errors`; and squared distances (T, T) between features, if wanted.
+    """The changes of the noise (T, T), see `noise_errors`, and if requested squared distances (T, T) between features.
 
-    Both are means over the images of these indices. All features of a batch are held at once.
+    Both are means over the images of these indices. All features of a batch are in memory at once.
 
     Raises:
-        RunError: the U-Net's output holds values that are not finite.
+        RunError: the U-Net's output has non-finite values.
     """
     noise, between = np.zeros((2, len(baseline.calls), len(baseline.calls)))
     for batch in maker.batches(indices, f"errors, m = {branch}"):
@@ -70,7 +70,7 @@ def measure_features(
     noise /= len(indices)
     between /= len(indices)
     if not (np.isfinite(noise).all() and np.isfinite(between).all()):
-        raise RunError("the U-Net's predictions hold values that are not finite; try --dtype float32")
+        raise RunError("the U-Net's predictions have non-finite values; try --dtype float32")
     return noise, between
 
 
@@ -86,7 +86,7 @@ def measure_branch(
     noise, distances = measure_features(maker, indices, baseline, branch, distances=bool(forecast))
     positions = baseline.positions
 
-    # Neighbouring steps retrieve the same feature and are off in much the same direction: lengths add up, not squares.
+    # Neighbouring steps retrieve the same feature and err in similar directions: lengths add up, not squares.
     errors = np.sqrt(noise[:positions]) * baseline.influence
     by_feature = np.sqrt(sensitivity(noise, distances)) * baseline.influence
     if forecast:

@@ -1,8 +1,8 @@
-"""A schedule of four kinds improved by trying: random moves, each judged by the images of a real run.
+"""Improves a schedule of four kinds by trial: random moves, each evaluated on the images of a real run.
 
-`kinds` predicts a loss from one run with every step full. It leaves out how an error changes later steps, and what
-reused attention and guidance do. This begins with what the prediction found, and keeps a move if the images of a run
-are no further from the baseline's for it.
+`kinds` predicts a loss from one run with every step full. It ignores how an error changes later steps, and the effect
+of reused attention and guidance. This starts from the schedule found by prediction, and keeps a move if the images of
+a run are no further from the baseline's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tqdm import tqdm
 from .kinds import Losses, Schedule
 from .kinds_search import moved
 
-UNUSED = 0.05  # the most of the budget that a schedule to be tried may leave unspent: cheaper ones are hardly better
-PATIENCE = 10_000  # moves that are drawn for one to be tried
+UNUSED = 0.05  # share of the budget that a trial may leave unspent: cheaper schedules are hardly better
+PATIENCE = 10_000  # random moves until one is worth a trial
 
 
 def refine(
@@ -28,12 +28,12 @@ def refine(
     seed: int = 0,
     quiet: bool = False,
 ) -> Schedule:
-    """The best schedule of so many that are run, none costing more MACs than the first.
+    """The best schedule of those that are run, none of which has more MACs than the first.
 
     Args:
-        losses: whose kinds and costs count here; what it predicts does not.
-        quality: of the images that a schedule makes; higher is better.
-        runs: calls of `quality`, of `start` the first.
+        losses: used for its kinds and costs, not for its predictions.
+        quality: the quality of a schedule's images; higher is better.
+        runs: number of calls of `quality`, the first of which is for `start`.
     """
     chance = random.Random(seed)
     most = losses.macs(start.kinds)
@@ -45,7 +45,7 @@ def refine(
             if other not in tried and (1 - UNUSED) * most <= losses.macs(other.kinds) <= most:
                 break
         else:
-            break  # nothing is left to be tried
+            break  # nothing is left to try
         tried.add(other)
         found = quality(other)
         if found >= highest:

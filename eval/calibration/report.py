@@ -9,11 +9,11 @@ from unets.cache.config import PAPER
 
 from .candidates import Trial
 
-NEAR = 30  # dB, from which pictures are about alike
+NEAR = 30  # dB, above which images look about the same
 
 
 def table(tried: Sequence[Trial], num_calls: int) -> str:
-    """A line for each schedule that was tried, in runs of `num_calls` calls."""
+    """A line for each trial, in runs of `num_calls` calls."""
     lines = [f"{'m':>3}{'full':>9}  {'schedule':<11}{'fewer MACs':>11}{'predicted error':>17}{'PSNR':>9}"]
     for one in tried:
         lines.append(
@@ -32,11 +32,11 @@ def summary(chosen: Trial) -> str:
 
 
 def warning(chosen: Trial) -> str | None:
-    """What must be said of a schedule whose pictures are far from those without a cache."""
+    """A warning about a schedule whose images are far from those without a cache."""
     if chosen.psnr >= NEAR:
         return None
     return (
-        f"{chosen.psnr:.1f} dB is far from the pictures without a cache: below {NEAR} dB everyone sees the difference. "
+        f"{chosen.psnr:.1f} dB is far from the images without a cache: below {NEAR} dB the difference is obvious. "
         f"Ask for less, such as --budget {max(1.1, (1 + chosen.speed_up) / 2):.1f}x, or for --quality {NEAR}."
     )
 
@@ -49,7 +49,7 @@ def to_json(
 
     Args:
         recorded: the settings of the set of images, as its settings.json has them.
-        num_images: on which it was calibrated, and on as many others tried.
+        num_images: number of images used to calibrate, and number of others used for trials.
     """
     return {
         "script": script,

@@ -1,7 +1,7 @@
 """The steps that should be full: of all schedules with k full steps, the one with the least total error.
 
-A step that is not full retrieves from the last full step before it, so a schedule cuts the run into segments, each with
-a cost of its own, and the best cuts are found exactly by dynamic programming over where the last segment begins
+A step that is not full retrieves from the last full step before it, so a schedule cuts the run into segments with
+independent costs, and the best cuts are found exactly by dynamic programming over where the last segment begins
 (as Bellman 1961 fits line segments to a curve). With a forecast a step extrapolates from the last two full steps, and
 the search is over where the last two segments begin.
 """
@@ -15,13 +15,13 @@ def best_schedule(error: np.ndarray, k: int) -> tuple[list[int], float]:
     """The schedule of `k` full steps with the least total error, step 0 always among them.
 
     Args:
-        error: (P, T), what it costs to use step i's feature at step j, for j > i; the rest is ignored. Of the T steps
-            the first P can be full, usually all.
+        error: (P, T), the cost of using step i's feature at step j, for j > i; the rest is ignored. Only the first P of
+            the T steps can be full, usually all.
         k: how many steps are full, 1 to P.
 
     Returns:
         The full steps in order, and the sum of error[i, j] over all other steps j, i being the last full one before j.
-        Of several equally good schedules it is the one whose last full step is the earliest, then the one before it.
+        Ties are broken by the earliest last full step, then by the one before it.
 
     Raises:
         ValueError: an error of another shape, or one that is negative or not finite; a k out of range.
@@ -37,14 +37,14 @@ def all_schedules(error: np.ndarray) -> list[tuple[list[int], float]]:
 
 
 def all_forecast_schedules(error: np.ndarray) -> list[tuple[list[int], float]]:
-    """`all_schedules` where what a step costs depends on the last two full steps, in O(P³ T), in memory O(P² T).
+    """`all_schedules` if the cost of a step depends on the last two full steps, in time O(P³ T) and memory O(P² T).
 
     Args:
-        error: (P, P, T), what it costs at [k′, k, j] to use the features of the full steps k′ < k at step j > k, and at
-            [0, 0, j] that of step 0 alone; the rest is ignored.
+        error: (P, P, T), the cost at [k′, k, j] of using the features of the full steps k′ < k at step j > k, and at
+            [0, 0, j] of using only that of step 0; the rest is ignored.
 
     Returns:
-        For each number of full steps those, and their sum of errors.
+        For each number of full steps the steps and the sum of errors.
 
     Raises:
         ValueError: an error of another shape, or one that is negative or not finite.

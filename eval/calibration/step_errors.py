@@ -1,4 +1,4 @@
-"""What each step of a run would lose by retrieving an earlier step's feature."""
+"""The error of each step of a run if it retrieved an earlier step's feature."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from unets.cache.observe import observed_calls
 def noise_errors(
     run: Callable[[], object], unet: Any, cache_branch_id: int, num_images: int, guidance_scale: float = 1.0
 ) -> tuple[np.ndarray, list[Tensor]]:
-    """How far the noise predicted at step j moves if it retrieves step i's feature, all steps before j being full.
+    """How much the noise predicted at step j changes if it retrieves step i's feature, all steps before j being full.
 
     Args:
         run: makes `num_images` images in one batch, every step full. If the U-Net's batch has twice as many rows, it is
             [negative, positive], and the error is that of the guided noise.
 
     Returns:
-        (T, T) for T calls, mean squares over images and elements, 0 where j ≤ i; and the T features, all of which are
-        held until then.
+        (T, T) for T calls, mean squares over images and elements, 0 where j ≤ i; and the T features.
     """
     features: list[Tensor] = []
     columns: list[list[float]] = []
@@ -48,7 +47,7 @@ def noise_errors(
 
 
 def guided_noise(noise: Tensor, num_images: int, guidance_scale: float) -> Tensor:
-    """What a sampler gets of the predicted noise, float32 (num_images, …): both halves combined, if it has both."""
+    """The predicted noise as the sampler gets it, float32 (num_images, …): both halves combined, if it has both."""
     if len(noise) == num_images:
         return noise.float()
     negative, positive = noise.float().chunk(2)

@@ -24,7 +24,7 @@ def measure(
     exceptions: Exceptions = NONE,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """MACs of a full step, and for each branch those of its retrieve step, of d_m and u_m, and on average by interval.
+    """MACs of a full step, and for each branch of its retrieve step, of d_m and u_m, and the average for each interval.
 
     Returns:
         steps, parameters, full and branches, for JSON; MACs in both conventions of `Macs`.

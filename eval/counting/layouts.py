@@ -1,4 +1,4 @@
-"""The U-Nets of the published models as data: arguments of their diffusers classes, and what they are run on.
+"""The U-Nets of the published models as data: arguments of their diffusers classes, and their input shapes.
 
 Layouts are those of the published configuration files; `tests/test_macs.py` counts their weights.
 """
@@ -43,7 +43,7 @@ SDXL: dict[str, Any] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-SVD: dict[str, Any] = {"num_attention_heads": (5, 10, 20, 20)}  # the class's default in 0.24.0 has other heads
+SVD: dict[str, Any] = {"num_attention_heads": (5, 10, 20, 20)}  # 0.24.0's default has another number of heads
 BK_SDM_BASE: dict[str, Any] = {**SD15, "layers_per_block": 1}
 BK_SDM_SMALL: dict[str, Any] = {**BK_SDM_BASE, "mid_block_type": None}
 BK_SDM_TINY: dict[str, Any] = {
@@ -61,7 +61,7 @@ DDPM_ATTENTION = Exceptions(as_convolutions=("*.attentions.*",))  # ermongroup/d
 
 @dataclass(frozen=True)
 class Model:
-    """A U-Net and what a step of it is run on."""
+    """A U-Net and the shapes of its inputs."""
 
     unet: Mapping[str, Any]  # arguments of its class
     size: tuple[int, int]  # height and width of the latents, or of the picture where there are none
@@ -79,7 +79,7 @@ class Model:
         try:
             with torch.device("meta"):
                 return fork_of(self.cls(**self.unet)).to("meta").eval()
-        except Exception as error:  # a configuration that doesn't fit together fails anywhere
+        except Exception as error:  # an inconsistent configuration can fail anywhere
             raise ValueError(
                 f"no {self.cls.__name__} of diffusers 0.24.0 can be built from this configuration: {error}"
             ) from None

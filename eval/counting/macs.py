@@ -32,9 +32,9 @@ class Macs(NamedTuple):
 
 
 class Exceptions(NamedTuple):
-    """Where the paper counted another code than diffusers', by names of layers as patterns such as "*.norm1".
+    """Where the paper counted code other than diffusers', by layer name patterns such as "*.norm1".
 
-    uncounted: layers of a class that its counter did not know; they count nothing in the paper's convention.
+    uncounted: layers of a class that its counter did not know; they count as 0 in the paper's convention.
     as_convolutions: linear layers that are 1 × 1 convolutions there, whose biases are counted at every position.
     """
 
@@ -46,7 +46,7 @@ NONE = Exceptions()
 
 
 class _WithoutPointwise(TorchFunctionMode):
-    """Passes over what multiplies no matrices and keeps a shape: on the meta device it takes up to half of the time."""
+    """Skips pointwise operations, which keep the shape: on the meta device they take up to half of the time."""
 
     LEFT_OUT: ClassVar = {F.group_norm, F.layer_norm, F.silu, F.gelu, F.dropout}
 
@@ -60,7 +60,7 @@ def count(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE
 
 
 def count_call(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> tuple[Any, Macs]:
-    """The output of `unet(**inputs)` too."""
+    """As `count`, returning the output of `unet(**inputs)` too."""
     output, macs = _counted_call(unet, inputs, exceptions)
     return output, macs[""]
 
@@ -139,7 +139,7 @@ def branches_of(fork: Any, macs: dict[str, Macs]) -> list[Macs]:
 
 
 def average(full: float, retrieve: float, steps: int, interval: int) -> float:
-    """MACs of a step on average, where every `interval`-th of `steps` steps is full: ceil(T/N) of them."""
+    """Average MACs per step, if every `interval`-th of `steps` steps is full: ceil(T/N) of them."""
     num_full = math.ceil(steps / interval)
     return (num_full * full + (steps - num_full) * retrieve) / steps
 

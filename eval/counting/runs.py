@@ -1,4 +1,4 @@
-"""MACs of whole runs, whatever their cache does, from the configuration of a U-Net alone."""
+"""MACs of whole runs with any cache, from just the configuration of a U-Net."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unets.cache.run import CacheRun
 from .macs import NONE, Exceptions, Macs, count_call
 
 Counted = dict[tuple[Any, ...], tuple[Any, Macs]]
-"""By kind of step, what the fork returned, and its MACs."""
+"""By kind of step, the fork's output and its MACs."""
 
 
 def count_run(
@@ -26,12 +26,12 @@ def count_run(
     exceptions: Exceptions = NONE,
     counted: Counted | None = None,
 ) -> list[Macs]:
-    """MACs of each call of the U-Net in a run, 0 of a step that is skipped.
+    """MACs of each U-Net call in a run, 0 for skipped steps.
 
     Args:
         fork: on the meta device (`layouts.Model.on_meta`).
         inputs: of a call, for all rows: with guidance, both halves.
-        num_calls, num_steps: as of `CacheRun`; as many steps as calls, if not given.
+        num_calls, num_steps: as for `CacheRun`; by default as many steps as calls.
         counted: kinds of steps counted before, with the same fork, inputs and exceptions; those of this run are added.
 
     Raises:
@@ -51,7 +51,7 @@ def count_run(
         call = {name: _rows(step, value) for name, value in inputs.items()} | step.unet_arguments
         kind = (step.cached is None, step.branch, step.keep_branch, step.guidance_delta is None, step.reuse_attention,
                 call.get("cached_attention") is None)  # fmt: skip
-        if kind not in counted:  # a step's output is the same to the next ones, which know its shape alone
+        if kind not in counted:  # later steps only need the shape of the output
             counted[kind] = count_call(fork, call, exceptions)
         output, macs = counted[kind]
         run.append(macs)
@@ -60,7 +60,7 @@ def count_run(
 
 
 def speed_up(run: list[Macs]) -> float:
-    """By how much the run has fewer MACs, attention's matrix products counted, than one of full steps alone."""
+    """The reduction of MACs, attention's matrix products included, against a run of full steps."""
     each = [macs.with_attention for macs in run]
     return len(each) * each[0] / sum(each)
 

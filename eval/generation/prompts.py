@@ -1,4 +1,4 @@
-"""Sets of prompts: PartiPrompts, captions of COCO 2017, captions of coloured shapes, or a file of one's own."""
+"""Sets of prompts: PartiPrompts, captions of COCO 2017, captions of coloured shapes, or a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .published import coco_captions, parti_prompts
 
 NAMES = ("parti", "coco", "shapes")
 
-SHAPES_NUMBER = 256  # captions where no number is asked for
+SHAPES_NUMBER = 256  # default number of captions
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class PromptSet:
     """Prompts by index. Each is one line, with no space that a tokenizer would drop."""
 
     name: str
-    count: int | None  # None: there is no end
-    digest: str  # sixteen hexadecimal digits of the SHA-256 of all prompts, or of the first 256 where there is no end
+    count: int | None  # None: unlimited
+    digest: str  # sixteen hexadecimal digits of the SHA-256 of all prompts, or of the first 256 if unlimited
     text: Callable[[int], str]
 
     def first(self, number: int) -> list[str]:
-        """The first prompts. Raises ValueError if there are not as many."""
+        """The first `number` prompts. Raises ValueError if there are fewer."""
         if self.count is not None and number > self.count:
             raise ValueError(
                 f"--num-images is {number}, and {self.name} has {counted(self.count, 'prompt')}; ask for no more"
@@ -52,7 +52,7 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
 
     Raises:
         ValueError: no such file, or something else in it.
-        RunError: prompts that are to be downloaded and can't be.
+        RunError: the prompts can't be downloaded.
     """
     if source == "shapes":
         return PromptSet("shapes", None, _shapes_digest(), shapes_caption)
@@ -62,7 +62,7 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
         path = coco_captions(quiet=quiet)
     else:
         path = Path(source)
-    if not os.path.isfile(path):  # pathlib's raises of a name that is too long
+    if not os.path.isfile(path):  # pathlib's own raises for a name that is too long
         raise ValueError(
             f"there is no file of prompts {source}; --prompts is {', '.join(NAMES)} or a file: "
             ".tsv with a column Prompt, .json of COCO captions, or text with one prompt a line"
@@ -73,7 +73,7 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
         texts = _read_json(path)
     else:
         texts = read_prompts(path)
-    # Tokenizers take any space for one. Some captions of COCO end in a line break; a list has each on one line.
+    # Tokenizers treat all whitespace alike. Some captions of COCO end in a line break; here each must be one line.
     texts = [" ".join(text.split()) for text in checked_prompts(path, texts)]
     if not texts or "" in texts:
         raise ValueError(f"prompt {texts.index('')} of {path} is empty" if texts else f"{path} has no prompts")
@@ -81,7 +81,7 @@ def open_prompts(source: str, *, quiet: bool = False) -> PromptSet:
 
 
 def shapes_caption(index: int) -> str:
-    """A caption that was held out of all training, the same whatever else is asked for."""
+    """A caption that was held out of all training, determined by its index only."""
     return held_out_scene(index).caption
 
 
@@ -91,12 +91,12 @@ def _shapes_digest() -> str:
 
 
 def digest(texts: Iterable[str]) -> str:
-    """Tells lists of prompts apart: sixteen hexadecimal digits of the SHA-256 of their lines."""
+    """Identifies a list of prompts: sixteen hexadecimal digits of the SHA-256 of its lines."""
     return hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()[:16]
 
 
 def _read_tsv(path: Path) -> list[str]:
-    # Quotation marks around a whole field are the format's, as in the hub's copy that the original reads.
+    # Quotation marks around a whole field belong to the format, as in the hub's copy that the original reads.
     rows = csv.DictReader(io.StringIO(read_text(path, PROMPTS)), delimiter="\t")
     try:
         if "Prompt" not in (rows.fieldnames or ()):

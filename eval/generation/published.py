@@ -1,4 +1,4 @@
-"""Where PartiPrompts and COCO's captions are published, and how they are had."""
+"""Downloads PartiPrompts and COCO's captions from where they are published."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PARTI = Download(
     "sha256:fab29e41bb512a169b56acab4cf2a41dcb675e285df2efcde6640c7dd3c440eb",
 )
 COCO_FILE = "captions_val2017.json"
-COCO = Download(  # 253 MB; 4 MB of it are wanted
+COCO = Download(  # 253 MB, 4 MB of which are needed
     "http://images.cocodataset.org/annotations/annotations_trainval2017.zip", "md5:f4bbac642086de4f52a3fdda2de5fa2c"
 )
 
 
 def parti_prompts(*, quiet: bool = False) -> Path:
-    """The file of the PartiPrompts in torch.hub's cache, downloaded if it is not there. Raises RunError."""
+    """The file of the PartiPrompts in torch.hub's cache, downloaded if necessary. Raises RunError."""
     path = torch_cache("prompts", PARTI_FILE)
     if not path.is_file():
         download(PARTI, path, quiet=quiet, remedy=_remedy(path))
@@ -27,7 +27,7 @@ def parti_prompts(*, quiet: bool = False) -> Path:
 
 
 def coco_captions(path: Path | None = None, *, quiet: bool = False) -> Path:
-    """The file of COCO's captions, at `path` or in torch.hub's cache, downloaded if it is not there.
+    """The file of COCO's captions, at `path` or in torch.hub's cache, downloaded if necessary.
 
     Raises RunError: it can't be downloaded.
     """
@@ -38,7 +38,7 @@ def coco_captions(path: Path | None = None, *, quiet: bool = False) -> Path:
 
 
 def captions(archive: Path, path: Path) -> None:
-    """Writes what COCO's archive has of captions of the validation set. Raises KeyError: it has none."""
+    """Extracts the captions of the validation set from COCO's archive. Raises KeyError if it has none."""
     with zipfile.ZipFile(archive) as members:
         path.write_bytes(members.read(f"annotations/{COCO_FILE}"))
 

@@ -26,7 +26,7 @@ from .prompts import open_prompts
 
 @dataclass(frozen=True)
 class Settings:
-    """What the images of a set are made with."""
+    """The settings that the images of a set are made with."""
 
     model: str | None = None  # diffusers directory or hub id; None: the shipped model
     variant: str | None = None  # of the weights
@@ -34,21 +34,21 @@ class Settings:
     negative_prompt: str | None = None
     scheduler: str = "plms"
     steps: int = 50
-    guidance_scale: float | None = None  # None: what suits the model
+    guidance_scale: float | None = None  # None: the default for the model
     height: int | None = None  # pixels; None: the model's own
     width: int | None = None
     rounding: str = "nearest"
     cache: CacheConfig = field(default_factory=CacheConfig)
-    cache_label: str | None = None  # of the folder's name, where the cache's own name will not do
+    cache_label: str | None = None  # in the folder's name, instead of the cache's own name
     seed: int = 0
     noise_period: int | None = None  # image k starts from the noise of image k modulo this
     dtype: str = "float32"
 
 
 def make_images(pipe: Any, prompts: list[str], generators: list[torch.Generator], **arguments: Any) -> Tensor:
-    """An image of each prompt, float64 (B, 3, H, W) in [−1, 1] on the CPU. `arguments` are those of the pipeline.
+    """One image per prompt, float64 (B, 3, H, W) in [−1, 1] on the CPU. `arguments` are the pipeline's.
 
-    A negative prompt is one text for all. The pipeline gives [0, 1], and in float64 the way there and back is exact.
+    A negative prompt is shared by all. The pipeline returns [0, 1]; in float64 conversion and inverse are exact.
     """
     if (negative := arguments.pop("negative_prompt", None)) is not None:
         arguments["negative_prompt"] = [negative] * len(prompts)
@@ -62,11 +62,11 @@ def write_prompts(out: Path, texts: list[str]) -> None:
 
 
 def prepare(settings: Settings, *, device: torch.device, out: Path | None = None, quiet: bool = False) -> Run:
-    """Loads the model; what is made with it goes to `out`, or to a folder under outputs/.
+    """Loads the model; its images go to `out`, or to a folder under outputs/.
 
     Raises:
         ValueError: naming the setting that is wrong.
-        RunError: prompts that are to be downloaded and can't be.
+        RunError: the prompts can't be downloaded.
     """
     prompts = open_prompts(settings.prompts, quiet=quiet)
     model = settings.model or SHAPES_SD

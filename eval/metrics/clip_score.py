@@ -42,8 +42,8 @@ def compute(
         model, pretrained, num_images, mean, standard_error (None of one image), per_image.
 
     Raises:
-        ValueError: another number of prompts than of images, unknown names, unusable files.
-        RunError: weights that can't be had.
+        ValueError: a different number of prompts and images, unknown names, unusable files.
+        RunError: the weights can't be downloaded.
     """
     texts = prompts_for(images, prompts)
     if (number := count_images(images)) != len(texts):
@@ -115,7 +115,7 @@ def _load(name: str, weights: str | None, device: str | torch.device) -> tuple[A
     try:
         network, transform = open_clip.create_model_from_pretrained(name, pretrained=weights, device=device)
         return network.eval(), transform, open_clip.get_tokenizer(name)
-    except Exception as error:  # the readers of damaged files raise nearly everything; what wants to run code too
+    except Exception as error:  # readers of damaged files raise almost anything; so does a file that asks to run code
         if is_out_of_memory(error):
             raise
         what = name if weights is None else f"{weights} of {name}"

@@ -33,7 +33,7 @@ def distance(reference: list[Image.Image], images: list[Image.Image]) -> dict[st
             continue
         theirs, ours = (torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).double() for pixels in (x, y))
         ssim = structural_similarity_index_measure(ours, theirs, data_range=255.0)
-        assert isinstance(ssim, torch.Tensor)  # it can return a map as well, if asked to
+        assert isinstance(ssim, torch.Tensor)  # it can also return a map
         result["psnr"].append(psnr(y, x).item())
         result["ssim"].append(ssim.item())
     return result

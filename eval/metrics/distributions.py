@@ -1,4 +1,4 @@
-"""How far apart two sets of features are, in bounded memory: the mathematics of eval.fid."""
+"""Distances between two sets of features, in bounded memory: the mathematics of eval.fid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Gaussian:
 
 
 class RunningGaussian:
-    """Mean and covariance of rows that come a batch at a time, in float64.
+    """Streaming mean and covariance of rows, a batch at a time, in float64.
 
     Sums of squares are of deviations from the mean so far, so that nothing cancels (Chan, Golub & LeVeque 1979).
     """
@@ -58,7 +58,7 @@ class RunningInceptionScore:
     """exp of the mean KL(p(y|x) ‖ p(y)), p(y) being the mean over a split; the mean over splits, in order.
 
     Args:
-        influences: keep what `influence` needs; a split's probabilities are then held in memory.
+        influences: keep what `influence` needs, including a split's probabilities.
     """
 
     def __init__(self, split: int = SPLIT, influences: bool = False) -> None:

@@ -24,7 +24,7 @@ VARIANTS = ("adm", "pytorch-fid", "shapes")
 
 
 class Extractor(Protocol):
-    """What turns uint8 images (B, H, W, 3) into features.
+    """Turns uint8 images (B, H, W, 3) into features.
 
     `weights` is the SHA-256 of its weights, `sizes` how many pooled and spatial features there are.
     """
@@ -46,7 +46,7 @@ def open_extractor(
 
     Raises:
         ValueError: unknown variant, or `weights` that don't belong to it.
-        RunError: weights that can't be had.
+        RunError: the weights can't be downloaded.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS)}")
@@ -91,7 +91,7 @@ class ShapesFeatures:
                     for size in RADII
                     for place in PLACES
                     for background in BACKGROUNDS
-                    if background != colour  # the renderer draws no such scene
+                    if background != colour  # the renderer never draws such a scene
                 ]
                 rows.append(self.model.encode_text(tokenizer(captions).to(self.device), normalize=True).mean(0))
         return F.normalize(torch.stack(rows), dim=1)
@@ -104,7 +104,7 @@ class ShapesFeatures:
 
     @torch.inference_mode()
     def stages(self, images: np.ndarray) -> list[Tensor]:
-        """What the four stages of the image tower make of uint8 images (B, H, W, 3), each (B, C, H', W')."""
+        """Outputs of the four stages of the image tower for uint8 images (B, H, W, 3), each (B, C, H', W')."""
         visual = self.model.visual
         stages = [visual.stem(self._prepared(images))]
         for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):

@@ -37,7 +37,7 @@ REFERENCE_FEATURES = 10_000  # for KID, precision and recall, as many as OpenAI'
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of a set of images.
+    """Statistics of a set of images.
 
     `features` are pooled ones (N, D), for KID, precision and recall; `spatial_features` (N, S) and `score_influence`
     (N,), that of the Inception Score, are for standard errors. `classes` is how many the Inception Score tells apart.
@@ -129,7 +129,7 @@ def load_reference(reference: Source, extractor: Extractor, *, batch_size: int =
     stored = _stored(reference)
     if stored is None:
         return measure(reference, extractor, batch_size=batch_size, keep=REFERENCE_FEATURES, quiet=quiet)
-    # Files that say nothing: spatial statistics are OpenAI's; without them both preparations are in use.
+    # Files without a variant: with spatial statistics they are OpenAI's; without them either variant is possible.
     if "variant" in stored:
         variants = [str(stored["variant"])]
     else:
@@ -215,7 +215,7 @@ def compute(
 
     Returns:
         variant, weights (SHA-256), num_samples, num_reference, distances; the metrics fid, sfid, is, precision, recall
-        and kid, None where they can't be had, and where `distances` are rounded, exact_precision and exact_recall;
+        and kid, None if unavailable; if `distances` are rounded, exact_precision and exact_recall;
         kid_spread and kid_subset_size, see `Kid`. By metric:
         standard_errors: floats, None where there is none. Conditional on the reference; of recall, conditional on the
             samples' balls, hence of the choice of the reference's images alone.
@@ -227,16 +227,16 @@ def compute(
 
     Raises:
         ValueError: sources that can't be used, see `measure` and `load_reference`; unknown `distances`.
-        RunError: weights that can't be had.
+        RunError: the weights can't be downloaded.
     """
-    if distances not in DISTANCES:  # before what takes long
+    if distances not in DISTANCES:  # before the slow part
         raise ValueError(f"unknown distances {distances!r}; there are {', '.join(DISTANCES)}")
     if num_replicates < 0:
         raise ValueError(f"num_replicates is {num_replicates}; it must be 0 or more")
     extractor = extractor or open_extractor(variant, weights, device, quiet)
     if extractor.variant != variant:
         raise ValueError(f"the extractor is of the variant {extractor.variant}, not {variant}")
-    count_images(samples)  # before the reference is measured, which can take long
+    count_images(samples)  # before measuring the reference, which can be slow
     base = load_reference(reference, extractor, batch_size=batch_size, quiet=quiet)
     own = measure(
         samples, extractor, batch_size=batch_size, limit=limit, influences=num_replicates > 0, quiet=quiet,

@@ -110,7 +110,7 @@ def load_inception(weights: str | Path | None = None, quiet: bool = False) -> tu
         print(f"note: {path} is not the published {FILE}; its figures compare with no others", file=sys.stderr)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        # The builder always downloads; it is handed what was read instead.
+        # The builder always downloads; it gets the file already read instead.
         with mock.patch.object(pytorch_fid.inception, "load_state_dict_from_url", lambda *_, **__: state):
             network = pytorch_fid.inception.fid_inception_v3()
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError):

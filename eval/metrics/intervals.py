@@ -1,6 +1,6 @@
 """How certain a score of a set of images is: standard errors, 95 % intervals, and replicates that can be paired.
 
-A score's influence function says, for each image, by how much the score would move with more of that image in the set:
+A score's influence function gives, for each image, how much the score would change with more weight on that image:
 score of a resample ≈ score + mean of the influences of the images drawn. The standard error follows from it without
 resampling (the infinitesimal jackknife; Efron 1982), and so do replicates, at no more than a sum each.
 

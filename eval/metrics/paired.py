@@ -35,9 +35,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
         raise ValueError(f"{len(a)} pair of scores; an interval needs at least 2")
     differences = np.subtract(a, b)
     mean = float(differences.mean())
-    if np.ptp(differences) == 0:  # where a t-test divides by zero
+    if np.ptp(differences) == 0:  # a t-test would divide by zero
         return Difference(mean, mean, mean, 0.0 if mean else 1.0)
-    import scipy.stats  # takes a second, which a page without comparisons should not
+    import scipy.stats  # imported late: it takes a second, for nothing on a page without comparisons
 
     test = scipy.stats.ttest_rel(a, b)
     interval = test.confidence_interval(0.95)

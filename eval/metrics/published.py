@@ -20,7 +20,7 @@ def inception_path() -> Path:
 
 
 def inception_weights(*, quiet: bool = False) -> Path:
-    """The file of the weights, downloaded if it is not there. Raises RunError if it can't be."""
+    """The file of the weights, downloaded if necessary. Raises RunError if that fails."""
     path = inception_path()
     if not path.is_file():
         download(INCEPTION, path, quiet=quiet, remedy=f"put the file at {path} or pass --weights FILE")

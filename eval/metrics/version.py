@@ -1,4 +1,4 @@
-"""Which code made a score."""
+"""Identifies the code that made a score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "open_clip_torch", "scipy")
 
 @functools.cache
 def code_version() -> str:
-    """A digest (16 hexadecimal digits) of the code that scores images, and of the versions of what it computes with.
+    """A digest (16 hexadecimal digits) of the code that scores images, and of its libraries' versions.
 
     Comments and docstrings don't change it. It may differ between versions of Python, which parse differently.
     """

@@ -1,1 +1,1 @@
-"""Pages over folders of results: what they show, and the templates that they are made with."""
+"""HTML pages over folders of results, and their templates."""

@@ -1,4 +1,4 @@
-"""Settings that were tried, as a curve of speed against distance."""
+"""A plot of speed against distance for the settings that were tried."""
 
 from __future__ import annotations
 

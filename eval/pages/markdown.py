@@ -1,4 +1,4 @@
-"""Markdown as HTML in which nothing can run: CommonMark with pipe tables, no HTML, links to the web or to the page."""
+"""Markdown as safe HTML: CommonMark with pipe tables, no embedded HTML, links only to the web or to the page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def to_html(text: str, anchor_of: Callable[[str], str | None] = lambda _: None) 
 
 
 def _settle_links(children: Sequence[Token], anchor_of: Callable[[str], str | None]) -> None:
-    """Links to the web stay, those to what is on the page lead there, and of all others the text is left."""
+    """Keeps links to the web, points links to files on the page to their section, and reduces all others to text."""
     is_link = True
     for token in children:
         if token.type == "link_open":

@@ -1,4 +1,4 @@
-"""Templates filled in: everything is escaped but what is known to be HTML, and files are in the page itself."""
+"""Renders templates: everything is escaped except known HTML, and files are embedded in the page."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Section(NamedTuple):
 
 
 def data_uri(path: Path) -> str:
-    """The file itself as an address."""
+    """The file as a data URI."""
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is to be aligned as numbers are."""
+    """Whether a cell is aligned like a number."""
     return cell in ("–", "") or re.match(r"[-+−]?[\d.,]+", cell) is not None
 
 

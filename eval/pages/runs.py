@@ -1,4 +1,4 @@
-"""What a script of this repository wrote with the pictures of two runs, as far as a page shows it."""
+"""Results of the scripts of this repository, with the images of two runs, as a page shows them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.reading import read_json
 
 RESULT = "result.json"
 
-CACHE = {  # what a cache is described by, and how it is called; `cache_steps` stands for the interval
+CACHE = {  # entries that describe a cache, and their labels; `cache_steps` replaces the interval
     "cache_interval": "cache interval N",
     "cache_branch_id": "skip branch m",
     "cache_steps": "full steps",
@@ -99,7 +99,7 @@ class ComparedRun:
         ]
 
     def facts(self) -> Iterator[tuple[str, str]]:
-        """What can be said of the run, as far as it is in its result."""
+        """Facts about the run, as far as its result has them."""
         result = self.result
         stages = result.get("stages")
         stages = stages if isinstance(stages, dict) else {}
@@ -144,7 +144,7 @@ def _shown(value: Any) -> str:
 
 
 def at(value: Any, *keys: str) -> Any:
-    """What lies under these keys, or None."""
+    """The value under these keys, or None."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

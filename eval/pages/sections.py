@@ -1,4 +1,4 @@
-"""What there is to show in a folder: tables, figures, and runs with the pictures of both ways."""
+"""The sections of a page: a folder's tables, figures, and runs with the images of both ways."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .markdown import to_html
 from .rendering import Section, render
 from .runs import RESULT, ComparedRun, is_compared
 
-PAIRS_SHOWN = 4  # of one run, the others are folded away
+PAIRS_SHOWN = 4  # per run, the others are folded away
 GROUPS = ("About", "Tables", "Runs", "Figures")  # in this order on the page
 
 
 class _Source(NamedTuple):
-    """What a section is made of: files of one name, or the folder of a run."""
+    """The source of a section: files with the same name, or the folder of a run."""
 
     name: str
     group: str

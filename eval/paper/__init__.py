@@ -1,1 +1,1 @@
-"""The paper's tables: what is printed, and what turns a row into images, scores, speed and a cell."""
+"""The paper's tables: the printed numbers, and the code from a row to images, scores, speed and a cell."""

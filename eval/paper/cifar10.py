@@ -1,4 +1,4 @@
-"""CIFAR-10's training images out of the archive that its authors publish."""
+"""CIFAR-10's training images, from the archive that its authors publish."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NEEDED = {("_reconstruct", "multiarray"), ("ndarray", "numpy"), ("dtype", "numpy
 
 
 class Arrays(pickle.Unpickler):
-    """Reads arrays in plain containers; a file that names anything else is refused, so that it can run nothing."""
+    """Reads arrays in plain containers; refuses a file that names anything else, so that no code is run."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (name, module.rsplit(".", 1)[-1]) not in NEEDED:
-            raise ValueError(f"it asks for code, namely {module}.{name}")
+            raise ValueError(f"it asks to run code, namely {module}.{name}")
         return super().find_class(module, name)
 
 

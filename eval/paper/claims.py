@@ -1,4 +1,4 @@
-"""What the paper's tables say, row against row, and whether our numbers bear it out: paired, with intervals."""
+"""The claims of the paper's tables, row against row, and whether our numbers confirm them: paired, with intervals."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 from ..metrics.paired import Difference, paired_difference, replicate_difference
 from .data import FOLDER
-from .jobs import Plan
+from .jobs import Job, Plan
 from .output import COLUMNS, show
 from .results import Result
 
 PRINTED = ("fid", "clip_score")  # the columns that the paper compares by
 MEASURES = ("fid", "kid", "clip_score", "psnr", "distance")  # ours
 LESS_IS_BETTER = {"fid", "kid", "distance"}
-OF_IMAGES = {"clip_score", "psnr", "distance"}  # scores that every image has
+OF_IMAGES = {"clip_score", "psnr", "distance"}  # scores of single images
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Row `rows[0]` against row `rows[1]` of a table, counted from 1."""
+    """Row `rows[0]` against row `rows[1]` of a table, counted from 1; `claim` has the paper's settings."""
 
     claim: str
     table: str
@@ -30,11 +30,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a claim, by one measure."""
+    """The verdict on a claim by one measure."""
 
     measure: str
     difference: Difference
-    borne_out: bool | None  # None: the interval does not tell
+    confirmed: bool | None  # None: the interval includes zero
 
 
 def load_claims() -> list[Claim]:
@@ -47,17 +47,17 @@ def load_claims() -> list[Claim]:
 
 
 def printed_difference(claim: Claim, plan: Plan) -> tuple[str, float]:
-    """The column that the paper compares by, and its difference of the two rows."""
+    """The column that the paper compares by, and the difference of the two rows in it."""
     first, second = (plan.table.rows[k - 1].paper for k in claim.rows)
     (column,) = (name for name in PRINTED if name in first)
     return column, round(float(first[column]) - float(second[column]), 4)
 
 
 def verdicts(claim: Claim, plan: Plan, results: list[Result]) -> list[Verdict]:
-    """By each measure that both rows have of as many images.
+    """A verdict for each measure that both rows have for the same number of images.
 
-    A claim is borne out if the whole interval lies on the side of zero that the paper prints, the better or the worse.
-    Where the paper prints no difference, an interval around zero is all that there can be: it tells nothing.
+    A claim is confirmed if the whole interval is on the side of zero that the paper prints, better or worse. If the
+    paper prints no difference, an interval around zero is inconclusive.
     """
     column, printed = printed_difference(claim, plan)
     better = printed < 0 if column in LESS_IS_BETTER else printed > 0
@@ -66,10 +66,10 @@ def verdicts(claim: Claim, plan: Plan, results: list[Result]) -> list[Verdict]:
         difference = _difference(name, *(results[k - 1] for k in claim.rows))
         if difference is None:
             continue
-        apart = difference.low > 0 or difference.high < 0
+        excludes_zero = difference.low > 0 or difference.high < 0
         ours = difference.difference < 0 if name in LESS_IS_BETTER else difference.difference > 0
-        borne_out = None if not apart else printed != 0 and ours == better
-        found.append(Verdict(name, difference, borne_out))
+        confirmed = None if not excludes_zero else printed != 0 and ours == better
+        found.append(Verdict(name, difference, confirmed))
     return found
 
 
@@ -88,33 +88,44 @@ def _difference(name: str, a: Result, b: Result) -> Difference | None:
 
 
 def claims_markdown(plans: Mapping[str, Plan], results: Mapping[str, list[Result]]) -> str:
-    """The page: every claim of the tables that are there, by every measure."""
+    """The page: every claim of the given tables, by every measure."""
     lines = [
-        "| claim | table, rows | printed | speed-ups here | measure | difference here | borne out? |",
-        "|:--|:--|--:|--:|:--|--:|:--|",
+        "| claim, at the paper's settings | table, rows | paper | full steps here | speed-ups here | measure "
+        "| difference here | confirmed? |",
+        "|:--|:--|--:|--:|--:|:--|--:|:--|",
     ]
     for claim in load_claims():
         if claim.table not in plans:
             continue
         plan, own = plans[claim.table], results[claim.table]
         column, printed = printed_difference(claim, plan)
+        runs = " and ".join(_full_steps(plan.jobs[k - 1]) for k in claim.rows)
         speeds = " and ".join(show("speedup", own[k - 1]["speedup"]) for k in claim.rows)
         head = [
             claim.claim, f"{claim.table.removeprefix('table')}, {claim.rows[0]} and {claim.rows[1]}",
-            f"{COLUMNS[column].title} {printed:+.2f}", speeds,
+            f"{COLUMNS[column].title} {printed:+.2f}", runs, speeds,
         ]  # fmt: skip
         found = [_cells(verdict) for verdict in verdicts(claim, plan, own)] or [["–", "–", "not run"]]
         for k, cells in enumerate(found):
-            lines.append("| " + " | ".join([*(head if k == 0 else [""] * 4), *cells]) + " |")
+            lines.append("| " + " | ".join([*(head if k == 0 else [""] * len(head)), *cells]) + " |")
     return (
-        "# Which of the paper's claims these numbers bear out\n\n"
-        "First row minus second, of images that start from the same noise; ± is half of the 95 % interval of the "
-        "difference itself: of FID and KID from paired replicates, of the CLIP Score, PSNR and the distance from the "
-        "images one by one (paired t). *yes* and *no*: the whole interval lies on the printed side of zero, or on the "
-        "other. Less is better for FID, KID and the distance; PSNR and the distance are to the baseline's images, so "
-        "they say how near a run stays to it, not how good it is. For a claim at equal speed, compare the speed-ups "
-        "first.\n\n" + "\n".join(lines) + "\n"
+        "# Which of the paper's claims these numbers confirm\n\n"
+        "Claims name the paper's settings; *full steps here* is what was run, with the centre c of a non-uniform "
+        "schedule. Differences are first row minus second, for images that start from the same noise; ± is half of "
+        "the 95 % interval of the difference itself: for FID and KID from paired replicates, for the CLIP Score, PSNR "
+        "and the distance from single images (paired t). *yes* and *no*: the whole interval is on the paper's side of "
+        "zero, or on the other. Lower is better for FID, KID and the distance; PSNR and the distance are to the "
+        "baseline's images, so they measure how close a run stays to it, not how good it is. For a claim at equal "
+        "speed, compare the speed-ups first.\n\n" + "\n".join(lines) + "\n"
     )
+
+
+def _full_steps(job: Job | None) -> str:
+    """The full steps of a row's run at this scale, such as 5 of 50."""
+    if job is None:
+        return "–"
+    cache = job.run.cache
+    return f"{job.run.num_full} of {job.run.steps}" + ("" if cache.uniform else f", c = {cache.center}")
 
 
 def _cells(verdict: Verdict) -> list[str]:
@@ -125,4 +136,4 @@ def _cells(verdict: Verdict) -> list[str]:
     if decimals is None:
         decimals = max(0, 2 - math.floor(math.log10(half))) if half else 4
     text = f"{factor * difference:+.{decimals}f} ± {half:.{decimals}f}"
-    return [title, text, {True: "yes", False: "**no**", None: "can't tell"}[verdict.borne_out]]
+    return [title, text, {True: "yes", False: "**no**", None: "can't tell"}[verdict.confirmed]]

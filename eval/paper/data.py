@@ -1,7 +1,7 @@
-"""The tables as the paper prints them, and the models that they are run on: the JSON files beside this one, typed.
+"""The tables as the paper prints them, and the models they are run on: the JSON files in this folder, typed.
 
-A file `table*.json` has the published numbers, and the settings of each row that can be run. `scales.json` says which
-model a row's settings are run on, and with what.
+A file `table*.json` has the published numbers, and the settings of each row that can be run. `scales.json` has the
+models that the settings are run on.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ SAMPLERS = {
     "ddpm": ddpm.sample.Settings, "ldm": ldm.sample.Settings, "text": text.Settings, "renders": shapes.renders.Settings,
 }  # fmt: skip
 
-FLOOR = "pictures of the renderer"  # the row of what a model without mistakes would score
+FLOOR = "pictures of the renderer"  # the row of scores of a model without mistakes
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RowRun:
-    """What a row of a table is a run of."""
+    """The run behind a row of a table."""
 
     model: str  # by its name in scales.json
     steps: int
     cache: CacheConfig = field(default_factory=CacheConfig)
     zero_cache: bool = False
-    steps_at: Mapping[str, int] = field(default_factory=dict)  # by scale, where the row itself says them
-    only: str | None = None  # the one scale that the row is run at
+    steps_at: Mapping[str, int] = field(default_factory=dict)  # by scale, if the row sets them itself
+    only: str | None = None  # the only scale that the row is run at
 
     def at(self, scale: str, steps_factor: float) -> RowRun:
-        """The same with another number of steps, the centre of the schedule moved alike.
+        """The same with another number of steps, and the centre of the schedule scaled accordingly.
 
-        Where the row itself says its steps at a scale, they stand: LDM-4-G's sampler does not take any number of them.
+        Steps that the row sets for a scale are used as they are: LDM-4-G's sampler does not take every number.
         """
         steps = self.steps_at.get(scale, round(self.steps * steps_factor))
         center = self.cache.center
@@ -74,7 +74,7 @@ class RowRun:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Of Tables 9 and 10, whose rows are schedules and not runs."""
+    """A row of Tables 9 and 10, whose rows are schedules, not runs."""
 
     num_steps: int
     cache: CacheConfig
@@ -82,7 +82,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: what is printed in it, by column, and how it came about, unless it is of another method or paper."""
+    """A row: its printed numbers by column, and its run, unless it is from another method or paper."""
 
     name: str
     paper: Mapping[str, str]
@@ -101,7 +101,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
-    macs_over: int | None = None  # the steps that a run's MACs are divided by
+    macs_over: int | None = None  # the number of steps that a run's MACs are divided by
 
     @property
     def is_timed(self) -> bool:
@@ -114,7 +114,7 @@ class Table:
         return f"Table {self.name.removeprefix('table')}: {self.title}"
 
     def at(self, scale: Scale) -> Table:
-        """The same with a last row for each of its models whose pictures a scale can also draw without mistakes."""
+        """The same with an extra row for each model whose pictures the renderer can draw at this scale."""
         models = dict.fromkeys(row.run.model for row in self.rows if row.run is not None)
         drawn = [name for name in models if name in scale.models and scale.models[name].floor]
         rows = [
@@ -127,12 +127,12 @@ class Table:
 
 @dataclass(frozen=True)
 class FidScore:
-    """Images are scored by FID and its kin."""
+    """Images are scored by FID and related metrics."""
 
     variant: str  # of the extractor
-    reference: str  # a path, with the places that `Options.place` fills in
+    reference: str  # a path, with placeholders that `Options.place` fills in
     distances: str = "float64"  # in which precision and recall are measured
-    drawn: str | None = None  # what the renderer draws the reference like; None: it is a file of the user's
+    drawn: str | None = None  # the model whose training pictures the renderer draws as reference; None: the user's file
 
 
 @dataclass(frozen=True)
@@ -144,35 +144,35 @@ class ClipScore:
 
 @dataclass(frozen=True)
 class Model:
-    """What stands for a model of the paper."""
+    """The stand-in for a model of the paper."""
 
-    settings: Settings  # but for steps and cache; paths with the places that `Options.place` fills in
+    settings: Settings  # except steps and cache; paths with placeholders that `Options.place` fills in
     num_images: int
     batch_size: int
     size: int  # of the images, pixels
     score: FidScore | ClipScore
-    unet: str | None = None  # of which MACs are counted: a published layout's name, or a path; None: nothing to count
+    unet: str | None = None  # for counting MACs: a published layout's name, or a path; None: nothing to count
     baseline_steps: int = 0
-    speed_batch: int = 4  # images of a timed call
-    floor: str | None = None  # the model whose pictures are perfect
-    guided: bool = False  # two halves a step
-    steps_factor: float = 1  # steps of a run for one of the paper's
-    speed_of: str | None = None  # the model that has the same speed, which is measured once
-    speed_over: str | None = None  # the model whose baseline is that of the speed-up; None: its own
-    inputs: tuple[str, ...] = ()  # what images and scores need, by their names in inputs.json
-    departures: tuple[str, ...] = ()  # where our runs differ from the paper's: notes of its tables
+    speed_batch: int = 4  # images per timed call
+    floor: str | None = None  # the model of its perfect pictures
+    guided: bool = False  # two halves per step
+    steps_factor: float = 1  # steps of a run per step of the paper's
+    speed_of: str | None = None  # the model with the same speed, which is measured only once
+    speed_over: str | None = None  # the model whose baseline the speed-up is over; None: its own
+    inputs: tuple[str, ...] = ()  # inputs of images and scores, by their names in inputs.json
+    departures: tuple[str, ...] = ()  # differences from the paper's runs: notes of its tables
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Which models stand for the paper's."""
+    """The models that stand for the paper's."""
 
     name: str
     about: str
     models: Mapping[str, Model]
-    reference_images: int = 0  # pictures of the renderer in a reference that is drawn
-    distance: bool = False  # whether images are compared with the baseline's in the features of the shipped scorer
-    departures: Mapping[str, list[str]] = field(default_factory=dict)  # by sampler, of all its models
+    reference_images: int = 0  # number of pictures in a drawn reference
+    distance: bool = False  # whether to compare images with the baseline's in the features of the shipped scorer
+    departures: Mapping[str, list[str]] = field(default_factory=dict)  # by sampler, for all its models
 
 
 def load_table(name: str) -> Table:
@@ -186,14 +186,14 @@ def load_scale(name: str) -> Scale:
 
 
 def parse_table(name: str, content: dict[str, Any]) -> Table:
-    """The table in a file's content. Raises ValueError for a key that is unknown or lacking."""
+    """The table in a file's content. Raises ValueError for a key that is unknown or missing."""
     rows = tuple(_row(row, f"{name}, row {k}") for k, row in enumerate(content["rows"], 1))
     lists = {"columns": tuple(content["columns"]), "rows": rows, "notes": tuple(content["notes"])}
     return _make(Table, {**content, **lists, "name": name}, name)
 
 
 def parse_scale(name: str, content: dict[str, Any]) -> Scale:
-    """The scale in an entry of scales.json. Raises ValueError for a key that is unknown or lacking."""
+    """The scale in an entry of scales.json. Raises ValueError for a key that is unknown or missing."""
     common = content.get("departures", {})
     models = {
         model: _model(
@@ -217,7 +217,7 @@ def _row(content: dict[str, Any], where: str) -> Row:
 
 
 def _steps(own: dict[str, int], where: str) -> int:
-    """What a row says of itself at a scale."""
+    """The steps that a row sets for a scale."""
     if own.keys() != {"steps"}:
         raise ValueError(f"{where}: at a scale, a row can have its own steps and nothing else")
     return own["steps"]
@@ -237,7 +237,7 @@ def _model(content: dict[str, Any], where: str) -> Model:
         "score": _make(ClipScore if "clip" in content["score"] else FidScore, content["score"], f"{where}, score"),
         "inputs": tuple(content.get("inputs", ())),
     }
-    if "/" in (content.get("unet") or ""):  # beside the code, wherever the command is started
+    if "/" in (content.get("unet") or ""):  # relative to the code, not to the working directory
         parts["unet"] = str(ASSETS.parent / content["unet"])
     parts["departures"] = tuple(content["departures"])
     return _make(Model, {**content, **parts}, where)

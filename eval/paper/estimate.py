@@ -1,7 +1,7 @@
-"""What tables take, before they are run: what is missing, and images, TMACs, disk and hours of each row.
+"""Costs of tables before they are run: missing inputs, and images, TMACs, disk and hours of each row.
 
-Hours are of a GPU named, or of this machine. The paper prints the images/s of nearly every run on one RTX 2080: that is
-the measured figure, and other GPUs are reckoned from it by the ratio of their peak rates.
+Hours are for a named GPU, or for this machine. The paper prints the images/s of nearly every run on one RTX 2080: this
+is the measured figure, from which other GPUs are estimated by the ratio of their peak rates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HERE = "here"
 
 @dataclass(frozen=True)
 class Cost:
-    """What sets of images take."""
+    """The cost of sets of images."""
 
     images: int = 0
     tmacs: float = 0.0
@@ -48,7 +48,7 @@ class Cost:
 
 
 def cost_of(job: Job, gpu: str, options: Options) -> Cost:
-    """What a job takes on a GPU of `GPUS`, or here."""
+    """The cost of a job on a GPU of `GPUS`, or here."""
     tmacs = tmacs_of(job)
     if job.model.unet is None:
         seconds = 0.0
@@ -61,7 +61,7 @@ def cost_of(job: Job, gpu: str, options: Options) -> Cost:
 
 
 def printed_throughput(job: Job) -> float:
-    """Images/s that the paper prints for this run; where it prints none, those of its baseline, by MACs."""
+    """Images/s that the paper prints for this run, or else those of its baseline, scaled by MACs."""
     rows, unet = _printed_rows(job.printed.model), job.model.unet
     if (printed := rows.get(job.printed.slug)) is not None:
         return printed
@@ -73,7 +73,7 @@ def printed_throughput(job: Job) -> float:
 
 @functools.cache
 def _printed_rows(model: str) -> dict[str, float]:
-    """Printed images/s of the runs of a model, by what tells them apart."""
+    """Printed images/s of the runs of a model, by their slug."""
     rows: list[Row] = [row for name in TABLES for row in load_table(name).rows]
     return {
         row.run.slug: float(row.paper["throughput"])
@@ -93,7 +93,7 @@ def _dtype_of(job: Job) -> str:
 
 @functools.cache
 def tmacs_a_second(unet: str, batch_size: int, device: torch.device, dtype: str) -> float:
-    """How fast this device computes the U-Net with random weights: the faster of two calls after a warm-up."""
+    """This device's rate for the U-Net with random weights: the faster of two calls after a warm-up."""
     model = open_model(unet)
     fork = fork_of(model.cls(**model.unet)).to(device, DTYPES[dtype]).eval()
     inputs = unet_inputs(fork, *model.size, batch=batch_size, tokens=model.tokens)
@@ -113,14 +113,14 @@ def tmacs_a_second(unet: str, batch_size: int, device: torch.device, dtype: str)
 
 
 def print_costs(plans: Sequence[Plan], gpu: str, options: Options) -> None:
-    """What is missing, once; then a line for each row, sets that an earlier line has not counted again, and sums."""
+    """Prints missing inputs, then a line for each row and sums; sets shared by rows are counted once."""
     jobs = {job.name: job for plan in plans for job in plan.asked}
     _print_missing(jobs.values(), options.inputs)
     seen: set[str] = set()
     total = Cost()
     for plan in plans:
         total += _print_table(plan, gpu, options, seen)
-    print(f"\nTo be made: {_line(total)} on {_named(gpu, options)}; {_how(gpu)}. Scores and speed come on top.")
+    print(f"\nTo be made: {_line(total)} on {_named(gpu, options)}; {_how(gpu)}. Scores and speed are not included.")
 
 
 def _print_missing(jobs: Iterable[Job], inputs_dir: Path) -> None:

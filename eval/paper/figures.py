@@ -1,4 +1,4 @@
-"""Figures 2, 4, 6 and 7 of the paper, each from what was measured."""
+"""Figures 2, 4, 6 and 7 of the paper, from saved measurements."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _similarity(job: Job, options: Options) -> Found:
 
 
 def draw_figure(name: str, plans: Mapping[str, Plan], results: Mapping[str, list[Result]], options: Options) -> None:
-    """One of `FIGURES`, if what it needs is there."""
+    """One of `FIGURES`, if its inputs exist."""
     out = options.out
     if name == "figure4":
         figure4(out, options.quiet)
@@ -129,7 +129,7 @@ def figure4(out: Path, quiet: bool) -> None:
         inputs = unet_inputs(fork, *model.size, tokens=model.tokens)
         result = measure(fork, inputs, branches, [5], 100, model.exceptions, quiet)
         plot_macs(result, title, out / f"figure4-{name}.png")
-        lines = [f"# Figure 4: operations by skip branch, {title}", ""]
+        lines = [f"# Figure 4: MACs by skip branch, {title}", ""]
         lines += [
             "G multiply-accumulates in the paper's convention; the paper counts branches from 1, m = branch − 1.",
             "",

@@ -1,4 +1,4 @@
-"""The images of rows: made by the sampler of their model, unless they are there."""
+"""The images of rows: made by the sampler of their model, unless they exist."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .data import Settings
 from .jobs import Job, Options
 from .progress import TableBar
 
-BUSY_WAIT = 10.0  # seconds between two looks at a set that another process makes
+BUSY_WAIT = 10.0  # seconds between checks of a set that another process is making
 
 
 def is_made(job: Job) -> bool:
-    """Whether the set of images is there in full.
+    """Whether the set of images is complete.
 
     Raises:
-        ValueError: in its place is something else: no settings, damaged ones, or images that were not made there.
+        ValueError: the folder is something else: missing or damaged settings, or images that were not made there.
     """
     if not job.may_be_made or not job.out.is_dir():
         return False
@@ -46,10 +46,10 @@ def is_made(job: Job) -> bool:
 
 
 def make_all(jobs: Sequence[Job], batch_size: int | None, options: Options, bar: TableBar) -> int:
-    """Makes the sets that are not there, together with the other processes that were started with this one.
+    """Makes the missing sets, together with the other processes that were started with this one.
 
-    A set that a process of another start is making, on this or another machine, is left to it; if that one ends
-    without having finished it, it is gone on with here.
+    A set that another launch is making, on this or another machine, is left to it; if that one stops before the set is
+    complete, it is resumed here.
 
     Returns:
         How many sets were made here.
@@ -80,31 +80,31 @@ def make_all(jobs: Sequence[Job], batch_size: int | None, options: Options, bar:
 
 
 def make_images(job: Job, batch_size: int, options: Options, bar: TableBar) -> str:
-    """Makes the set; says what was made.
+    """Makes the set, and returns a line about it.
 
     Raises:
         ValueError: naming a setting that is wrong, or that the folder holds something else.
         Busy: another process is making it.
-        RunError: an image holds values that are not finite; or prompts that are to be downloaded and can't be.
+        RunError: an image has non-finite values, or the prompts can't be downloaded.
     """
     settings, num_images, prompts = job.settings, job.num_images, None
     if (source := prompts_of(settings)) is not None:
         prompts = open_prompts(source, quiet=options.quiet)
-        prompts.first(num_images)  # there must be as many
+        prompts.first(num_images)  # raises if there are not as many
     bar.begins("images", job)
     run = prepare(settings, device=options.device, out=job.out, quiet=True)
-    processes = PartialState().num_processes  # of which each makes as many
+    processes = PartialState().num_processes  # each of which makes that many
     made = make_set(
         run, num_images, batch_size, quiet=True,
         on_made=lambda number: bar.advance("images", job, number * processes / num_images),
     )  # fmt: skip
     if prompts is not None and PartialState().is_main_process:
-        text.write_prompts(job.out, prompts.first(count_images(run.image_set.samples)))  # a larger set may be there
+        text.write_prompts(job.out, prompts.first(count_images(run.image_set.samples)))  # a larger set may exist
     return f"{made} in {job.out}"
 
 
 def prompts_of(settings: Settings) -> str | None:
-    """The set of prompts that images of these settings show, if any."""
+    """The set of prompts of images with these settings, if any."""
     match settings:
         case text.Settings():
             return settings.prompts
@@ -114,7 +114,7 @@ def prompts_of(settings: Settings) -> str | None:
 
 
 def prepare(settings: Settings, *, device: torch.device, out: Path | None = None, quiet: bool = False) -> Run:
-    """Loads the model of these settings; what is made with it goes to `out`. Raises as the samplers' own."""
+    """Loads the model of these settings; its images go to `out`. Raises as the samplers' own."""
     match settings:
         case ddpm.sample.Settings():
             return ddpm.sample.prepare(settings, device=device, out=out, quiet=quiet)
@@ -126,9 +126,9 @@ def prepare(settings: Settings, *, device: torch.device, out: Path | None = None
             return shapes.renders.prepare(settings, out)
 
 
-@functools.lru_cache(maxsize=2)  # a baseline and what is compared with it
+@functools.lru_cache(maxsize=2)  # a baseline and the run compared with it
 def open_run(settings: Settings, device: torch.device) -> Run:
-    """The model of these settings, loaded, for images that are not kept."""
+    """The model of these settings, loaded, for images that are not saved."""
     return prepare(settings, device=device, quiet=True)
 
 

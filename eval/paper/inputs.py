@@ -1,4 +1,4 @@
-"""What the tables need at the paper's scale: where each input is from, where it is put, and whether it is there.
+"""The inputs of the tables at the paper's scale: where each comes from, where it goes, and whether it exists.
 
 `inputs.json` lists them, typed here. `python -m eval.fetch` is the command.
 """
@@ -41,21 +41,21 @@ from . import cifar10
 FILE = Path(__file__).parent / "inputs.json"
 FOLDER = Path("inputs")  # unless --inputs names another
 
-# What other modules download themselves, whatever the table; only they have its address.
+# Downloaded by other modules, whatever the table; only they have the address.
 PUBLISHED = {"inception": INCEPTION, "parti": PARTI, "coco": COCO}
 UNPACK: dict[str, Callable[[Path, Path], None]] = {"coco": captions, "cifar10-train": cifar10.write_images}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which files of a model of the hub are needed. Those with a star are downloaded but not looked for."""
+    """The files needed of a model on the hub. Patterns with a star are downloaded but not checked."""
 
     files: tuple[str, ...]
-    weights: tuple[tuple[str, ...], ...]  # the first of these sets that the hub has in full
+    weights: tuple[tuple[str, ...], ...]  # alternatives; the first one that the hub has in full is used
 
 
 LAYOUTS = {
-    "pipeline": Layout(  # of diffusers, without the safety checker; all weights in one format, or it wants the other
+    "pipeline": Layout(  # of diffusers, without the safety checker; weights all in one format, or it asks for the other
         ("model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "tokenizer/merges.txt",
          "tokenizer/vocab.json", "unet/config.json", "vae/config.json", "feature_extractor/*", "tokenizer/*"),
         (("text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
@@ -70,19 +70,19 @@ USES = ("images", "scores", "references")
 
 @dataclass(frozen=True)
 class Input:
-    """A model, a set of prompts, a reference, or what a reference can be made of."""
+    """A model, a set of prompts, a reference, or the source of a reference."""
 
     name: str
     about: str
     kind: str  # one of KINDS
-    use: str  # one of USES: what can't be made without it
+    use: str  # one of USES: what needs it
     licence: str
     source: Download | None = None
     hub: str | None = None  # id of a model
     revision: str | None = None  # None: the newest
     place: str | None = None  # {inputs} is --inputs, {torch} torch.hub's cache; None: the hub's cache
     by_hand: str | None = None  # how to get what is not downloaded
-    other_names: tuple[str, ...] = ()  # under which it is found in --inputs
+    other_names: tuple[str, ...] = ()  # file names under which it is also found in --inputs
 
     @property
     def origin(self) -> str | None:
@@ -94,14 +94,14 @@ class Input:
 
 @dataclass(frozen=True)
 class Present:
-    """The input is there."""
+    """The input exists."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class Missing:
-    """The input is not there, or not whole."""
+    """The input is missing or incomplete."""
 
     text: str  # one line, with the remedy
 
@@ -113,7 +113,7 @@ def load_inputs() -> dict[str, Input]:
 
 
 def parse_inputs(content: Mapping[str, dict[str, Any]]) -> dict[str, Input]:
-    """The inputs in a file's content. Raises ValueError for a key or a value that is unknown or lacking."""
+    """The inputs in a file's content. Raises ValueError for a key or a value that is unknown or missing."""
     return {name: _input(name, dict(entry)) for name, entry in content.items()}
 
 
@@ -135,7 +135,7 @@ def _input(name: str, entry: dict[str, Any]) -> Input:
 
 
 def find(name: str) -> Input:
-    """The input of that name. Raises ValueError naming those there are."""
+    """The input of that name. Raises ValueError listing the names."""
     if name not in load_inputs():
         raise ValueError(f"there is no input {name}; there are {', '.join(load_inputs())}")
     return load_inputs()[name]
@@ -151,7 +151,7 @@ def locate(name: str, inputs_dir: Path) -> Path:
 
 
 def remedy(name: str, inputs_dir: Path = FOLDER) -> str:
-    """How an input is had: a command, or a sentence."""
+    """How to get an input: a command, or a sentence."""
     one = find(name)
     if one.kind == "by hand":
         return _filled_in(one.by_hand or "", inputs_dir)
@@ -159,16 +159,16 @@ def remedy(name: str, inputs_dir: Path = FOLDER) -> str:
 
 
 def remedies(names: Iterable[str], inputs_dir: Path) -> list[str]:
-    """Of each input that is missing, one line: what it is, and how it is had."""
+    """One line for each missing input: what it is, and how to get it."""
     states = (state(name, inputs_dir) for name in names)
     return [one.text for one in states if isinstance(one, Missing)]
 
 
 def state(name: str, inputs_dir: Path) -> Present | Missing:
-    """Whether an input is there. Existence and size are looked at, not digests."""
+    """Whether an input exists. Checks existence and size, not digests."""
     one, path = find(name), locate(name, inputs_dir)
     if one.hub is not None:
-        if one.kind == "pipeline" and Path(one.hub).is_dir():  # which diffusers prefers
+        if one.kind == "pipeline" and Path(one.hub).is_dir():  # which diffusers would prefer
             return Present(Path(one.hub))
         if _is_cached(one):
             return Present(path)
@@ -184,15 +184,15 @@ def state(name: str, inputs_dir: Path) -> Present | Missing:
 
 
 def missing(names: Iterable[str], use: str, inputs_dir: Path) -> tuple[str, ...]:
-    """Those of the inputs of a use, one of `USES`, that are not there."""
+    """The missing inputs of a use, one of `USES`."""
     return tuple(name for name in names if find(name).use == use and isinstance(state(name, inputs_dir), Missing))
 
 
 def fetch_missing(names: Iterable[str], inputs_dir: Path, quiet: bool) -> list[str]:
-    """Downloads what is not there and may be downloaded; what fails is reported in a line each, and the next goes on.
+    """Downloads the missing inputs that can be downloaded; failures are reported in one line each and skipped.
 
     Returns:
-        the names of those that are still missing.
+        The names of those that are still missing.
     """
     left = []
     for name in dict.fromkeys(names):
@@ -211,7 +211,7 @@ def fetch(name: str, inputs_dir: Path, quiet: bool = False) -> str:
 
     Raises:
         ValueError: there is no such input.
-        RunError: it can't be downloaded or may not; or another file has its name.
+        RunError: it can't or must not be downloaded, or another file has its name.
     """
     one, path = find(name), locate(name, inputs_dir)
     if one.hub is not None:
@@ -225,7 +225,7 @@ def fetch(name: str, inputs_dir: Path, quiet: bool = False) -> str:
         return f"{name}: there already, {path}"
     linked, notes = _adopt(one, path, inputs_dir)
     if linked is not None:
-        return f"{name}: {linked} is it, linked as {path}"
+        return f"{name}: linked {linked} to {path}"
     noted = "".join(f"; {note}" for note in notes)
     if one.kind == "by hand" or one.source is None:
         raise RunError(f"{one.about}: not downloaded; {remedy(name, inputs_dir)}{noted}")
@@ -247,15 +247,15 @@ def _filled_in(text: str, inputs_dir: Path) -> str:
 
 
 def _adopt(one: Input, path: Path, inputs_dir: Path) -> tuple[Path | None, list[str]]:
-    """The file under another name that was linked to `path`, if any; and of others, what they are not.
+    """The file under another name that was linked to `path`, if any, and notes on rejected candidates.
 
-    Raises RunError: a file that may be the input, with nothing published to tell by.
+    Raises RunError: a file that may be the input, without a published digest to decide.
     """
     notes = []
     for candidate in _candidates(one, path, inputs_dir):
         if one.kind != "file" or one.source is None or (one.source.digest is None and one.source.size is None):
             raise RunError(
-                f"{candidate} may be {one.about}, but nothing is published to tell by; if it is, name it {path}, "
+                f"{candidate} may be {one.about}, but no digest is published; if it is, rename it to {path}, "
                 "else move it away and try again"
             )
         if what := difference(one.source, candidate):
@@ -317,9 +317,9 @@ def _fetch_model(one: Input, quiet: bool) -> None:
             hub_utils.disable_progress_bars()
         snapshot_download(one.hub, revision=one.revision, allow_patterns=wanted)
     except hub_utils.GatedRepoError:
-        raise RunError(f"{one.origin} wants its licence accepted there, and huggingface-cli login") from None
+        raise RunError(f"accept the licence at {one.origin}, and run huggingface-cli login") from None
     except hub_utils.RepositoryNotFoundError:
-        raise RunError(f"the hub has no {one.hub}, or wants huggingface-cli login for it") from None
+        raise RunError(f"the hub has no {one.hub}, or requires huggingface-cli login for it") from None
     except hub_utils.OfflineModeIsEnabled:
         raise RunError(
             f"cannot download {one.origin}: HF_HUB_OFFLINE is set; unset it, or copy the hub's cache"
@@ -331,5 +331,5 @@ def _fetch_model(one: Input, quiet: bool) -> None:
     finally:
         if quiet and not silent:
             hub_utils.enable_progress_bars()
-    if not _is_cached(one):  # without a connection in its midst, the hub's library returns what there is
-        raise RunError(f"{one.origin} did not come whole; try again")
+    if not _is_cached(one):  # if the connection is lost midway, the hub's library returns what it has
+        raise RunError(f"the download of {one.origin} is incomplete; try again")

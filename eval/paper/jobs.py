@@ -1,6 +1,6 @@
-"""What a row of a table needs: the settings that its images are made with, where they go, what is missing for them.
+"""What a row of a table needs: the settings of its images, where they go, and missing inputs.
 
-Nothing is run here. Rows of equal settings, of one table or of several, have one set of images.
+Nothing is run here. Rows with equal settings, in one table or several, share a set of images.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from .data import FidScore, Model, RowRun, Scale, Settings, Table
 from .inputs import missing
 from .sources import key_of, sources_of
 
-ORIGINAL_SEED, ORIGINAL_BATCH = 42, 16  # of the released generate.py, as its README calls it
+ORIGINAL_SEED, ORIGINAL_BATCH = 42, 16  # of the released generate.py, as called in its README
 
 
 @dataclass(frozen=True)
 class Options:
-    """Of the command line, what all rows share."""
+    """The command line's options that all rows share."""
 
     scale: Scale
     work: Path  # images of this scale
     inputs: Path  # published weights, references
-    out: Path  # what was measured, and the tables made of it
+    out: Path  # measurements and tables
     device: torch.device
-    num_images: int | None = None  # None: as many as the scale says
-    dtype: str | None = None  # None: as the scale says
+    num_images: int | None = None  # None: as many the scale's
+    dtype: str | None = None  # None: the scale's
     original_seeds: bool = False  # noise as the released script for Stable Diffusion has it
     timed: bool = True
-    speed_batch: int | None = None  # images of a timed call; None: as the scale says
-    repeats: int = 3  # timed calls of each row
+    speed_batch: int | None = None  # images per timed call; None: the scale's
+    repeats: int = 3  # timed calls per row
     quiet: bool = False
 
     def place(self, path: str) -> str:
@@ -67,32 +67,32 @@ class Job:
 
     @cached_property
     def out(self) -> Path:
-        """The set's folder. Other settings or weights have another one: nothing is made with the wrong ones."""
+        """The set's folder, which depends on settings and weights, so that they can't be mixed up."""
         key = key_of(self.settings, sources_of(self.settings))
         return self.work / f"{self.name}-{self.num_images}-{key}"
 
     @property
     def may_be_made(self) -> bool:
-        """Whether there is any set of its name. Weights, which can be large, need not be read to know that."""
+        """Whether any set of this name exists, without hashing the weights, which can be large."""
         return any(self.work.glob(f"{glob.escape(self.name)}-{self.num_images}-*"))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run of a table: for each row its job, or None where it has none."""
+    """The plan for a table: for each row its job, or None."""
 
     table: Table
-    rows: frozenset[int]  # those that were asked for, counted from 1
+    rows: frozenset[int]  # the requested ones, counted from 1
     jobs: tuple[Job | None, ...]
 
     @property
     def asked(self) -> list[Job]:
-        """The jobs of the rows that were asked for."""
+        """The jobs of the rows that were requested."""
         return [job for k, job in enumerate(self.jobs, 1) if job is not None and k in self.rows]
 
 
 def plan(table: Table, rows: Sequence[int] | None, options: Options) -> Plan:
-    """Plans these rows of a table, or all of them. Raises ValueError if there are not as many."""
+    """Plans these rows of a table, or all of them. Raises ValueError if the table has fewer."""
     table = table.at(options.scale)
     chosen = frozenset(rows or range(1, len(table.rows) + 1))
     if max(chosen) > len(table.rows):
@@ -101,7 +101,7 @@ def plan(table: Table, rows: Sequence[int] | None, options: Options) -> Plan:
 
 
 def job_of(run: RowRun, options: Options) -> Job | None:
-    """The job of a row's run; None where this scale has no such model, or the row is of another one."""
+    """The job of a row's run; None if this scale has no such model, or the row is for another scale."""
     model = options.scale.models.get(run.model)
     if model is None or run.only not in (None, options.scale.name):
         return None
@@ -118,7 +118,7 @@ def job_of(run: RowRun, options: Options) -> Job | None:
 def baseline_of(job: Job, options: Options, of: str | None = None) -> Job | None:
     """The job without a cache that this one is compared with, of the same model or of the one named.
 
-    None for pictures of the renderer, which share no noise with any run.
+    None for the renderer's pictures, which share no noise with any run.
     """
     name = of or job.run.model
     if options.scale.models[name].unet is None:
@@ -152,5 +152,5 @@ def _settings(own: Settings, run: RowRun, options: Options) -> Settings:
 
 
 def _cache(run: RowRun, branch: int) -> CacheConfig:
-    """The run's cache. One that retrieves nothing has the sampler's usual branch, as `settings.json` names one."""
+    """The run's cache. One that never retrieves has the sampler's default branch, since `settings.json` needs one."""
     return run.cache if run.cache.cache_interval > 1 else replace(run.cache, cache_branch_id=branch)

@@ -1,4 +1,4 @@
-"""The MACs of a run: those of its full and of its retrieve steps."""
+"""The MACs of a run: of its full and retrieve steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def steps_of(unet: str, cache_branch_id: int) -> tuple[Macs, Macs]:
 
 @functools.cache
 def _counted(unet: str) -> tuple[Macs, Macs, list[Macs]]:
-    """Of a full step, of its middle block, and of the layers of each branch: counted in one call."""
+    """MACs of a full step, of its middle block, and of the layers of each branch, counted in one call."""
     model = open_model(unet)
     fork = model.on_meta()
     macs = count_modules(fork, unet_inputs(fork, *model.size, tokens=model.tokens), model.exceptions)

@@ -1,4 +1,4 @@
-"""Measures rows whose images are there: scores, distances to the baseline, speed."""
+"""Measures rows whose images exist: scores, distances to the baseline, speed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .speed import measure_speed, timed_job
 
 
 def timed_jobs(plans: Iterable[Plan], options: Options) -> list[Job]:
-    """The jobs to be timed for the rows that were asked for, each once."""
+    """The jobs to time for the requested rows, each once."""
     timed = {
         own.name: own
         for plan in plans
@@ -27,10 +27,10 @@ def timed_jobs(plans: Iterable[Plan], options: Options) -> list[Job]:
 
 
 def measure_all(plans: Iterable[Plan], options: Options, bar: TableBar) -> None:
-    """Measures the rows that were asked for, as far as it is not on file.
+    """Measures the requested rows, except what is saved already.
 
-    Distances to a baseline need both sets. Whoever of several processes has a row's images or a baseline's last finds
-    the other, so they are measured for all rows of the tables, asked for or not, of which both sets are there.
+    Distances to a baseline need both sets. Of several processes, the one that finishes the second set finds the other,
+    so distances are measured for all rows of the tables, requested or not, whose two sets exist.
 
     Raises:
         ValueError: a reference that can't be used, a damaged file or set.
@@ -44,7 +44,7 @@ def measure_all(plans: Iterable[Plan], options: Options, bar: TableBar) -> None:
             bar.begins("scores", job)
             try:
                 measure_scores(job, options)
-            except RunError as error:  # a scorer that can't be had costs its own columns
+            except RunError as error:  # a scorer that is not available only costs its own columns
                 unscored.setdefault(str(error), []).append(job.name)
         bar.advance("scores", job)
     for job in near.values():

@@ -1,8 +1,8 @@
-"""What was measured of a run, in a file of its own that says what it was made from.
+"""Measurements of a run, each in its own file with a record of what it was made from.
 
 Each run has a folder in `measured/` of the results, with `scores.json`, `pairs.json` (against the baseline) and
-`speed.json`. All tables are made from these files, whoever wrote them: any number of processes and machines can measure
-different rows at once. A file is taken only for what it was made from; anything else makes it anew.
+`speed.json`. All tables are made from these files, so any number of processes and machines can measure different rows
+at once. A file is only used for exactly what it was made from; otherwise it is measured again.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from common.environment import versions
 from common.files import write_text
 from common.reading import read_json
 
-DIGITS = 7  # of numbers for each image, which would be long
+DIGITS = 7  # of per-image numbers, which would be long
 
 
 @dataclass(frozen=True)
 class Found:
-    """Numbers, by name. What has several values, of images, draws or repeats, has them in `each`."""
+    """Numbers by name. Values of single images, draws or repeats are in `each`."""
 
     values: Mapping[str, float | None]
-    low: Mapping[str, float | None] = field(default_factory=dict)  # of the 95 % interval, or the least
+    low: Mapping[str, float | None] = field(default_factory=dict)  # of the 95 % interval, or the minimum
     high: Mapping[str, float | None] = field(default_factory=dict)
     each: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    unreliable: Mapping[str, str] = field(default_factory=dict)  # why a number is not to be shown
+    unreliable: Mapping[str, str] = field(default_factory=dict)  # why a number is not shown
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Measured:
 
 
 def read(file: Path) -> Measured | None:
-    """What the file holds; None if there is none. Raises ValueError for a damaged one."""
+    """The content of the file; None if there is none. Raises ValueError for a damaged one."""
     if not file.is_file():
         return None
     remedy = "remove it to have it measured again"
@@ -58,16 +58,16 @@ def read(file: Path) -> Measured | None:
 
 
 def measured(file: Path, made_from: Mapping[str, Any], measure: Callable[[], Found], device: torch.device) -> Measured:
-    """What the file holds if it was made from just this; else what is measured now, and written to it."""
-    there = read(file)
-    if there is not None and there.made_from == json.loads(json.dumps(made_from)):
-        return there
+    """The content of the file if it was made from exactly this; else measures now and writes the file."""
+    saved = read(file)
+    if saved is not None and saved.made_from == json.loads(json.dumps(made_from)):
+        return saved
     found = measure()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
     write_text(file, _dumps(asdict(Measured(made_from, found, date, versions(device)))))
-    there = read(file)  # with as many digits as at any other time
-    assert there is not None
-    return there
+    saved = read(file)  # read back, so that the digits are always the same
+    assert saved is not None
+    return saved
 
 
 def _dumps(content: Mapping[str, Any]) -> str:

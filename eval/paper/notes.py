@@ -1,4 +1,4 @@
-"""What a reader of a table must know of how our numbers came about: the notes under it."""
+"""The notes under a table: how our numbers were made."""
 
 from __future__ import annotations
 
@@ -11,47 +11,45 @@ from .jobs import Options, Plan
 from .measured import Measured
 from .results import Result, Value, baseline_drift
 
-DRIFT = 1.05  # of the baseline's speed between rows: what is worth telling
-SAME = ("scorer", "reference", "code")  # of scores: what must be the same for rows to be compared
+DRIFT = 1.05  # ratio of the baseline's speeds between rows that is worth a note
+SAME = ("scorer", "reference", "code")  # must be the same for scores to be comparable
 
 
 def notes_of(plan: Plan, results: list[Result], options: Options) -> list[str]:
     """Notes on our numbers, then the table's own."""
     table, scale = plan.table, options.scale
     if table.kind == "schedules":
-        return ["Counted here, exactly; nothing of it depends on weights.", *table.notes]
+        return ["Counted exactly; independent of weights.", *table.notes]
     notes = []
     if scale.name == "shapes":
         notes.append(f"Here: {scale.about}")
     if "macs_g" in table.columns:
         notes.append(
-            "MACs are of the published layouts, counted without weights; ✓ is the printed number, to its digits."
+            "MACs are counted for the published layouts, without weights; ✓: equals the printed number, to its digits."
         )
     notes += _made(results) + _incomparable(results) + _unreliable(results) + _exact(results) + _speed(plan, results)
     models = {row.run.model for row in table.rows if row.run is not None}
     if missing := sorted(models - scale.models.keys()):
         notes.append(f"No model stands for {', '.join(missing)} at this scale.")
     if elsewhere := [k for k, row in enumerate(table.rows, 1) if row.run and row.run.only not in (None, scale.name)]:
-        notes.append(f"{named(elsewhere).capitalize()}: run at the paper's scale alone, to save time here.")
+        notes.append(f"{named(elsewhere).capitalize()}: run only at the paper's scale, to save time.")
     if others := [k for k, row in enumerate(table.rows, 1) if row.run is None]:
-        notes.append(f"{named(others).capitalize()}: of other methods or other papers, not run.")
+        notes.append(f"{named(others).capitalize()}: from other methods or other papers, not run.")
     skipped: dict[str, list[int]] = {}
     for k, (job, result) in enumerate(zip(plan.jobs, results, strict=True), 1):
         if job is not None and result.scores is None and (missing := [*job.missing, *job.missing_for_scores]):
             skipped.setdefault(", ".join(missing), []).append(k)
     for names, rows in skipped.items():
-        notes.append(
-            f"{named(rows).capitalize()} not scored here; missing: {names} (`python -m eval.fetch` lists them)."
-        )
+        notes.append(f"{named(rows).capitalize()} not scored; missing: {names} (`python -m eval.fetch` lists them).")
     if any(row.name.startswith(FLOOR) for row in table.rows):
-        notes.append(f"The row {FLOOR} is no run: it is what a model that makes no mistakes would score.")
+        notes.append(f"The row {FLOOR} is not a run, but what a model without mistakes would score.")
     used: dict[str, Model] = {name: scale.models[name] for name in sorted(models & scale.models.keys())}
     notes += dict.fromkeys(text for model in used.values() for text in model.departures)
     return [*notes, *table.notes]
 
 
 def _made(results: list[Result]) -> list[str]:
-    """Which rows were made of how many images, when and where, rows of the same together."""
+    """How many images, when and where rows were made from, grouping equal rows."""
     groups: dict[str, list[int]] = {}
     for k, result in enumerate(results, 1):
         if (made := result.scores) is not None:
@@ -73,7 +71,7 @@ def _where(made: Measured) -> str:
 
 
 def _incomparable(results: list[Result]) -> list[str]:
-    """Rows whose scores are of another scorer, reference, code or number of images than the most have."""
+    """Rows whose scorer, reference, code or number of images differs from the majority's."""
     kinds: dict[tuple[object, ...], list[int]] = {}
     for k, result in enumerate(results, 1):
         if (made := result.scores) is not None:
@@ -89,8 +87,8 @@ def _incomparable(results: list[Result]) -> list[str]:
             names = [*SAME, "number of images"]
             what = [name for name, a, b in zip(names, kind[2:], most[2:], strict=True) if a != b]
             notes.append(
-                f"**{named(rows).capitalize()} can't be compared with the others**: another {', another '.join(what)}. "
-                "Run them again."
+                f"**{named(rows).capitalize()} can't be compared with the others**: different {' and '.join(what)}. "
+                "Rerun them."
             )
     return notes
 
@@ -105,7 +103,7 @@ def _unreliable(results: list[Result]) -> list[str]:
 
 
 def _exact(results: list[Result]) -> list[str]:
-    """Where precision and recall come out otherwise with distances that are not rounded."""
+    """Rows where precision and recall differ with exact distances."""
     found = []
     for k, result in enumerate(results, 1):
         pairs = [(result.number(name), result.number(f"exact_{name}")) for name in ("precision", "recall")]
@@ -116,18 +114,16 @@ def _exact(results: list[Result]) -> list[str]:
 
 
 def _speed(plan: Plan, results: list[Result]) -> list[str]:
-    """How far the machine's speed moved between rows, and rows whose speed-up is not told from none."""
+    """How much the machine's speed varied between rows, and rows whose speed-up is not significant."""
     notes = []
     if any(result.speed for result in results):
-        notes.append(
-            "Images/s are those of the baseline, the median of all its timings in this table, times a row's speed-up."
-        )
+        notes.append("Images/s are the baseline's (median of all its timings in this table) times a row's speed-up.")
     for name, drift in baseline_drift(plan, results).items():
         if drift > DRIFT:
             notes.append(
-                f"The machine was not steady: {name}'s baseline, timed again with every row, moved by "
-                f"{100 * (drift - 1):.0f} % between rows. Speed-ups are of pairs timed one after the other; mind their "
-                "spread."
+                f"The machine's speed varied: {name}'s baseline, timed again with every row, changed by "
+                f"{100 * (drift - 1):.0f} % between rows. Speed-ups are from pairs timed one after the other; note "
+                "their spread."
             )
     unclear = []
     for k, result in enumerate(results, 1):

@@ -38,15 +38,15 @@ COLUMNS = {
     "num_equation_7": Column("of equation 7", 0),
     "full_steps": Column("which", 0),
 }
-OF_BASELINE = {"speedup", "psnr", "distance"}  # columns that compare with it, and say nothing of itself
-SHOWN_STEPS = 12  # of a schedule in Markdown; the CSV has all
+OF_BASELINE = {"speedup", "psnr", "distance"}  # columns that compare with it, so empty for itself
+SHOWN_STEPS = 12  # per schedule in Markdown; the CSV has all
 NOTHING = "–"
 PARAMETERS = ("center", "pow")
-MEASURED = {"shapes": "shipped model", "paper": "measured"}  # what ours are called, by scale
+MEASURED = {"shapes": "shipped model", "paper": "measured"}  # labels of our numbers, by scale
 
 
 def agrees(printed: str, value: float) -> bool:
-    """Whether `value`, rounded or cut off to as many decimals as were printed, is what was printed."""
+    """Whether `value`, rounded or truncated to the printed number of decimals, is the printed number."""
     decimals = len(printed.partition(".")[2])
     cut = math.floor(value * 10**decimals + 1e-9) / 10**decimals
     return printed in (f"{value:.{decimals}f}", f"{cut:.{decimals}f}")
@@ -76,7 +76,7 @@ def show(name: str, cell: Value | str | None) -> str:
 
 
 def here(name: str, printed: str | None, cell: Value | str | None) -> str:
-    """A cell of ours, marked where it must be the paper's: MACs are counted, all else is measured."""
+    """A cell of ours, marked if it must equal the paper's: MACs are counted, everything else is measured."""
     text = show(name, cell)
     if name == "macs_g" and printed is not None and isinstance(cell, Value) and cell.value is not None:
         text += " ✓" if agrees(printed, cell.value) else " **≠**"
@@ -92,9 +92,9 @@ class Shown(NamedTuple):
 
 
 def _shown_columns(table: Table, results: list[Result], options: Options) -> list[Shown]:
-    """Parameters; what is counted, which must be the paper's, beside it; what else is printed; what was measured.
+    """Parameters; counted columns beside the paper's, which must be equal; other printed ones; measured ones.
 
-    The last are of other models than the paper's where the scale has others, so they stand apart and are named.
+    Measured columns can be of models other than the paper's, so they are separate and labelled.
     """
     published = {name for name in table.columns if any(name in row.paper for row in table.rows)}
     ours = [name for name in table.columns if name in published or any(result[name] for result in results)]
@@ -132,9 +132,9 @@ def markdown(plan: Plan, results: list[Result], options: Options) -> str:
 
 
 def as_csv(table: Table, results: list[Result]) -> str:
-    """Every number in full: for each column the printed and the measured one, in the same unit, and its interval.
+    """All numbers in full: for each column the printed and the measured one, in the same unit, and its interval.
 
-    Then how many images they are of, and when and on what device they were scored.
+    Then the number of images, and when and on which device they were scored.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -169,16 +169,16 @@ def _in_unit(name: str, cell: Value | str | None) -> list[object]:
 
 
 def readme(options: Options) -> str:
-    """What a reader of all tables of a scale must know."""
+    """The introduction to all tables of a scale."""
     name, about = options.scale.name, options.scale.about
     return (
         f"# The paper's tables, scale {name}\n\n{about}\n\n"
-        f"Regenerate all of it with `python -m eval.tables all --scale {name}`; make the pages again from what is in "
-        f"[measured](measured), one folder for each run, with `--render`. Each of its files says what it was made "
-        "from, when and on which machine, and has the numbers of every image.\n\n"
-        "± is half of a 95 % interval: 1.96 standard errors; for FID, KID and IS by the images' influence on them "
-        "(infinitesimal jackknife), the reference being held fixed. Brackets after PSNR, a median, are its 95 % "
-        "interval, after speed the least and the greatest of all timings. Runs of a model start from the same noise, "
-        "so that differences between rows are surer than the intervals of each: [claims](claims.md) has them.\n\n"
+        f"Regenerate everything with `python -m eval.tables all --scale {name}`; with `--render`, only the pages, from "
+        f"the files in [measured](measured), one folder per run. Each file records what it was made from, when and on "
+        "which machine, and has the numbers of every image.\n\n"
+        "± is half of a 95 % interval: 1.96 standard errors; for FID, KID and IS from the images' influence on them "
+        "(infinitesimal jackknife), with the reference held fixed. Brackets after PSNR, a median, are its 95 % "
+        "interval; after speed, the minimum and maximum of all timings. Runs of a model start from the same noise, so "
+        "differences between rows are more certain than each row's interval: see [claims](claims.md).\n\n"
         "Image k of a set starts from the noise of (seed, k).\n"
     )

@@ -1,4 +1,4 @@
-"""One bar over all rows of all tables, with the time that is left."""
+"""One progress bar over all rows of all tables, with the time left."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tqdm import tqdm
 from .jobs import Job, Options, baseline_of
 from .macs import tmacs_of
 
-SCORING = 0.05  # of the time that a set's images take; as it was with the shipped models
+SCORING = 0.05  # as a share of the time for a set's images, as measured with the shipped models
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left{postfix}"
 
 
 class TableBar:
-    """Sets of images, scores and timed calls, weighed by their MACs.
+    """Progress over sets of images, scores and timed calls, weighted by their MACs.
 
     Args:
-        to_make, to_score, to_time: the jobs of which this is still to be done.
+        to_make, to_score, to_time: the jobs for which this remains to be done.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class TableBar:
         self.bar.close()
 
     def begins(self, kind: str, job: Job) -> None:
-        """Says what is under way."""
+        """Shows what is in progress."""
         self.bar.set_postfix_str(f"{job.name}, {kind}")
 
     def advance(self, kind: str, job: Job, share: float = 1.0) -> None:
-        """This share of the job's images, scores or speed is done."""
+        """Advances by this share of the job's images, scores or speed."""
         self.bar.update(share * self.work.get((kind, job.name), 0.0))
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         tqdm.write(text)
 
 

@@ -1,4 +1,4 @@
-"""Our numbers for the rows of a table: counted, or taken from the files of what was measured. Nothing is run here."""
+"""Our numbers for the rows of a table: counted, or read from the saved measurements. Nothing is run here."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SPEEDS = ("throughput", "speedup")
 
 @dataclass(frozen=True)
 class Value:
-    """A number of ours in a cell, with its 95 % interval, or with the least and greatest of what was timed.
+    """A number of ours in a cell, with its 95 % interval, or for timings with minimum and maximum.
 
-    `why` says why there is no number to show.
+    `why` is the reason if there is no number to show.
     """
 
     value: float | None = None
@@ -34,7 +34,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Result:
-    """Our numbers for a row, by column, as far as it was run, and the files that they are from."""
+    """Our numbers for a row by column, as far as it was run, and the files they come from."""
 
     cells: Mapping[str, Value | str] = field(default_factory=dict)
     scores: Measured | None = None
@@ -51,10 +51,10 @@ class Result:
 
 
 def results_of(plan: Plan, options: Options, *, count_macs: bool = True) -> list[Result]:
-    """Our numbers for each row of a table, from what is there. Counting MACs takes seconds, and can be left out.
+    """Our numbers for each row of a table, as far as they exist. Counting MACs takes seconds, and can be skipped.
 
-    Images/s are the baseline's, the median of all its timings in this table, times the row's speed-up: rows that were
-    timed at different moments, or on different machines, compare with nothing else.
+    Images/s are the baseline's (median of all its timings in this table) times the row's speed-up: nothing else makes
+    rows comparable that were timed at different moments or on different machines.
 
     Raises:
         ValueError: a damaged file.
@@ -77,7 +77,7 @@ def results_of(plan: Plan, options: Options, *, count_macs: bool = True) -> list
 
 
 def baseline_drift(plan: Plan, results: list[Result]) -> dict[str, float]:
-    """By baseline that several rows were timed against, the greatest of its speeds over the least."""
+    """For each baseline that several rows were timed against, its highest speed over its lowest."""
     found: dict[str, list[float]] = {}
     for job, result in zip(plan.jobs, results, strict=True):
         if job is not None and result.speed is not None:
@@ -111,7 +111,7 @@ def _result(table: Table, row: Row, job: Job | None, columns: Set[str], options:
         return Result()
     printed = load_scale("paper").models.get(row.run.model)
     if "macs_g" in columns and printed is not None and printed.unet is not None:
-        # of the published layout, which needs no weights
+        # for the published layout, which needs no weights
         cells["macs_g"] = Value(macs_of(row.run, printed.unet, table.macs_over))
     if job is None:
         return Result(cells)
@@ -131,7 +131,7 @@ def _value(file: Measured, name: str) -> Value:
 
 
 def _schedule_cells(schedule: Schedule) -> dict[str, Any]:
-    """Of Tables 9 and 10: the full steps that the printed parameters give."""
+    """For Tables 9 and 10: the full steps from the printed parameters."""
     cache = schedule.cache
     assert cache.center is not None and cache.pow is not None
     steps = cache.full_steps(schedule.num_steps)

@@ -1,4 +1,4 @@
-"""What is measured of a row's images: FID and its kin or the CLIP Score, and distances to the baseline's images."""
+"""Measures a row's images: FID and related metrics or CLIP Score, and distances to the baseline's images."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ FID_METRICS = (*fid.METRICS, "exact_precision", "exact_recall")
 
 
 def measure_scores(job: Job, options: Options) -> Measured:
-    """The scores of a set of images that is there: by column, whichever the model's images are scored by.
+    """The scores of an existing set of images, by column: whichever the model is scored by.
 
     Raises:
         ValueError: a reference that can't be used.
-        RunError: a scorer's weights that can't be had.
+        RunError: a scorer's weights are not available.
     """
     score = job.model.score
     made_from: dict[str, Any] = {
@@ -57,7 +57,7 @@ def measure_scores(job: Job, options: Options) -> Measured:
 
 
 def measure_pairs(job: Job, baseline: Job, options: Options) -> Measured:
-    """Distances of each image to the baseline's that starts from the same noise. Both sets are there."""
+    """Distances of each image to the baseline's from the same noise. Both sets must exist."""
     made_from = {
         "samples": samples_digest(job.out), "baseline": samples_digest(baseline.out), "num_images": job.num_images,
         "scorer": _weights_of("shapes") if options.scale.distance else None, "code": code_version(),
@@ -66,7 +66,7 @@ def measure_pairs(job: Job, baseline: Job, options: Options) -> Measured:
 
 
 def scorer_identity(score: FidScore | ClipScore) -> str:
-    """What tells the scorer's weights from others."""
+    """Identifies the scorer's weights."""
     if isinstance(score, FidScore):
         return _weights_of(score.variant)
     return _weights_of("shapes") if score.clip == "shapes" else f"{score.clip}/{clip_score.PRETRAINED}"
@@ -100,7 +100,7 @@ def _fid(job: Job, score: FidScore, options: Options) -> Found:
 
 
 def _pairs(job: Job, baseline: Job, options: Options) -> Found:
-    import scipy.stats  # takes a second, which a dry run should not
+    import scipy.stats  # imported late: it takes a second, and a dry run does not need it
 
     each: dict[str, list[float]] = {"psnr": []}
     if options.scale.distance:
@@ -110,7 +110,7 @@ def _pairs(job: Job, baseline: Job, options: Options) -> Found:
         each["psnr"] += psnr(ours, theirs).tolist()
         if options.scale.distance:
             each["distance"] += feature_distance(ours, theirs, _shapes_features(options.device)).tolist()
-    # PSNR is shown as a median: equal images, which have no finite one, would rule a mean.
+    # PSNR is shown as a median: equal images, whose PSNR is infinite, would dominate a mean.
     interval = scipy.stats.quantile_test(each["psnr"], p=0.5).confidence_interval(0.95)
     found = _with_errors({name: _mean(values) for name, values in each.items() if name != "psnr"}, each)
     return Found(
@@ -147,11 +147,11 @@ def _with_errors(
 
 
 def _draw_reference(reference: Path, score: FidScore, like: str, options: Options) -> None:
-    """Draws the reference unless it is there, just as it was drawn."""
+    """Draws the reference unless it exists and was drawn with the same settings."""
     number, record = options.scale.reference_images, reference.with_suffix(".json")
     made_from = {"like": like, "number": number, "scorer": _weights_of(score.variant), "code": code_version()}
     reference.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(reference.with_suffix(".lock")):  # of processes that come at once, the first draws
+    with FileLock(reference.with_suffix(".lock")):  # of simultaneous processes, the first draws
         try:
             there = read_json(record)
             if there == {**made_from, "sha256": file_digest(reference)}:

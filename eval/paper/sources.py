@@ -1,4 +1,4 @@
-"""What a set of images is made from: the key that it is filed under."""
+"""What a set of images is made from, and its key."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..generation import text
 from ..generation.prompts import NAMES, open_prompts
 from .data import Settings
 
-PATHS = ("checkpoint", "model", "prompts", "cache_label")  # of settings: where things are is not what they are
+PATHS = ("checkpoint", "model", "prompts", "cache_label")  # settings that are locations: content counts, not its place
 
 
 def sources_of(settings: Settings) -> dict[str, str]:
-    """Of each file or folder that images of these settings depend on, what tells it from others."""
+    """The identity of each file or folder that images of these settings depend on."""
     match settings:
         case ddpm.sample.Settings():
             return {"checkpoint": identity(settings.checkpoint or SHAPES_DDPM)}
@@ -38,27 +38,27 @@ def sources_of(settings: Settings) -> dict[str, str]:
 
 
 def identity(model: str | Path) -> str:
-    """The digest of a file or directory, or the commit of a model of the hub, whose files never change."""
+    """The digest of a file or directory, or the commit of a model on the hub."""
     if Path(model).exists():
         return model_digest(Path(model))
     try:
         found = try_to_load_from_cache(str(model), "model_index.json")
-    except ValueError:  # a path, and no id of the hub's
+    except ValueError:  # a path, not a hub id
         found = None
     return f"{model}@{Path(found).parent.name}" if isinstance(found, str) else "absent"
 
 
 def _prompts(source: str) -> str:
-    """The digest of prompts, whatever file they are in; a published list's name, whose digest is checked on its way."""
+    """The digest of prompts, whatever file they are in; or a published list's name, whose digest is checked anyway."""
     if source in NAMES and source != "shapes":
         return source
     return open_prompts(source).digest if source in NAMES or Path(source).is_file() else "absent"
 
 
 def key_of(settings: Settings, sources: Mapping[str, str]) -> str:
-    """Ten hexadecimal digits for what a set is made with and from.
+    """A key of ten hexadecimal digits for a set's settings and sources.
 
-    Settings at their defaults are left out: one that is new changes no key of what was made before it.
+    Settings at their defaults are left out, so that a new setting does not change existing keys.
     """
     own = {
         field.name: value.to_json() if isinstance(value, CacheConfig) else value

@@ -22,7 +22,7 @@ WARM_UP = 1
 
 
 def timed_job(job: Job, options: Options) -> Job:
-    """The job whose speed is this one's: two sets of prompts on one model share it."""
+    """The job that is timed for this one: two sets of prompts on one model share it."""
     if job.model.speed_of is None:
         return job
     same = job_of(replace(job.printed, model=job.model.speed_of), options)
@@ -31,7 +31,7 @@ def timed_job(job: Job, options: Options) -> Job:
 
 
 def measure_speed(job: Job, options: Options) -> Measured | None:
-    """Times the job and its baseline in turn, unless that is in its file. None for what has no baseline."""
+    """Times the job and its baseline in turn, unless that is saved. None for a job without a baseline."""
     baseline = baseline_of(job, options, job.model.speed_over)
     if baseline is None:
         return None

@@ -1,4 +1,4 @@
-"""How a run caches, in one frozen description that the command line fills, loops run by, and results are saved with."""
+"""The settings of a run's cache: filled in by the command line, used by the loops, saved with the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .schedule import check_schedule, full_steps
 
 
 class FeatureExtensions(TypedDict, total=False):
-    """What goes beyond the paper, for any loop. All of it is off by default."""
+    """The extensions beyond the paper, for any loop. All are off by default."""
 
     forecast: Forecast
     forecast_order: float
@@ -29,7 +29,7 @@ class FeatureExtensions(TypedDict, total=False):
 
 
 class Extensions(FeatureExtensions, total=False):
-    """The same for loops with classifier-free guidance."""
+    """The extensions for loops with classifier-free guidance."""
 
     reuse_guidance: bool
     guidance_stop: float
@@ -38,7 +38,7 @@ class Extensions(FeatureExtensions, total=False):
 PAPER = ("cache_interval", "cache_branch_id", "uniform", "pow", "center", "cache_steps")
 
 
-def _yes_or_no(given: Any) -> bool:
+def _boolean(given: Any) -> bool:
     if given not in (True, False):
         raise ValueError
     return bool(given)
@@ -63,57 +63,57 @@ def _numbers(given: Any) -> Any:
     return _number(given)
 
 
-KINDS: dict[str, Callable[[Any], Any]] = {  # what becomes of an argument, or is wrong with it
+CONVERTERS: dict[str, Callable[[Any], Any]] = {  # return an argument's value, or raise
     "cache_interval": operator.index,
     "cache_branch_id": operator.index,
-    "uniform": _yes_or_no,
+    "uniform": _boolean,
     "pow": _number,
     "center": operator.index,
     "cache_steps": _steps,
     "forecast": _numbers,
     "forecast_order": _number,
-    "reuse_guidance": _yes_or_no,
+    "reuse_guidance": _boolean,
     "guidance_stop": _number,
     "refresh_interval": operator.index,
     "refresh_steps": _steps,
     "refresh_branch_id": operator.index,
-    "reuse_attention": _yes_or_no,
+    "reuse_attention": _boolean,
     "skip_interval": operator.index,
     "skip_steps": _steps,
     "skip_order": _number,
 }
-WANTED: dict[Callable[[Any], Any], str] = {
+EXPECTED: dict[Callable[[Any], Any], str] = {
     operator.index: "a whole number",
-    _yes_or_no: "True or False",
+    _boolean: "True or False",
     _steps: "a list of whole numbers such as [0, 3, 6]",
-    _number: "a number, and finite",
-    _numbers: "a number such as 1, and finite; or one for each call",
+    _number: "a finite number",
+    _numbers: "a finite number such as 1, or one for each call",
 }
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """The arguments of a pipeline's cache. The first six are the paper's; the others go beyond it and are off.
+    """The arguments of a pipeline's cache. The first six are the paper's; the others are extensions, off by default.
 
     Args:
         cache_interval: N. Every N-th step is full; 1, the default, is the stock pipeline bit for bit.
-        cache_branch_id: m, the skip branch at which the deep feature is kept, 0 to M − 1.
-        uniform, pow, center: `uniform=False` with `pow` and `center` gathers full steps around step `center`.
-        cache_steps: the full steps themselves, instead of interval and schedule.
-        forecast: g, how far a retrieve step's feature is extrapolated from those cached last (`FeatureCache`): 0
-            copies as in the paper, 1 is the straight line; or g of each call (T,), or of each call and channel (T, C).
-        forecast_order: of the polynomial that is extrapolated with, 1 the line, 2 the parabola, 1.7 between them.
-        reuse_guidance: retrieve steps run the conditional half alone (`GuidanceReuse`).
+        cache_branch_id: m, the skip branch at which the deep feature is cached, 0 to M − 1.
+        uniform, pow, center: `uniform=False` with `pow` and `center` concentrates full steps around step `center`.
+        cache_steps: explicit list of full steps, instead of interval and schedule.
+        forecast: g, how far a retrieve step's feature is extrapolated from the last cached ones (`FeatureCache`): 0
+            copies, as in the paper, 1 is linear; or g of each call (T,), or of each call and channel (T, C).
+        forecast_order: order of the extrapolating polynomial: 1 the line, 2 the parabola, 1.7 between them.
+        reuse_guidance: retrieve steps run only the conditional half (`GuidanceReuse`).
         guidance_stop: fraction of the run after which guidance is always reused.
-        refresh_interval, refresh_branch_id: every so many steps after a full step, retrieve at this deeper branch, and
-            re-cache at `cache_branch_id` (`CacheRun`).
-        refresh_steps: the steps that do so themselves, instead of the interval.
-        reuse_attention: retrieve steps take what attention adds from earlier steps too (`ShallowAttention`).
-        skip_interval: of the steps that are neither full nor refresh steps only every so many-th after a full step
-            retrieves; the others are skipped (`CacheRun`), and step 1 is full. As large as the run is long, it skips
-            all of them.
-        skip_steps: the skipped steps themselves, instead of the interval.
-        skip_order: of the polynomial that a skipped step's noise is extrapolated with, 0 (copies) to 3.
+        refresh_interval, refresh_branch_id: every `refresh_interval` steps after a full step, retrieve at this deeper
+            branch and re-cache at `cache_branch_id` (`CacheRun`).
+        refresh_steps: explicit list of these steps, instead of the interval.
+        reuse_attention: retrieve steps also reuse what attention added in earlier steps (`ShallowAttention`).
+        skip_interval: of the steps that are neither full nor refresh steps, only every `skip_interval`-th after a full
+            step retrieves; the others are skipped (`CacheRun`), and step 1 is full. A value as large as the number of
+            steps skips all of them.
+        skip_steps: explicit list of the skipped steps, instead of the interval.
+        skip_order: order of the polynomial that extrapolates a skipped step's noise, 0 (copies) to 3.
 
     Raises:
         ValueError: an argument out of range, by name. What depends on the run is checked by `CacheRun`.
@@ -140,11 +140,13 @@ class CacheConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             given = getattr(self, field.name)
-            if given is not None or field.default is not None:  # whose default is None, can be None
+            if given is not None or field.default is not None:  # None is valid where it is the default
                 try:
-                    object.__setattr__(self, field.name, KINDS[field.name](given))
+                    object.__setattr__(self, field.name, CONVERTERS[field.name](given))
                 except (TypeError, ValueError, OverflowError):
-                    raise ValueError(f"{field.name} is {given!r}; it must be {WANTED[KINDS[field.name]]}") from None
+                    raise ValueError(
+                        f"{field.name} is {given!r}; it must be {EXPECTED[CONVERTERS[field.name]]}"
+                    ) from None
         check_schedule(**self._schedule)
         if self.cache_branch_id < 0:
             raise ValueError(f"cache_branch_id is {self.cache_branch_id}; skip branches are counted from 0")
@@ -160,7 +162,7 @@ class CacheConfig:
         for kind in ("refresh", "skip"):
             interval, steps = getattr(self, f"{kind}_interval"), getattr(self, f"{kind}_steps")
             if interval is not None and steps is not None:
-                raise ValueError(f"{kind}_interval and {kind}_steps say the same; give one of them")
+                raise ValueError(f"{kind}_interval and {kind}_steps exclude each other; give one of them")
             if interval is not None and interval < 1:
                 raise ValueError(f"{kind}_interval is {interval}; it must be at least 1")
             if steps is not None and (not steps or min(steps) < 1):
@@ -181,12 +183,12 @@ class CacheConfig:
         """The full steps of a run of that length. Raises ValueError if the schedule does not fit it."""
         steps = full_steps(num_steps, **self._schedule)
         if (self.skip_interval or 1) > 1 and len(steps) < num_steps:
-            steps = sorted({*steps, 1})  # with a second noise there is a line to carry on
+            steps = sorted({*steps, 1})  # a line needs a second computed noise
         return steps
 
     @property
     def skips(self) -> bool:
-        """Whether there may be steps that are skipped."""
+        """Whether steps can be skipped."""
         return self.skip_interval is not None or self.skip_steps is not None
 
     @property
@@ -196,7 +198,7 @@ class CacheConfig:
 
     @property
     def extensions(self) -> dict[str, Any]:
-        """What goes beyond the paper and is on."""
+        """The extensions that are on."""
         values = ((f.name, getattr(self, f.name), f.default) for f in fields(self) if f.name not in PAPER)
         return {name: value for name, value, off in values if value != off}
 
@@ -212,17 +214,17 @@ class CacheConfig:
                 raise ValueError(f"{name} is not available here; leave it out")
 
     def to_json(self) -> dict[str, Any]:
-        """The paper's arguments, and the extensions that are on, as JSON has them."""
+        """The paper's arguments and the extensions that are on, as JSON values."""
         return {name: _as_lists(value) for name, value in self.arguments.items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Of what `to_json` gives, be there other entries beside it or not. Raises as the class."""
+        """From the output of `to_json`; other entries are ignored. Raises as the class."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in content.items() if name in known})
 
     def name(self, schedule: str | None = None) -> str:
-        """The settings in few letters for a folder's name, such as N5-forecast1-m1; `schedule` replaces the first."""
+        """The settings in short for a folder's name, such as N5-forecast1-m1; `schedule` replaces the first part."""
         parts = [schedule or self._schedule_name()]
         for name, value in self.extensions.items():
             if isinstance(value, tuple):

@@ -1,13 +1,13 @@
-"""The features that a run keeps of its full steps, and what a retrieve step is given of them.
+"""The features that a run caches at full steps, and the feature that a retrieve step gets.
 
-The paper copies: a retrieve step takes the last full step's feature (equation 5). Features move evenly for a while,
-so that a forecast from the last few is nearer. With p the polynomial through those kept last, F_k being the last of
-all, at position i of the loop
+The paper copies: a retrieve step gets the last full step's feature (equation 5). Features change smoothly for a while,
+so extrapolating the last few is more accurate. With p the polynomial through the last cached features, F_k the very
+last, at position i of the loop
 
     F̂_i = F_k + g · (p(i) − F_k),    g = 0 the copy, g = 1 the polynomial.
 
-Positions were measured to be as good a clock as timesteps, and a better one than the logarithm of the signal-to-noise
-ratio, which moves fastest at the end, where features hardly do.
+In measurements, extrapolating in positions was as good as in timesteps, and better than in the logarithm of the
+signal-to-noise ratio, which changes fastest at the end, where features hardly change.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor
 
 Forecast = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 Kept = tuple[Tensor, ...]
-"""What a step keeps, (B, …) each: the deep feature (B, C, H, W), and what shallow attention adds, if that is kept."""
+"""What a step caches, (B, …) each: the deep feature (B, C, H, W) and, with attention reuse, what attention adds."""
 
 
 class FeatureCache:
-    """One run's. A loop gets its step's feature, and puts in what a step made that got none.
+    """The cached features of one run. A loop calls `get` before each step, and `put` after a step that got none.
 
     Args:
         full: positions of the loop that are full steps.
-        num_calls: T, positions of the loop.
+        num_calls: T, the number of positions of the loop.
         forecast: g, for all positions, for each (T,), or for each position and channel (T, C). 0 copies, and then
-            one feature is held at a time. What attention adds has the channels' mean of g.
-        order: of the polynomial, 1 the line through the last two features, 2 the parabola through the last three, and
-            so on; between two, their mixture, 1.7 the line and 0.7 of what the parabola adds. So many and one more
-            features are held. Before there are as many, the order is what those that there are allow.
+            only one feature is held. What attention adds is extrapolated by the mean of g over channels.
+        order: of the polynomial: 1 is the line through the last two features, 2 the parabola through the last three,
+            and so on. Fractions mix two orders: 1.7 is the line and 0.7 of what the parabola adds. One feature more
+            than the order is held; while there are fewer, the order is the highest that they allow.
 
     Raises:
         ValueError: a forecast of another shape, or with a number that is not finite.
@@ -43,7 +43,7 @@ class FeatureCache:
         self._full = frozenset(full)
         weights = extrapolation_weights(forecast, num_calls)
         by_channel = weights if weights.ndim == 2 else weights[:, None]
-        # Numbers of Python, of which nothing is dispatched at a step. Empty copies.
+        # Python numbers, so that a step dispatches no operations for them. Empty: copy.
         self._weights: list[float] = by_channel.mean(dim=1).tolist() if weights.any() else []
         self._by_channel = weights if weights.ndim == 2 else None
         self._order = order
@@ -51,12 +51,12 @@ class FeatureCache:
         self._kept: list[tuple[int, Kept]] = []
 
     def get(self, i: int, batch_size: int, conditional_only: bool = False) -> Kept | None:
-        """What is cached for position i, None for a full step.
+        """The feature for position i; None for a full step.
 
         Args:
-            batch_size: of what is cached. Where that is another, guidance was switched off or on in the middle, and the
-                step is a full one.
-            conditional_only: the batch is the conditional half alone, of features that may be of both halves.
+            batch_size: of the step. If the cached one differs, guidance was switched off or on in the middle of the
+                run, and the step is full.
+            conditional_only: the step runs only the conditional half; cached features may have both.
         """
         if i in self._full:
             if self._most == 1:
@@ -76,26 +76,26 @@ class FeatureCache:
         last = cached[-1]
         if not self._weights or len(cached) == 1:
             return last
-        by, mean = polynomial_weights(positions, i, self._order), self._weights[i]
+        weights, mean = polynomial_weights(positions, i, self._order), self._weights[i]
         first: float | Tensor = mean if self._by_channel is None else self._by_channel[i]
         g = [first, *[mean] * (len(last) - 1)]
-        return tuple(_extrapolate(*one) for one in zip(zip(*cached, strict=True), [by] * len(g), g, strict=True))
+        return tuple(_extrapolate(*one) for one in zip(zip(*cached, strict=True), [weights] * len(g), g, strict=True))
 
     def put(self, i: int, kept: Kept) -> None:
-        """Keeps what the step at position i made."""
+        """Caches the features of the step at position i."""
         self._kept = [*self._kept[max(0, len(self._kept) + 1 - self._most) :], (i, kept)]
 
 
 def polynomial_weights(positions: Sequence[int], i: int, order: float) -> list[float]:
-    """What each of the values at these positions counts for in the polynomial through the last of them, at i.
+    """The weights of the values at these positions in the polynomial through the last of them, evaluated at i.
 
     Args:
         positions: ascending, at least one.
-        order: 0 or more; not a whole number, it mixes the two orders beside it. Too high for so few values, it is the
-            highest that they have.
+        order: 0 or more; a fraction mixes the two orders around it. If there are too few values, it is the highest
+            order that they allow.
 
     Returns:
-        As many numbers, whose sum is 1.
+        A weight for each position. Their sum is 1.
     """
     order = min(order, len(positions) - 1)
     weights = [0.0] * len(positions)
@@ -110,22 +110,22 @@ def polynomial_weights(positions: Sequence[int], i: int, order: float) -> list[f
 
 
 def _extrapolate(features: Sequence[Tensor], weights: Sequence[float], g: float | Tensor) -> Tensor:
-    """From the last of the features by g, a number or (C,), times the way to their sum with the weights."""
+    """last + g · (weighted sum of the features − last), with g a number or (C,)."""
     *earlier, last = features
     if isinstance(g, float):
         if g == 0:
             return last
-        # One operation and one tensor, in 16 bit rounded once.
+        # One operation and one tensor, rounded only once in 16 bit.
         forecast = torch.lerp(last, earlier[-1], g * weights[-2])
         for feature, weight in zip(earlier[:-1], weights, strict=False):
             if weight:
                 forecast.add_(feature - last, alpha=g * weight)
         return forecast
     if len(g) != last.shape[1]:
-        raise ValueError(f"forecast has {len(g)} columns; the kept feature has {last.shape[1]} channels")
-    by = g[:, None, None].to(last.device)  # (C, 1, 1)
-    way = sum(weight * (feature.float() - last.float()) for feature, weight in zip(earlier, weights, strict=False))
-    return (last.float() + by * way).to(last.dtype)
+        raise ValueError(f"forecast has {len(g)} columns; the cached feature has {last.shape[1]} channels")
+    factor = g[:, None, None].to(last.device)  # (C, 1, 1)
+    change = sum(weight * (feature.float() - last.float()) for feature, weight in zip(earlier, weights, strict=False))
+    return (last.float() + factor * change).to(last.dtype)
 
 
 def extrapolation_weights(forecast: Forecast, num_calls: int) -> Tensor:
@@ -139,5 +139,5 @@ def extrapolation_weights(forecast: Forecast, num_calls: int) -> Tensor:
             f"the {num_calls} calls of the U-Net"
         )
     if not table.isfinite().all():
-        raise ValueError("forecast has a number that is not finite")
+        raise ValueError("forecast has a number that is not finite; give finite numbers")
     return table

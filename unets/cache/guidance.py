@@ -1,8 +1,8 @@
-"""Classifier-free guidance with the unconditional half of the batch left out of some steps.
+"""Guidance reuse: some steps leave out the unconditional half of classifier-free guidance.
 
-The guidance delta, conditional − unconditional, changes slowly from step to step. Where the conditional half is run
-alone, that of earlier steps stands in: unconditional ≈ conditional − delta. It is extrapolated as the features are
-(`FeatureCache`).
+The guidance delta, conditional − unconditional, changes slowly from step to step. Where only the conditional half is
+run, the delta of earlier steps replaces the other: unconditional ≈ conditional − delta. It is extrapolated like the
+features (`FeatureCache`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from .features import FeatureCache, Forecast, extrapolation_weights
 
 
 class GuidanceReuse:
-    """One run's choice of the steps that run the conditional half alone, and the deltas that they go by.
+    """Which steps of a run compute only the conditional half, and the deltas that they use.
 
     Args:
         refreshed_steps: positions of the loop that re-cache at m: full steps, and refresh steps if there are any.
-        num_calls: T, positions of the loop.
-        reuse_guidance: all other steps run the conditional half alone.
-        guidance_stop: so does every step from position guidance_stop · T on, full ones too; 1 is none.
-        forecast: of the features. The delta follows it on retrieve steps, channels on average; from the stop on it
-            stays as it was, since a line does not hold for long.
+        num_calls: T, the number of positions of the loop.
+        reuse_guidance: all other steps run only the conditional half.
+        guidance_stop: so does every step from position guidance_stop · T on, full ones too; 1 for none.
+        forecast: as for the features. On retrieve steps the delta is extrapolated by its mean over channels; from the
+            stop on the delta is held constant, since a line does not hold for long.
 
     Raises:
         ValueError: a forecast that `FeatureCache` refuses.
@@ -47,15 +47,15 @@ class GuidanceReuse:
         self._deltas = FeatureCache(both, num_calls, weights)
 
     def delta(self, i: int, batch_size: int) -> Tensor | None:
-        """The guidance delta to use at position i (B, …); None if both halves are to be run.
+        """The guidance delta to use at position i (B, …); None if both halves run.
 
-        The first step that is guided runs both, whatever the settings.
+        The first guided step runs both, whatever the settings.
         """
         kept = self._deltas.get(i, batch_size)
         return None if kept is None else kept[0]
 
     def both_halves(self, i: int, noise: Tensor, delta: Tensor | None) -> Tensor:
-        """Noise of both halves (2B, …), unconditional first, given it, or given the conditional half and a delta."""
+        """The noise of both halves (2B, …), unconditional first; with a delta, from that of the conditional half."""
         if delta is not None:
             return torch.cat([noise - delta, noise])
         if self._used:

@@ -1,4 +1,4 @@
-"""Watching a run in which every step is full: what each call of the U-Net is given, predicts, and could keep."""
+"""Observes a run in which every step is full: the inputs, noise prediction and feature of each call of the U-Net."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-See = Callable[[dict[str, Any], Tensor, Tensor], None]
+Observer = Callable[[dict[str, Any], Tensor, Tensor], None]
 
 
 @contextmanager
-def observed_calls(unet: Any, cache_branch_id: int, see: See) -> Iterator[None]:
-    """While open, every call of a fork keeps its feature at the branch, and is shown to `see`.
+def observed_calls(unet: Any, cache_branch_id: int, observe: Observer) -> Iterator[None]:
+    """Inside the block, every call of a fork caches its feature at the branch and is passed to `observe`.
 
-    The caller gets what it would have had otherwise. Direct calls of `unet.forward` are not observed.
+    The call's output is unchanged. Direct calls of `unet.forward` are not observed.
 
     Args:
         unet: a fork, called by runs in which every step is full.
         cache_branch_id: m, 0 to M − 1.
-        see: takes the call's arguments by name, the predicted noise (B, …) and the feature (B, C, H, W), for a video
-            (B * frames, C, H, W).
+        observe: gets the call's arguments by name, the predicted noise (B, …) and the feature (B, C, H, W), for a
+            video (B * frames, C, H, W).
 
     Raises:
         ValueError: no such branch; or, raised by the call itself, a run that has a cache of its own.
@@ -38,9 +38,9 @@ def observed_calls(unet: Any, cache_branch_id: int, see: See) -> Iterator[None]:
     def show(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         inputs = signature.bind(*args, **kwargs).arguments
         if isinstance(output, tuple):
-            see(inputs, output[0], output[1])
+            observe(inputs, output[0], output[1])
             return output[:1]
-        see(inputs, output.sample, output.cached_feature)
+        observe(inputs, output.sample, output.cached_feature)
         return type(output)(sample=output.sample)
 
     hooks = [

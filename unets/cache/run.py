@@ -1,16 +1,16 @@
-"""The cache of one run: all that a denoising loop talks to, once before each call of the U-Net and once after it.
+"""The cache of one run. A denoising loop calls it once before and once after each call of the U-Net.
 
-The paper's has one depth: a full step keeps the feature at branch m, the steps up to the next full one retrieve it.
-With two depths, a full step also keeps at a deeper branch, and some of the retrieve steps, *refresh steps*, retrieve
-there and re-cache at m. Shallow features stay fresh; only deep features, which change slowest, go stale.
+The paper's cache has one depth: a full step caches the feature at branch m, and the steps up to the next full one
+retrieve it. With two depths, a full step also caches at a deeper branch, and some of the retrieve steps, *refresh
+steps*, retrieve there and re-cache at m. Shallow features stay fresh; only deep features, which change slowest, go
+stale.
 
     step        full  retrieve  refresh  retrieve  full …
     retrieves   –     at m      deeper   at m      –
-    keeps       both  –         at m     –         both
+    caches      both  –         at m     –         both
 
-And a step can be *skipped*: the U-Net is not called, and the sampler is handed the noise that the polynomial through
-the last computed ones has at this position, of both halves of guidance as a computed step would have given them. That
-pays where a retrieve step costs much of a full one.
+A step can also be *skipped*: the U-Net is not called, and the noise, for both halves of guidance, is extrapolated from
+the last computed predictions by a polynomial. That pays off where a retrieve step costs a large fraction of a full one.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ class Step:
     """How the U-Net is to be called at one position of the loop."""
 
     position: int
-    branch: int | None  # where it retrieves, or keeps; None does neither
-    cached: Kept | None  # what it retrieves; None is a full step
-    keep_branch: int | None  # a shallower branch, where it keeps as well
+    branch: int | None  # where it retrieves or caches; None for neither
+    cached: Kept | None  # what it retrieves; None for a full step
+    keep_branch: int | None  # a shallower branch at which it also caches
     reuse_attention: bool
-    guided: bool  # the noise is wanted of both halves of the batch, unconditional and conditional
-    guidance_delta: Tensor | None  # given, the conditional half is run alone
-    noise: Tensor | None = None  # given, the U-Net is not called: (B, …), of both halves (2B, …) if guided
+    guided: bool  # the noise of both halves of the batch is needed, unconditional and conditional
+    guidance_delta: Tensor | None  # if given, only the conditional half is run
+    noise: Tensor | None = None  # if given, the U-Net is not called: (B, …), or both halves (2B, …) if guided
 
     @property
     def skips(self) -> bool:
-        """Whether the U-Net is not to be called."""
+        """Whether the U-Net is not called."""
         return self.noise is not None
 
     @property
     def retrieve_branch(self) -> int | None:
-        """Where it retrieves; None of a full step."""
+        """Where it retrieves; None for a full step."""
         return None if self.cached is None else self.branch
 
     def expand(self, latents: Tensor) -> Tensor:
-        """Latents (B, …) for the halves of the batch that the step runs, (2B, …) if it runs both."""
+        """The latents (B, …) for the halves that the step runs: (2B, …) if it runs both."""
         return torch.cat([latents] * 2) if self.guided and self.guidance_delta is None else latents
 
     def select(self, condition: Any) -> Any:
-        """The halves that the step runs of a condition (2B, …), or of each in a dictionary."""
+        """The part of a condition (2B, …) for the halves that the step runs; a dictionary's values likewise."""
         if self.guidance_delta is None or condition is None:
             return condition
         if isinstance(condition, dict):
@@ -63,7 +63,7 @@ class Step:
 
     @property
     def unet_arguments(self) -> dict[str, Any]:
-        """The cache's arguments of the U-Net's forward."""
+        """The cache's arguments for the U-Net's forward."""
         arguments: dict[str, Any] = {
             "cache_branch_id": self.branch,
             "cached_feature": None if self.cached is None else self.cached[0],
@@ -79,19 +79,18 @@ class CacheRun:
     """The cache of one run.
 
     Args:
-        config: how it caches.
+        config: its settings.
         unet: the fork that is called.
-        num_steps: inference steps, for which the schedule is made, as in the paper: the one call more that PLMS makes
-            retrieves.
-        num_calls: T, positions of the loop, which are what is counted.
-        order: of the sampler. One of second order calls the U-Net twice a step, and then each call is in the schedule.
-        frames: rows of a feature for each row of the batch.
+        num_steps: inference steps, for which the schedule is made, as in the paper: the extra call of PLMS retrieves.
+        num_calls: T, the number of calls of the U-Net, which are the positions of the loop.
+        order: of the sampler. A second-order sampler calls the U-Net twice a step; the schedule then counts calls.
+        frames: rows of a feature per row of the batch.
 
     Attributes:
         full_steps: positions of the full steps.
         refreshed_steps: positions of the steps that re-cache at m, the full ones and the refresh steps.
-        skipped_steps: positions of the steps that are skipped. One at which there is no noise to go by, since guidance
-            was switched off or on before, is not, and retrieves.
+        skipped_steps: positions of the skipped steps. If guidance was switched off or on before one of them, there is
+            no noise to extrapolate, and it retrieves instead.
 
     Raises:
         ValueError: an argument that the U-Net or the run's length does not allow, by name.
@@ -127,7 +126,7 @@ class CacheRun:
                 raise ValueError("skip_interval and skip_steps need a sampler that calls the U-Net once a step")
             self.skipped_steps = _steps_of("skip", config, self.full_steps, num_calls) - self.refreshed_steps
             if len(self.full_steps | self.skipped_steps) == num_calls:
-                self._branch = None  # nothing retrieves, so nothing is kept
+                self._branch = None  # nothing retrieves, so nothing is cached
         self._noises = FeatureCache(
             frozenset(range(num_calls)) - self.skipped_steps,
             num_calls,
@@ -154,11 +153,11 @@ class CacheRun:
         return Step(i, branch, cached, keep_branch, self._reuse_attention, guided, delta)
 
     def take(self, step: Step, output: Any) -> Tensor:
-        """Keeps what later steps retrieve; returns the predicted noise (B, …), of both halves (2B, …) if guided.
+        """Caches what later steps retrieve; returns the predicted noise (B, …), of both halves (2B, …) if guided.
 
         Args:
-            step: what `plan` said.
-            output: the U-Net's; None of a step that was skipped.
+            step: as returned by `plan`.
+            output: the U-Net's; None for a skipped step.
         """
         if step.noise is not None:
             return step.noise
@@ -180,14 +179,14 @@ class CacheRun:
         return noise
 
     def _used_half(self, step: Step, kept: Kept) -> Kept:
-        """What retrieve steps use of it: with guidance reused, the conditional half, in memory of its own."""
+        """What retrieve steps use: with guidance reuse, a copy of the conditional half, so that the other is freed."""
         if self._reuse_guidance and step.guided and step.guidance_delta is None:
             return tuple(feature.chunk(2)[1].clone() for feature in kept)
         return kept
 
 
 def _steps_of(kind: str, config: CacheConfig, full: frozenset[int], num_calls: int) -> frozenset[int]:
-    """The refresh steps or the skipped ones: those listed; or by the interval, counted from the last full step."""
+    """The refresh or the skipped steps: as listed, or by the interval, counted from the last full step."""
     interval, steps = getattr(config, f"{kind}_interval"), getattr(config, f"{kind}_steps")
     if interval is None:
         if steps is not None and max(steps) >= num_calls:

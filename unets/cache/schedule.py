@@ -1,4 +1,4 @@
-"""Which steps of a run compute the whole U-Net. All other steps retrieve the kept feature.
+"""Which steps of a run compute the whole U-Net. All other steps retrieve the cached feature.
 
 Steps are counted by their position in the denoising loop. The first is always full, so there is always a feature to
 retrieve.
@@ -27,8 +27,8 @@ def full_steps(
         num_steps: positions of the denoising loop, at least 1.
         cache_interval: N; ceil(num_steps / N) steps are full. 1 means that all are.
         uniform: every N-th step (equation 6). Otherwise the non-uniform schedule of the released code.
-        pow, center: of the non-uniform schedule: how strongly full steps gather, and around which step.
-        cache_steps: the full steps themselves, instead of all of the above.
+        pow, center: of the non-uniform schedule: how strongly full steps concentrate, and around which step.
+        cache_steps: explicit list of full steps, instead of all of the above.
 
     Raises:
         ValueError: naming the argument that is out of range.
@@ -54,7 +54,7 @@ def check_schedule(
     center: int | None = None,
     cache_steps: Sequence[int] | None = None,
 ) -> None:
-    """Raises ValueError, by name, for an argument of `full_steps` that is wrong however long the run is."""
+    """Raises ValueError, by name, for an argument of `full_steps` that is invalid for any length of run."""
     if cache_steps is not None:
         steps = sorted(set(cache_steps))
         if not steps or steps[0] != 0:
@@ -71,12 +71,11 @@ def check_schedule(
 
 
 def non_uniform(num_steps: int, cache_interval: int, *, pow: float, center: int) -> list[int]:
-    """The non-uniform schedule as the paper's released code makes it; its published results were made with it.
+    """The non-uniform schedule of the paper's released code, with which the published results were made.
 
     It differs from the printed `equation_7`: the root of the negative end is complex, and the real part of the power
-    is truncated before the centre is added. The power falls by 0.02 until ceil(T/N) steps are distinct. Where it
-    would reach 1 the released code gives up; here the search ends in what equation 7 is for power 1, the uniform
-    schedule.
+    is truncated before the centre is added. The power decreases by 0.02 until ceil(T/N) steps are distinct. If it
+    reaches 1, the released code gives up; here the result is the uniform schedule, which is equation 7 for power 1.
     """
     _check_shape(pow, center, num_steps)
     count = math.ceil(num_steps / cache_interval)
@@ -105,7 +104,7 @@ def equation_7(num_steps: int, cache_interval: int, *, pow: float, center: int) 
 
 def _check_shape(pow: float, center: int, num_steps: int | None = None) -> None:
     if not 1 < pow <= 10:
-        raise ValueError(f"pow is {pow}; it must be above 1 (there the schedule is the uniform one) and at most 10")
+        raise ValueError(f"pow is {pow}; it must be above 1 (which is the uniform schedule) and at most 10")
     if center < 0:
         raise ValueError(f"center is {center}; steps are counted from 0")
     if num_steps is not None and center >= num_steps:

@@ -1,4 +1,4 @@
-"""The ablation of the paper's Table 5: retrieve steps get zeros for the kept feature."""
+"""The ablation of the paper's Table 5: retrieve steps get zeros instead of the cached feature."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def zero_cached_features(unet: nn.Module) -> Any:
-    """Replaces by zeros what a forked U-Net is given to retrieve; returns a handle whose `remove()` ends that."""
+    """Zeros the feature that a forked U-Net retrieves, until `remove()` is called on the returned handle."""
 
     def zero(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         feature = kwargs.get("cached_feature")

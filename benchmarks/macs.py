@@ -1,4 +1,4 @@
-"""MACs of a run's calls of the U-Net, attention's products counted: of the shipped models, and of published layouts."""
+"""MACs of a run's U-Net calls, attention's products included, for shipped models and published layouts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from unets.cache.config import CacheConfig
 
 
 class Layout:
-    """A U-Net without its weights, by a name or a path of `open_model`, and what it is called with.
+    """A U-Net without its weights, by a name or path as for `open_model`, and the inputs of its calls.
 
     Args:
-        tokens: of the text; those of the layout itself, if not given.
+        tokens: of the text; by default the layout's own number.
         guided: whether a call has both halves of guidance.
     """
 
@@ -33,7 +33,7 @@ class Layout:
         return self._model.on_meta()
 
     def macs(self, cache: CacheConfig, num_calls: int, num_steps: int) -> int:
-        """Of a run of that many calls and steps."""
+        """MACs of a run with that many calls and steps."""
         tokens = self._tokens or self._model.tokens
         inputs = unet_inputs(self._fork, *self._model.size, batch=2 if self._guided else 1, tokens=tokens)
         run = count_run(
