@@ -36,7 +36,7 @@ class PartedUNet2DConditionModel(UNet2DConditionModel):
         def run_part(part: range, timestep: Tensor, outputs: Outputs) -> Outputs:
             condition = self._condition(
                 sample, timestep, timestep_cond, encoder_hidden_states, None, None, cross_attention_kwargs,
-                added_cond_kwargs,
+                added_cond_kwargs, None,
             )  # fmt: skip
             if USE_PEFT_BACKEND:
                 scale_lora_layers(self, condition.lora_scale)

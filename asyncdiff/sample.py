@@ -50,7 +50,7 @@ VIDEO_SIZES = {False: (1024, 576), True: (64, 64)}  # width and height, by --tin
 
 
 def parser() -> Parser:
-    p = Parser(description=__doc__)
+    p = Parser(prog="python -m asyncdiff.sample", description=__doc__)
     p.add_argument("--model_type", choices=list(TYPES), default="sd", help="Stable Diffusion, SDXL or its video model")
     p.add_argument("--model", metavar="ID_OR_PATH", help="diffusers directory or hub id (default: of the type)")
     p.add_argument("--tiny", action="store_true", help="use a small model of this type with random weights")

@@ -1,6 +1,7 @@
 """AsyncDiff on tiny models: one process, several, one of which dies; the command."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_nothing_of_a_call_is_left_for_the_next():
     assert np.array_equal(latents("sd", Plan(THREE), OneProcess()), first)
 
 
-CASES = {
+CASES: dict[int, list[Any]] = {
     2: [
         ("sd", Plan(TWO), {"scheduler": "plms"}),
         ("sd", Plan(cut(LAYERS, 2), warm_up=3, time_shift=True), {"height": 72}),
@@ -80,7 +81,7 @@ def test_a_process_that_dies_ends_the_others_with_one_line(how, timeout, tmp_pat
 
 
 def test_a_plan_for_another_number_of_processes_is_refused_by_each(tmp_path):
-    cases = [("sd", Plan(TWO, stride=2), {})]
+    cases: list[Any] = [("sd", Plan(TWO, stride=2), {})]
     assert ends(start(2, save_latents, cases, tmp_path, errors=tmp_path)) == [2, 2]
     for rank in range(2):
         (line,) = (tmp_path / f"{rank}.txt").read_text().splitlines()
