@@ -160,6 +160,7 @@ def test_each_layer_reuses_what_it_gave_last():
     seen = []
     for i in range(4):
         given = cache.reused(i, 1)
+        assert given is not None
         seen.append([None if one is None else one.item() for one in given])
         cache.keep(i, [number(10 * i + k) if one is None else one for k, one in enumerate(given)])
     assert seen == [[None, None], [None, 1], [10, None], [10, 21]]
@@ -170,6 +171,7 @@ def test_a_forecast_is_the_line_through_the_last_two_outputs():
     seen = []
     for i, gave in enumerate([1, None, 3, None, None]):
         given = cache.reused(i, 1)
+        assert given is not None
         seen.append(None if given[0] is None else given[0].item())
         cache.keep(i, [number(gave)] * 2 if gave else given)
     assert seen == [None, 1, None, 4, 5]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def test_the_best_of_two_blocks_spends_where_errors_are():
 
 def test_measured_errors_are_those_of_a_run_in_which_one_layer_is_reused():
     made = maker(steps=3)
-    transformer, calls = made.pipe.transformer, []
+    transformer = made.pipe.transformer
+    calls: list[Any] = []
     with observed_steps(transformer, lambda inputs, output: calls.append((inputs, output))):
         expected = made.make_batch([0, 1])
     assert np.array_equal(made.make_batch([0, 1]), expected)
@@ -62,7 +64,7 @@ def test_measured_errors_are_those_of_a_run_in_which_one_layer_is_reused():
             full = guided_noise(now.sample, 4, 1.5)
             for layer in range(4):
                 reused = [before.outputs[k] if k == layer else None for k in range(4)]
-                other = guided_noise(transformer.forward(**inputs, reused=reused).sample, 4, 1.5)
+                other = guided_noise(transformer(**inputs, reused=reused).sample, 4, 1.5)
                 moved = measured.influence[step] * (other - full).square().mean().sqrt().item()
                 # Through a ratio to distances in float64, and back.
                 assert measured.errors()[layer, step - 1, step] == pytest.approx(moved, rel=1e-5)
@@ -146,8 +148,8 @@ def test_searched_and_learned_schedules_are_written_drawn_sampled_and_compared(t
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["speed_up_in_macs"] >= 1.3 and len(result["psnr"]) == 2
-    pixels = [np.asarray(Image.open(tmp_path / "out" / f"{way}_000.png")) for way in ("baseline", "cached")]
-    assert pixels[0].shape == (64, 64, 3) and not np.array_equal(*pixels)
+    baseline, cached = (np.asarray(Image.open(tmp_path / "out" / f"{way}_000.png")) for way in ("baseline", "cached"))
+    assert baseline.shape == (64, 64, 3) and not np.array_equal(baseline, cached)
     assert sample.main([*few, *once]) == 2  # of another cache
     assert "holds the result of other settings" in capsys.readouterr().err
 
