@@ -117,8 +117,6 @@ def open_maker(args: argparse.Namespace) -> Maker:
     if args.tiny:
         pipe = build_pipeline(DiTPipeline, tiny.parts(), dtype=dtype, scheduler=args.scheduler)
     else:
-        if not args.model and not SHAPES_DIT.is_dir():
-            raise ValueError("the shipped model is not here yet; train it with python -m shapes.train_dit, or --tiny")
         settings = {"scheduler": args.scheduler, "quiet": args.quiet}
         pipe = load_pipeline(DiTPipeline, args.model or SHAPES_DIT, dtype=dtype, **settings)
     check_steps(pipe, args.steps)

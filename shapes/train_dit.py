@@ -90,7 +90,7 @@ def parser() -> Parser:
     p = Parser(prog="python -m shapes.train_dit", description=__doc__)
     p.add_argument("--work", type=Path, default=Path("build/shapes-dit"), help="checkpoints and logs")
     p.add_argument("--out", type=Path, default=SHAPES_DIT, help="the pipeline")
-    p.add_argument("--steps", type=numbers.whole(1, 1_000_000), default=8000)
+    p.add_argument("--steps", type=numbers.whole(1, 1_000_000), default=5000)
     p.add_argument("--batch", type=numbers.batch, default=32)
     p.add_argument("--pictures", type=numbers.images, default=20480, help="pictures rendered and encoded")
     p.add_argument("--threads", type=numbers.whole(1, 1024), default=1)

@@ -74,7 +74,6 @@ def test_models_of_other_numbers_of_classes_are_guided_as_diffusers_guides_a_tho
     check_against_widened(pipelines(num_embeds_ada_norm=40)[1])
 
 
-@pytest.mark.skipif(not SHAPES_DIT.is_dir(), reason="the shipped transformer is not trained yet")
 def test_without_a_cache_the_shipped_model_is_diffusers_pipeline():
     pipe = DiTPipeline.from_pretrained(SHAPES_DIT)
     check_against_widened(pipe)
