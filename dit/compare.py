@@ -27,6 +27,7 @@ from common.command_line import Parser, run_cli
 from common.environment import versions
 from common.files import check_can_be_written, write_json
 from common.timing import Clock, alternate, pairwise
+from common.words import counted
 from eval.metrics.distances import psnr
 from eval.metrics.paired import paired_difference
 from pipelines.loading import check_steps
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     maker = open_maker(args)
     macs, num_steps = layer_macs(maker.pipe.transformer.config), maker.num_calls
     tables = {name: cache.table(num_steps, maker.depth) for name, cache in caches.items()}
-    fewer = {f"{k} steps": replace(maker, steps=k) for k in args.fewer_steps}
+    fewer = {counted(k, "step"): replace(maker, steps=k) for k in args.fewer_steps}
     for other in fewer.values():
         check_steps(maker.pipe, other.steps)
     speed_ups = {name: macs.speed_up(table) for name, table in tables.items()}

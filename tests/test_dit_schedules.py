@@ -153,10 +153,16 @@ def test_searched_and_learned_schedules_are_written_drawn_sampled_and_compared(t
     assert sample.main([*few, *once]) == 2  # of another cache
     assert "holds the result of other settings" in capsys.readouterr().err
 
-    assert compare.main(["searched.json", "router.json", *few, "--intervals", "2", "--out", "compared.json"]) == 0
+    assert compare.main(["searched.json", "router.json", *few, "--intervals", "2", "--fewer-steps", "1",
+                         "--out", "compared.json"]) == 0  # fmt: skip
     rows = json.loads((tmp_path / "compared.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["searched.json", "router.json", "N2-m1"]
+    assert [row["name"] for row in rows] == ["searched.json", "router.json", "N2-m1", "1 step"]
     assert "to_the_first" in rows[1] and "to_the_first" not in rows[0]
+    assert rows[3]["speed_up_in_macs"] == 4 and all(row["speed_up"]["min"] > 0 for row in rows)
+    for row in rows:  # nothing else has fewer MACs and is nearer
+        better = [other for other in rows if other["speed_up_in_macs"] > row["speed_up_in_macs"]]
+        assert row["frontier"] or any(other["psnr"] >= row["psnr"] for other in rows if other is not row)
+        assert not row["frontier"] or all(other["psnr"] < row["psnr"] for other in better)
     assert rows[0]["psnr"] == np.median(result["psnr"])
 
 
