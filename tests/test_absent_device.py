@@ -17,6 +17,7 @@ from pipelines.loading import SCHEDULERS, new_scheduler
 from tests import tiny_ddpm, tiny_ldm
 from tests.absent_device import COPIED, DEVICE, DeviceTensor, absent_device
 from tests.families import FAMILIES
+from tests.two_levels import small
 from unets import DeepCacheSDHelper, fork_of
 
 PAPER: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
@@ -25,10 +26,10 @@ FEATURES: dict[str, Any] = {
     "cache_branch_id": 1,
     "forecast": 1.0,
     "refresh_interval": 2,
-    "refresh_branch_id": 5,
+    "refresh_branch_id": 3,
 }
 BEYOND = {**FEATURES, "reuse_guidance": True, "reuse_attention": True}
-DEEPER = {**BEYOND, "cache_branch_id": 3}  # for models without attention in the first layers
+DEEPER = {**BEYOND, "cache_branch_id": 3, "refresh_branch_id": 5}  # for LDM's, without attention in the first layers
 CHECK = "read by aten._linalg_check_errors.default"
 NUMBERS = "copied to the device by torch.tensor"
 
@@ -48,9 +49,8 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     """The paper's cache, and one with all beyond it that this pipeline has."""
     if name == "t2v-zero":
         return [PAPER]
-    beyond = DEEPER if name.startswith("xl") else BEYOND
     without = "reuse_guidance" if name.startswith("controlnet") else None
-    return [PAPER, {key: value for key, value in beyond.items() if key != without}]
+    return [PAPER, {key: value for key, value in BEYOND.items() if key != without}]
 
 
 def short(name: str) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def short(name: str) -> dict[str, Any]:
 
 
 def fork(name: str, scheduler: str) -> Any:
-    parts = FAMILIES[name].parts()
+    parts = small(name).parts()
     parts["scheduler"] = new_scheduler(scheduler, parts["scheduler"].config)
-    pipe = getattr(pipelines, FAMILIES[name].class_name)(**parts)
+    pipe = getattr(pipelines, small(name).class_name)(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -82,9 +82,7 @@ def compare(pipe: Any, run: Callable[..., Any], settings: list[dict[str, Any]]) 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_pipeline_waits_for_nothing(name):
     pipe = fork(name, "euler" if name == "svd" else "ddim")
-    for steps in compare(
-        pipe, lambda pipe, **cache: FAMILIES[name].run(pipe, **short(name), **cache), settings_of(name)
-    ):
+    for steps in compare(pipe, lambda pipe, **cache: small(name).run(pipe, **short(name), **cache), settings_of(name)):
         if name == "t2v-zero":  # between the loops, the other frames get noise that a generator of the host draws
             assert [what for step in steps for what in step] == [COPIED]
         else:
@@ -163,7 +161,7 @@ def test_ddpm_waits_for_nothing_but_noise(sampler, settings):
 @pytest.mark.parametrize("name", ["sd", "sd-inpaint", "svd", "t2v-zero", "controlnet"])
 def test_the_helper_adds_no_waiting_to_a_stock_pipeline(name):
     """diffusers' own pipelines have their timesteps on the device, where their schedulers read them."""
-    family = FAMILIES[name]
+    family = small(name)
     stock = family.stock()(**{**family.parts(), "scheduler": new_scheduler("ddim", family.parts()["scheduler"].config)})
     stock.set_progress_bar_config(disable=True)
     helper = DeepCacheSDHelper(stock)

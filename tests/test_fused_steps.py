@@ -16,14 +16,14 @@ from pipelines import loading
 from pipelines.fused_steps import can_be_fused, fuse_steps, step_weights, weighted_sum
 from pipelines.loading import new_scheduler, place_pipeline
 from tests.absent_device import COPIED, absent_device
-from tests.families import FAMILIES
+from tests.two_levels import small
 
 SAMPLERS = ["plms", "ddim", "dpm++", "unipc", "euler"]
 CACHE: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
 
 
 def scheduler_of(name: str, **changes: Any) -> Any:
-    own = FAMILIES["sd"].parts()["scheduler"].config
+    own = small("sd").parts()["scheduler"].config
     return new_scheduler(name, {**own, **changes})
 
 
@@ -53,27 +53,27 @@ def test_asking_for_the_weights_leaves_the_scheduler_as_it_is(sampler):
 def test_pictures_are_those_of_the_schedulers_own_steps(name, sampler):
     if (name, sampler) == ("t2v-zero", "euler"):
         pytest.skip("Text2Video-Zero does not take it")
-    _, fork = FAMILIES[name].pair(sampler)
-    expected = [FAMILIES[name].run(fork, steps, **CACHE) for steps in (9, 8)]
+    _, fork = small(name).pair(sampler)
+    expected = [small(name).run(fork, steps, **CACHE) for steps in (9, 8)]
     assert can_be_fused(fork.scheduler)
     fuse_steps(fork.scheduler, weighted_sum)
     for steps, images in zip((9, 8), expected, strict=True):  # a second run begins anew
-        found = FAMILIES[name].run(fork, steps, **CACHE)
+        found = small(name).run(fork, steps, **CACHE)
         assert np.abs(found - images).max() < 2e-5  # the same sums in another order, in float32
 
 
 def test_videos_too():
-    _, fork = FAMILIES["svd"].pair("euler")
-    expected = FAMILIES["svd"].run(fork, 6, **CACHE)
+    _, fork = small("svd").pair("euler")
+    expected = small("svd").run(fork, 6, **CACHE)
     fuse_steps(fork.scheduler, weighted_sum)
-    assert np.abs(FAMILIES["svd"].run(fork, 6, **CACHE) - expected).max() < 2e-4  # σ begins at 700
+    assert np.abs(small("svd").run(fork, 6, **CACHE) - expected).max() < 2e-4  # σ begins at 700
 
 
 def test_a_step_with_noise_is_the_schedulers_own():
-    _, fork = FAMILIES["sd"].pair("ddim")
-    expected = FAMILIES["sd"].run(fork, 5, eta=0.5)
+    _, fork = small("sd").pair("ddim")
+    expected = small("sd").run(fork, 5, eta=0.5)
     fuse_steps(fork.scheduler, weighted_sum)
-    assert np.array_equal(FAMILIES["sd"].run(fork, 5, eta=0.5), expected)
+    assert np.array_equal(small("sd").run(fork, 5, eta=0.5), expected)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_steps_that_are_not_sums_are_unchanged(sampler, changes, monkeypatch):
     scheduler = scheduler_of(sampler, **changes)
     assert not can_be_fused(scheduler)
     monkeypatch.setattr(loading, "compile_forward", lambda *_, **__: None)
-    _, fork = FAMILIES["sd"].pair()
+    _, fork = small("sd").pair()
     fork.scheduler, own = scheduler, type(scheduler)
     place_pipeline(fork, torch.device("cpu"), channels_last=False, compiled=True, cpu_offload=False)
     assert type(fork.scheduler) is own
@@ -95,12 +95,12 @@ def test_a_compiled_pipeline_has_it_in_one_graph_and_is_saved_as_ever(monkeypatc
     compile_with = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **more: compile_with(f, backend=counter, **more))
     monkeypatch.setattr(loading, "compile_forward", lambda *_, **__: None)
-    _, fork = FAMILIES["sd"].pair("unipc")
-    expected = FAMILIES["sd"].run(fork, 8, **CACHE)
+    _, fork = small("sd").pair("unipc")
+    expected = small("sd").run(fork, 8, **CACHE)
     own = type(fork.scheduler)
     place_pipeline(fork, torch.device("cpu"), channels_last=False, compiled=True, cpu_offload=False)
     assert isinstance(fork.scheduler, own) and type(fork.scheduler) is not own
-    assert np.abs(FAMILIES["sd"].run(fork, 8, **CACHE) - expected).max() < 2e-5  # summed in another order
+    assert np.abs(small("sd").run(fork, 8, **CACHE) - expected).max() < 2e-5  # summed in another order
     assert counter.frame_count == 1
     fork.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == ["diffusers", own.__name__]
@@ -111,7 +111,7 @@ def test_a_compiled_pipeline_has_it_in_one_graph_and_is_saved_as_ever(monkeypatc
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_step_waits_for_the_device(sampler):
     """UniPC's own read from it six times a step, and Euler's copies noise to it that it doesn't need."""
-    _, fork = FAMILIES["sd"].pair(sampler)
+    _, fork = small("sd").pair(sampler)
     fuse_steps(fork.scheduler, weighted_sum)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import pipelines
-from tests.families import FAMILIES
+from tests.two_levels import small
 from unets import DeepCacheSDHelper
 
-FAMILY = FAMILIES["sd"]
+FAMILY = small("sd")
 CACHE: dict[str, Any] = {"cache_interval": 3, "cache_branch_id": 1}
 OTHER: dict[str, Any] = {"prompt": "a small blue square", "guidance_scale": 3.0}
 
@@ -127,7 +127,7 @@ def in_step(runs):
 def test_with_the_plug_in_pipelines_over_one_unet_run_in_threads_as_alone():
     first, _ = helped()
     third = beside(first)  # has no plug-in, but the first's U-Net
-    second, _ = helped(pipe=beside(first), cache_interval=2, cache_branch_id=4)
+    second, _ = helped(pipe=beside(first), cache_interval=2, cache_branch_id=3)
     runs = [
         lambda **extra: FAMILY.run(first, **extra),
         lambda **extra: FAMILY.run(second, **OTHER, **extra),
