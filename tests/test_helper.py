@@ -11,6 +11,7 @@ import torch
 from tests.families import FAMILIES
 from tests.recorders import full_steps_of
 from tests.tiny import stock_unet
+from tests.two_levels import small
 from unets import DeepCacheSDHelper
 
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -31,34 +32,39 @@ def state(pipe):
     return {name: id(value) for name, value in vars(pipe).items()}, vars(pipe.unet).keys(), hooks, dict(pipe.config)
 
 
+def run_of(name):
+    """Steps and arguments of a run whose loops are all long enough for the schedules."""
+    return (12, {"t0": 3, "t1": 6}) if name == "t2v-zero" else (8, {})
+
+
 @pytest.mark.parametrize(("schedule", "branch"), [("every third", 0), ("gathered", 3), ("a list", 1)])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_is_the_fork_bit_for_bit(name, schedule, branch):
-    family = FAMILIES[name]
-    extra = {"t0": 3, "t1": 6} if name == "t2v-zero" else {}  # each of the loops is long enough for the schedules
+    family = FAMILIES[name] if schedule == "every third" else small(name)
+    steps, extra = run_of(name)
     settings = SCHEDULES[schedule]
     stock, fork = family.pair("euler" if name == "svd" else "ddim")
     uniform = "pow" not in settings
-    expected = family.run(fork, 12, **extra, **settings, uniform=uniform, cache_branch_id=branch)
+    expected = family.run(fork, steps, **extra, **settings, uniform=uniform, cache_branch_id=branch)
     helper = DeepCacheSDHelper(stock)
     helper.set_params(**settings, skip_mode="uniform" if uniform else "non_uniform", cache_branch_id=branch)
     with helper:
-        ours = family.run(stock, 12, **extra)
+        ours = family.run(stock, steps, **extra)
     assert np.array_equal(ours, expected)
-    assert not np.array_equal(ours, family.run(stock, 12, **extra))
+    assert not np.array_equal(ours, family.run(stock, steps, **extra))
 
 
 @pytest.mark.parametrize("scheduler", ["plms", "heun", "dpm++", "unipc"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_steps_are_counted_by_position_with_every_scheduler(scheduler, schedule):
-    family, settings = FAMILIES["sd-img2img"], SCHEDULES[schedule]
+    family, settings = small("sd-img2img"), SCHEDULES[schedule]
     stock, fork = family.pair(scheduler)
     uniform = "pow" not in settings
     helper = DeepCacheSDHelper(stock)
     helper.set_params(**settings, skip_mode="uniform" if uniform else "non_uniform", cache_branch_id=1)
     with helper:
-        ours = family.run(stock, 10)
-    assert np.array_equal(ours, family.run(fork, 10, **settings, uniform=uniform, cache_branch_id=1))
+        ours = family.run(stock, 8)
+    assert np.array_equal(ours, family.run(fork, 8, **settings, uniform=uniform, cache_branch_id=1))
 
 
 def test_interval_1_changes_nothing():

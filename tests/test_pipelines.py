@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from functools import cache
 
 import diffusers
 import numpy as np
@@ -11,9 +12,9 @@ from transformers import BatchFeature
 
 import pipelines
 from benchmarks.unet_step import peak_memory
-from common.original_package import original_package
 from common.shipped import SHAPES_SD
 from pipelines.loading import SCHEDULERS, new_scheduler
+from tests.original_helper import original_helper
 from tests.recorders import full_steps_of
 from tests.tiny import mask, parts, picture
 from unets import UNet2DConditionModel
@@ -47,12 +48,12 @@ def run(pipe, arguments, prompts=1, steps=8, **extra):
     return pipe(**arguments, generator=generators, output_type="np").images
 
 
-@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize(("prompts", "layers"), [(1, 1), (2, 2)])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 @pytest.mark.parametrize("scheduler", ["plms", "ddim", "dpm++", "euler-a"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_interval_1_is_the_stock_pipeline_bit_for_bit(kind, scheduler, guidance_scale, prompts):
-    stock, fork, arguments = pair(kind, scheduler)
+def test_interval_1_is_the_stock_pipeline_bit_for_bit(kind, scheduler, guidance_scale, prompts, layers):
+    stock, fork, arguments = pair(kind, scheduler, layers_per_block=layers)
     expected = run(stock, arguments, prompts, steps=5, guidance_scale=guidance_scale)
     assert np.array_equal(run(fork, arguments, prompts, steps=5, guidance_scale=guidance_scale), expected)
 
@@ -71,18 +72,21 @@ def test_interval_1_is_the_stock_pipeline_on_the_shipped_model(kind, scheduler):
         assert np.array_equal(ours, expected)
 
 
+@cache
+def uncached(kind):
+    stock, _, arguments = pair(kind, "ddim")
+    return run(stock, arguments, steps=6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("branch", range(12))
 def test_with_ddim_it_is_the_package_deepcache_bit_for_bit(kind, branch):
     stock, fork, arguments = pair(kind, "ddim")
-    ours = run(fork, arguments, cache_interval=3, cache_branch_id=branch)
-    helper = original_package().DeepCacheSDHelper(pipe=stock)
-    helper.set_params(cache_interval=3, cache_branch_id=branch)
-    helper.enable()
-    expected = run(stock, arguments)
-    helper.disable()
-    assert np.array_equal(ours, expected)
-    assert not np.array_equal(ours, run(stock, arguments))  # the cache did something
+    settings = {"cache_interval": 3, "cache_branch_id": branch}
+    ours = run(fork, arguments, steps=6, **settings)
+    with original_helper(stock, **settings):
+        assert np.array_equal(ours, run(stock, arguments, steps=6))
+    assert not np.array_equal(ours, uncached(kind))  # the cache did something
 
 
 @pytest.mark.parametrize("branch", [1, 5])
@@ -92,20 +96,18 @@ def test_with_ddim_it_is_the_package_deepcache_on_the_shipped_model(branch):
     for pipe in (fork, stock):
         pipe.scheduler = new_scheduler("ddim", pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
-    helper = original_package().DeepCacheSDHelper(pipe=stock)
-    helper.set_params(cache_interval=5, cache_branch_id=branch)
-    helper.enable()
-    expected = run(stock, {}, prompts=2, steps=12, guidance_scale=2.5)
-    ours = run(fork, {}, prompts=2, steps=12, guidance_scale=2.5, cache_interval=5, cache_branch_id=branch)
-    assert np.array_equal(ours, expected)
+    settings = {"cache_interval": 5, "cache_branch_id": branch}
+    ours = run(fork, {}, prompts=2, steps=7, guidance_scale=2.5, **settings)
+    with original_helper(stock, **settings):
+        assert np.array_equal(ours, run(stock, {}, prompts=2, steps=7, guidance_scale=2.5))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_runs_with_a_cache(kind, scheduler):
-    _, fork, arguments = pair(kind, scheduler)
-    baseline = run(fork, arguments)
-    cached = run(fork, arguments, cache_interval=2, cache_branch_id=1)
+    _, fork, arguments = pair(kind, scheduler, layers_per_block=1)
+    baseline = run(fork, arguments, steps=5)
+    cached = run(fork, arguments, steps=5, cache_interval=2, cache_branch_id=1)
     assert np.isfinite(cached).all()
     assert not np.array_equal(cached, baseline)
 
