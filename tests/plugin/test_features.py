@@ -96,7 +96,8 @@ def test_freeu_which_writes_into_what_it_is_given():
 
 
 def test_compiled_while_it_is_enabled():
-    case, pipe = CASES["sd"], CASES["sd"].build()
+    case = CASES["sd"]._replace(parts=lambda: tiny.sd_parts(layers_per_block=1))  # each layer takes a second
+    pipe = case.build()
     expected, cached = case.run(pipe, 4), with_plug_in(case, pipe, {"steps": 4}, **CACHE)
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(**CACHE)
@@ -113,7 +114,7 @@ def test_compiled_while_it_is_enabled():
 @pytest.mark.parametrize("kind", ["model", "sequential"])
 def test_offloaded(kind, offloaded_first):
     case, pipe = CASES["sd"], CASES["sd"].build()
-    expected, cached = case.run(pipe), with_plug_in(case, pipe, **CACHE)
+    expected, cached = case.run(pipe, 4), with_plug_in(case, pipe, {"steps": 4}, **CACHE)
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(**CACHE)
     if offloaded_first:
@@ -122,9 +123,9 @@ def test_offloaded(kind, offloaded_first):
         if not offloaded_first:
             offload(pipe, kind)
         for _ in range(2):
-            assert torch.equal(case.run(pipe), cached)
+            assert torch.equal(case.run(pipe, 4), cached)
     for _ in range(2):
-        assert torch.equal(case.run(pipe), expected)
+        assert torch.equal(case.run(pipe, 4), expected)
     assert hasattr(pipe.unet, "_hf_hook")
 
 
