@@ -70,9 +70,9 @@ def as_printed(value, digits):
     return f"{value:.{digits}f}", f"{int(value * 10**digits) / 10**digits:.{digits}f}"
 
 
-def tiny_on_meta():
+def tiny_on_meta(layout):
     with torch.device("meta"):
-        return fork_of(stock_unet("sd15")).to("meta"), {k: v.to("meta") for k, v in inputs("sd15").items()}
+        return fork_of(stock_unet(layout)).to("meta"), {k: v.to("meta") for k, v in inputs(layout).items()}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -130,7 +130,7 @@ def test_the_130_45_of_table_3_is_near_what_every_fourth_step_full_costs():
 
 @pytest.mark.slow
 def test_the_layers_of_a_branch_are_what_its_retrieve_step_costs_more_than_the_next_shallower():
-    fork, given = tiny_on_meta()
+    fork, given = tiny_on_meta("bk_sdm_base")
     layers = count_branches(fork, given)
     steps = [count_retrieve(fork, given, m) for m in range(fork.num_skip_branches)]
     assert len(layers) == fork.num_skip_branches
@@ -140,7 +140,7 @@ def test_the_layers_of_a_branch_are_what_its_retrieve_step_costs_more_than_the_n
 
 
 def test_count_steps_is_both_steps_of_a_unet_that_has_weights():
-    fork, given = tiny_on_meta()
+    fork, given = tiny_on_meta("sd15")
     assert count_steps(stock_unet("sd15"), inputs("sd15"), 2) == (count(fork, given), count_retrieve(fork, given, 2))
 
 
