@@ -102,18 +102,18 @@ def test_ddpm_forecasts(tmp_path):
 
 @pytest.mark.slow
 def test_the_bound_counts_the_half_batches(tmp_path):
-    call = ["--prompt", "a ring", "--steps", "10", "--repeats", "1", "--warm-up", "0", "--device", "cpu", "--quiet"]
+    call = ["--prompt", "a ring", "--steps", "6", "--repeats", "1", "--warm-up", "0", "--device", "cpu", "--quiet"]
     bounds = []
     for name, more in (("plain", []), ("reused", ["--reuse-guidance"]), ("stopped", ["--guidance-stop", "0"])):
         assert stable_diffusion.main([*call, *more, "--out", str(tmp_path / name)]) == 0
         operations = json.loads((tmp_path / name / "result.json").read_text())["stages"]["pipeline"]["operations"]
         bounds.append(operations["bound"])
     full, retrieve = operations["full_macs_with_attention"], operations["retrieve_macs_with_attention"]
-    # 11 calls of PLMS, of which positions 0 and 5 are full.
-    assert bounds[0] == pytest.approx(11 * full / (2 * full + 9 * retrieve), rel=1e-12)
-    assert bounds[1] == pytest.approx(11 * full / (2 * full + 9 * retrieve / 2), rel=1e-12)
+    # 7 calls of PLMS, of which positions 0 and 5 are full.
+    assert bounds[0] == pytest.approx(7 * full / (2 * full + 5 * retrieve), rel=1e-12)
+    assert bounds[1] == pytest.approx(7 * full / (2 * full + 5 * retrieve / 2), rel=1e-12)
     # The first step runs both halves, to have a difference.
-    assert bounds[2] == pytest.approx(11 * full / (1.5 * full + 9 * retrieve / 2), rel=1e-12)
+    assert bounds[2] == pytest.approx(7 * full / (1.5 * full + 5 * retrieve / 2), rel=1e-12)
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_the_bound_counts_refresh_steps_and_attention_that_is_not_run(tmp_path):
         "--prompt",
         "a ring",
         "--steps",
-        "10",
+        "6",
         "--repeats",
         "1",
         "--warm-up",
@@ -143,5 +143,5 @@ def test_the_bound_counts_refresh_steps_and_attention_that_is_not_run(tmp_path):
     plain, shallow, deep = (macs[name]["retrieve_macs_with_attention"] for name in ("plain", "attention", "deep"))
     assert shallow < plain < deep
     full = macs["plain"]["full_macs_with_attention"]
-    # 11 calls of PLMS: full at 0 and 5, refreshed at 2, 4, 7 and 9.
-    assert macs["both"]["bound"] == pytest.approx(11 * full / (2 * full + 4 * deep + 5 * shallow), rel=1e-12)
+    # 7 calls of PLMS: full at 0 and 5, refreshed at 2 and 4.
+    assert macs["both"]["bound"] == pytest.approx(7 * full / (2 * full + 2 * deep + 3 * shallow), rel=1e-12)

@@ -24,7 +24,7 @@ def test_timesteps_and_alphas_are_compviss():
         pipe.set_timesteps(333, "cpu")
 
 
-@pytest.mark.parametrize("steps", [10, 59])
+@pytest.mark.parametrize("steps", [10, 7])  # the second gives eight
 @pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
 def test_it_is_ddim_by_its_formula_over_the_stock_parts(steps, guidance_scale):
     """Equation 12 of Song et al. in float64, with CompVis's alphas: the last ᾱ is that of timestep 0."""
