@@ -1,4 +1,4 @@
-"""The families with a U-Net of two levels, for tests that take a time for each of its layers."""
+"""The families with a U-Net of two levels, for tests of what does not depend on its depth."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def small(name: str) -> Family:
         if name == "svd":
             return {**made, "unet": diffusers.UNetSpatioTemporalConditionModel(**{**config, **VIDEO_UNET}).eval()}
         made["unet"] = diffusers.UNet2DConditionModel(**{**config, **IMAGE_UNET}).eval()
-        return {**made, "controlnet": tiny.controlnet(made["unet"])} if "controlnet" in made else made
+        if "controlnet" in made:
+            nets = [tiny.controlnet(made["unet"]) for _ in range(1 + (name == "controlnets"))]
+            made["controlnet"] = nets if len(nets) > 1 else nets[0]
+        return made
 
     return family._replace(parts=parts)

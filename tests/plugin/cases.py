@@ -10,7 +10,6 @@ import diffusers
 import torch
 from PIL import Image
 
-from tests.lent import lent
 from tests.plugin import tiny
 from tests.plugin.tiny import POOLED, TEXT, random
 
@@ -207,4 +206,3 @@ CASES = {
         {"image": PICTURE[..., :8, :8], "noise_level": 20},
     ),
 }
-CASES = {name: case._replace(parts=lent(case.parts)) for name, case in CASES.items()}
