@@ -43,6 +43,7 @@ class Exceptions(NamedTuple):
 
 
 NONE = Exceptions()
+_COUNTED: dict[str, tuple[Macs, Macs]] = {}  # by the configuration and the shapes
 
 
 class _ProductsAlone(TorchFunctionMode):
@@ -116,18 +117,26 @@ def count_steps(
 ) -> tuple[Macs, Macs]:
     """A full and a retrieve step at the branch, for the configuration of `unet` and the shapes of `inputs`.
 
-    With `keep_attention` the retrieve step reuses what attention added in the full one.
+    With `keep_attention` the retrieve step reuses what attention added in the full one. Counted once in a process: many
+    runs compare the same model.
     """
+    shapes = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in inputs.items()}
+    if "added_cond_kwargs" in inputs:
+        shapes["added_cond_kwargs"] = {k: v.to("meta") for k, v in inputs["added_cond_kwargs"].items()}
+    # The text of a tensor on the meta device is its size and dtype.
+    key = repr((fork_class(unet), unet.config, unet.dtype, shapes, cache_branch_id, exceptions, keep_attention))
+    if key not in _COUNTED:
+        shapes["cache_branch_id"] = cache_branch_id
+        _COUNTED[key] = _count_steps(unet, shapes, exceptions, {"keep_attention": True} if keep_attention else {})
+    return _COUNTED[key]
+
+
+def _count_steps(unet: Any, shapes: dict[str, Any], exceptions: Exceptions, keep: dict[str, bool]) -> tuple[Macs, Macs]:
     with torch.device("meta"):
         model = fork_class(unet).from_config(unet.config).to("meta", unet.dtype).eval()
-        shapes = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in inputs.items()}
-        if "added_cond_kwargs" in inputs:
-            shapes["added_cond_kwargs"] = {k: v.to("meta") for k, v in inputs["added_cond_kwargs"].items()}
-        shapes["cache_branch_id"] = cache_branch_id
-        keep = {"keep_attention": True} if keep_attention else {}
         output, full = _counted_call(model, {**shapes, **keep}, exceptions)
         cached = {"cached_feature": output.cached_feature}
-        if keep_attention:
+        if keep:
             cached["cached_attention"] = output.attention
         return full[""], count(model, {**shapes, **cached}, exceptions)
 
