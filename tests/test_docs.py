@@ -52,7 +52,7 @@ SMALLER = {  # appended to the commands that are run
     "stable_diffusion_xl": TIMED,
     "stable_video_diffusion": TIMED,
     "text2video_zero": [*TIMED, "--steps", "8", "--t0", "2", "--t1", "4", "--video-length", "3"],
-    "main": [*TIMED, "--steps", "8"],
+    "main": [*TIMED, "--steps", "4"],
     "ddpm.sample": [*SET, "--num-images", "4", "--batch-size", "4"],
     "ldm.sample": [*SET, "--num-images", "2"],
     "dit.sample": [*TIMED, "--num-images", "2"],
@@ -64,9 +64,10 @@ SMALLER = {  # appended to the commands that are run
     "eval.tables": ["--quiet"],
 }
 STEPS = {  # appended where the command's own options don't depend on the number of steps
-    "stable_diffusion": ["--steps", "20"],
+    "stable_diffusion": ["--steps", "16"],  # more than a --center of 15
     "ddpm.sample": ["--steps", "20"],
     "ldm.sample": ["--steps", "20"],
+    "eval.generate": ["--steps", "10"],
 }
 OF_STEPS = {"--steps", "--calibrated", "--cache-steps"}
 VARIABLES = {"$SLURM_ARRAY_TASK_ID": "4"}

@@ -44,7 +44,11 @@ def command(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def listed(monkeypatch):
-    """Has the command run these checks, each a function of no arguments; says how often each was called."""
+    """Has the command run these checks, each a function of no arguments; says how often each was called.
+
+    They use no model, so there is none to free, which takes half a second.
+    """
+    monkeypatch.setattr(Bench, "clear", lambda bench: None)
     called: list[str] = []
 
     def use(**finds: Callable[[], Finding]) -> list[str]:

@@ -26,7 +26,7 @@ from common.command_line import RunError
 from image_sets.generate import generate
 from image_sets.sets import ImageSet
 from tests.fake_sets import DISK_FULL, SETTINGS, Interrupted, arrays, assert_same_set, forked, make, run, run_of
-from tests.killed import serve, start
+from tests.killed import start
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"ddpm": ddpm.sample.main, "ldm": ldm.sample.main}
@@ -72,7 +72,6 @@ def test_two_processes_make_the_set_of_one(tmp_path):
 def test_a_killed_script_is_continued(tmp_path):
     call = [*FEW, "--num-images", "64", "--batch-size", "2", "--sampler", "ddpm"]
     out = tmp_path / "killed"
-    serve("ddpm.sample")
     process = start("ddpm.sample", [*call, "--out", str(out)])
     while process.is_alive() and len(list(out.glob("parts/0*.npz"))) < 3:
         time.sleep(0.01)

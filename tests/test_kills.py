@@ -10,7 +10,7 @@ import random
 import pytest
 
 from common.shipped import SHAPES_LDM
-from tests.killed import contents, run, serve
+from tests.killed import contents, run
 
 KILLS = int(os.environ.get("KILLS", "2"))
 QUIET = ["--quiet", "--device", "cpu"]
@@ -26,11 +26,6 @@ COMMANDS = {  # the module, its arguments, and what --out is
 }  # fmt: skip
 TIMED = ("out/result.json",)  # holds seconds, so it differs from run to run
 DATED = "/measured/"  # and the minute
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    serve(*COMMANDS)
 
 
 def same(found, expected):

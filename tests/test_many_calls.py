@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines import LDMClassPipeline
 from tests import tiny_ldm
 from tests.families import FAMILIES
-from tests.two_levels import small
+from tests.tiny import stock_unet
+from tests.two_levels import IMAGE_UNET, small
 from unets import DeepCacheSDHelper
 
 WARM_UP, CALLS, TRACED = 10, 80, 40  # the last are traced, which takes several times as long
@@ -38,8 +40,15 @@ def call(name: str, pipe: Any, **extra: Any) -> Callable[[], Any]:
 
 
 def fork(name: str, **extra: Any) -> Callable[[], Any]:
-    pipe = tiny_ldm.pipeline() if name == "ldm" else small(name).pair()[1]
-    return call(name, pipe, **CACHE, **extra)
+    return call(name, small_ldm() if name == "ldm" else small(name).pair()[1], **CACHE, **extra)
+
+
+def small_ldm() -> LDMClassPipeline:
+    """With a U-Net of two levels too."""
+    unet = stock_unet("ldm4", cross_attention_dim=16, **{**IMAGE_UNET, "sample_size": 4})
+    pipe = LDMClassPipeline(**{**tiny_ldm.parts(), "unet": unet})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def helped(again: bool) -> Callable[[], Any]:

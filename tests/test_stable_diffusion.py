@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from PIL import Image
 import stable_diffusion
 from common.shipped import SHAPES_SD
 from pipelines import StableDiffusionPipeline
+from tests.killed import start
 from tests.tiny import parts
 from unets.cache.config import CacheConfig
 
@@ -270,21 +269,13 @@ def test_images_that_are_not_finite_end_in_1(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_interrupted_it_ends_in_130_and_leaves_no_half_result(tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, "stable_diffusion.py", "--steps", "900", "--repeats", "50", "--out", str(out)]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        # A shell has its background jobs ignore interrupts, and what they start too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    while b"DeepCache N" not in process.stdout.readline():  # loaded, about to run
-        assert process.poll() is None
+    printed, out = tmp_path / "printed", tmp_path / "out"
+    process = start("stable_diffusion", ["--steps", "900", "--repeats", "50", "--out", str(out)], printed=printed)
+    while not printed.exists() or "DeepCache N" not in printed.read_text():  # loaded, about to run
+        assert process.is_alive()
+        time.sleep(0.01)
     time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert list(tmp_path.iterdir()) == []
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    assert list(tmp_path.iterdir()) == [printed]

@@ -29,7 +29,7 @@ from eval.paper.scores import measure_pairs
 from image_sets.sets import ImageSet
 from ldm.checkpoint import new_scheduler
 from pipelines import LDMClassPipeline
-from tests.killed import serve, start, with_few_references
+from tests.killed import start, with_few_references
 from unets.cache.config import CacheConfig
 from unets.cache.zeroed import zero_cached_features
 
@@ -337,7 +337,6 @@ def test_a_killed_table_is_continued_and_ends_as_an_unbroken_one(tmp_path, monke
     def command(folder: str) -> list[str]:
         return [*call, "--work", str(tmp_path / folder), "--out", str(tmp_path / f"{folder}-out")]
 
-    serve("eval.tables")
     process = start("eval.tables", command("killed"))
     while process.is_alive() and len(list((tmp_path / "killed").glob("shapes/*/parts/0*.npz"))) < 2:
         time.sleep(0.01)

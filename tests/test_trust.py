@@ -28,7 +28,7 @@ from eval.paper.measured import Found
 from eval.paper.results import results_of
 from eval.paper.scores import measure_scores
 from image_sets.sets import ImageSet
-from tests.killed import serve, start, with_few_references
+from tests.killed import start, with_few_references
 from tests.local_hub import LocalHub
 from unets.cache.config import CacheConfig
 
@@ -205,7 +205,6 @@ def test_two_jobs_at_once_on_different_rows_end_in_one_table(tmp_path, _one_thre
         return ["table5", *rows, "--num-images", "4", "--device", "cpu", "--quiet", "--no-speed", *places]
 
     # Row 3 is wanted by both: one makes it, the other waits.
-    serve("eval.tables")
     both = [start("eval.tables", call("two", "--rows", rows)) for rows in ("1,3", "3,4")]
     assert tables.main(call("one", "--rows", "1,3-4")) == 0
     for process in both:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 from common.command_line import RunError
 
@@ -32,20 +34,28 @@ def best_schedule(losses: Losses, budget: float, *, moves: int = MOVES, seed: in
             raise RunError(f"--budget {budget:g}x is out of reach: one full step alone comes to "
                            f"{losses.speed_up(starts[0].kinds):.2f}x")  # fmt: skip
     chance = random.Random(seed)
-    found = [_anneal(losses, budget, start, moves, chance) for start in starts * TIMES]
-    return min([*starts, *found], key=losses.total)
+    total = lru_cache(2**14)(losses.total)  # once it is cold, the same neighbours come again and again
+    found = [_anneal(losses, total, budget, start, moves, chance) for start in starts * TIMES]
+    return min([*starts, *found], key=total)
 
 
-def _anneal(losses: Losses, budget: float, start: Schedule, moves: int, chance: random.Random) -> Schedule:
+def _anneal(
+    losses: Losses,
+    total_of: Callable[[Schedule], float],
+    budget: float,
+    start: Schedule,
+    moves: int,
+    chance: random.Random,
+) -> Schedule:
     most = losses.num_calls * losses.cost["full"] / budget
     now = best = start
-    loss = least = first = losses.total(start)
+    loss = least = first = total_of(start)
     for move in range(moves):
         temperature = first * HOTTEST * (COLDEST / HOTTEST) ** (move / moves)
         other = moved(losses, now, chance)
         if losses.macs(other.kinds) > most:
             continue
-        total = losses.total(other)
+        total = total_of(other)
         if total <= loss or chance.random() < math.exp((loss - total) / max(temperature, 1e-300)):
             now, loss = other, total
             if loss < least:

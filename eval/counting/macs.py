@@ -43,15 +43,26 @@ class Exceptions(NamedTuple):
 
 
 NONE = Exceptions()
+_COUNTED: dict[str, tuple[Macs, Macs]] = {}  # by the configuration and the shapes
 
 
-class _WithoutPointwise(TorchFunctionMode):
-    """Skips pointwise operations, which keep the shape: on the meta device they take up to half of the time."""
+class _ProductsAlone(TorchFunctionMode):
+    """Leaves out what neither convention counts: on the meta device it takes most of the time.
 
-    LEFT_OUT: ClassVar = {F.group_norm, F.layer_norm, F.silu, F.gelu, F.dropout}
+    Pointwise operations keep the shape; of attention and linear layers the matrix products remain.
+    """
+
+    POINTWISE: ClassVar = {F.group_norm, F.layer_norm, F.silu, F.gelu, F.dropout}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in self.LEFT_OUT else func(*args, **(kwargs or {}))
+        if func in self.POINTWISE:
+            return args[0]
+        if func is F.linear:
+            return (args[0].flatten(0, -2) @ args[1].mT).view(*args[0].shape[:-1], -1)
+        if func is F.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            return query @ key.mT @ value
+        return func(*args, **(kwargs or {}))
 
 
 def count(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions = NONE) -> Macs:
@@ -73,7 +84,7 @@ def count_modules(unet: nn.Module, inputs: dict[str, Any], exceptions: Exception
 def _counted_call(unet: nn.Module, inputs: dict[str, Any], exceptions: Exceptions) -> tuple[Any, dict[str, Macs]]:
     """The output of `unet(**inputs)`, and the MACs of every module."""
     flops = FlopCounterMode(display=False)
-    with torch.no_grad(), _paper_convention(unet, exceptions) as paper, flops, _WithoutPointwise():
+    with torch.no_grad(), _paper_convention(unet, exceptions) as paper, flops, _ProductsAlone():
         output = unet(**inputs)
     within: Counter[str] = Counter()
     for layer, macs_of_layer in paper.items():
@@ -106,18 +117,26 @@ def count_steps(
 ) -> tuple[Macs, Macs]:
     """A full and a retrieve step at the branch, for the configuration of `unet` and the shapes of `inputs`.
 
-    With `keep_attention` the retrieve step reuses what attention added in the full one.
+    With `keep_attention` the retrieve step reuses what attention added in the full one. Counted once in a process: many
+    runs compare the same model.
     """
+    shapes = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in inputs.items()}
+    if "added_cond_kwargs" in inputs:
+        shapes["added_cond_kwargs"] = {k: v.to("meta") for k, v in inputs["added_cond_kwargs"].items()}
+    # The text of a tensor on the meta device is its size and dtype.
+    key = repr((fork_class(unet), unet.config, unet.dtype, shapes, cache_branch_id, exceptions, keep_attention))
+    if key not in _COUNTED:
+        shapes["cache_branch_id"] = cache_branch_id
+        _COUNTED[key] = _count_steps(unet, shapes, exceptions, {"keep_attention": True} if keep_attention else {})
+    return _COUNTED[key]
+
+
+def _count_steps(unet: Any, shapes: dict[str, Any], exceptions: Exceptions, keep: dict[str, bool]) -> tuple[Macs, Macs]:
     with torch.device("meta"):
         model = fork_class(unet).from_config(unet.config).to("meta", unet.dtype).eval()
-        shapes = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in inputs.items()}
-        if "added_cond_kwargs" in inputs:
-            shapes["added_cond_kwargs"] = {k: v.to("meta") for k, v in inputs["added_cond_kwargs"].items()}
-        shapes["cache_branch_id"] = cache_branch_id
-        keep = {"keep_attention": True} if keep_attention else {}
         output, full = _counted_call(model, {**shapes, **keep}, exceptions)
         cached = {"cached_feature": output.cached_feature}
-        if keep_attention:
+        if keep:
             cached["cached_attention"] = output.attention
         return full[""], count(model, {**shapes, **cached}, exceptions)
 
