@@ -101,7 +101,7 @@ def _counted_call(unet: nn.Module, inputs: dict[str, Any], exceptions: Exception
 
 def count_retrieve(fork: Any, inputs: dict[str, Any], cache_branch_id: int, exceptions: Exceptions = NONE) -> Macs:
     """A retrieve step at the branch, with the feature of a full step."""
-    with torch.no_grad(), _WithoutPointwise():
+    with torch.no_grad(), _ProductsAlone():
         output = fork(**inputs, cache_branch_id=cache_branch_id)
     retrieve = {"cache_branch_id": cache_branch_id, "cached_feature": output.cached_feature}
     return count(fork, {**inputs, **retrieve}, exceptions)
