@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
 
     first_stage = load_pipeline(SHAPES_LDM).vqvae
+    first_stage.register_to_config(_name_or_path="shapes-ldm")  # instead of where it is on this machine
     encoded = args.work / f"latents-{args.pictures}.pt"
     if not encoded.exists():
         args.work.mkdir(parents=True, exist_ok=True)
