@@ -144,10 +144,13 @@ def run(args: argparse.Namespace) -> None:
     print(report(rows))
     if args.out is not None:
         made_from = {**maker.made_from, "num_images": args.num_images}
-        seconds_of = {"seconds_of_a_batch": {name: float(np.median(values)) for name, values in seconds.items()}}
-        write_json(
-            args.out, {"made_from": made_from, "rows": rows, **seconds_of, "versions": versions(maker.pipe.device)}
-        )
+        record = {
+            "made_from": made_from,
+            "rows": rows,
+            "seconds_of_a_batch": {name: float(np.median(values)) for name, values in seconds.items()},
+            "versions": versions(maker.pipe.device),
+        }
+        write_json(args.out, record)
 
 
 def report(rows: list[dict[str, Any]]) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from diffusers import DiTPipeline, Transformer2DModel
 from torch import nn
-from torch.nn import functional as F
 
 from common import numbers
 from common.command_line import Parser, run_cli
@@ -26,8 +25,8 @@ from common.safe_load import read_checkpoint
 from common.shipped import SHAPES_DIT, SHAPES_LDM
 from ldm.checkpoint import load_pipeline, new_scheduler
 
-from .train_ldm import CLASSES, HELD_OUT, encode_pictures
-from .training import export_to, save_tensors, train
+from .train_ldm import CLASSES, HELD_OUT, encode_pictures, train_noise
+from .training import export_to, save_tensors
 
 
 def new_transformer() -> Transformer2DModel:
@@ -61,29 +60,11 @@ def train_transformer(data: dict, fixed: dict, scale: float, work: Path, steps: 
     """Stage 2. Predicts the noise ε; one class in ten is left out, for classifier-free guidance."""
     torch.manual_seed(0)
     transformer = new_transformer()
-    alphas = new_scheduler().alphas_cumprod
 
-    def loss(model: Any, data: dict, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        latents = scale * data["latents"][rows].float()  # (B, 3, 16, 16)
-        timesteps = torch.randint(0, len(alphas), (len(rows),), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        alpha = alphas[timesteps][:, None, None, None]
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        dropped = torch.rand(len(rows), generator=generator) < 0.1
-        labels = torch.where(dropped, len(CLASSES), data["classes"][rows])
-        return F.mse_loss(model(noisy, timestep=timesteps, class_labels=labels).sample, noise)
+    def predict(model: Any, noisy: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return model(noisy, timestep=timesteps, class_labels=labels).sample
 
-    def loss_of(step: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(step)
-        rows = torch.randint(0, len(data["latents"]), (batch,), generator=generator)
-        return loss(transformer, data, rows, generator)
-
-    @torch.no_grad()
-    def held_out(average: Any) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(2**40)
-        return {"held_out": loss(average, fixed, torch.arange(HELD_OUT), generator).item()}
-
-    return train("transformer", transformer, loss_of, steps=steps, learning_rate=1e-3, work=work, held_out=held_out)
+    return train_noise("transformer", transformer, predict, data, fixed, scale, work, steps, batch)
 
 
 def parser() -> Parser:

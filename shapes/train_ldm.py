@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,29 +137,57 @@ def train_unet(data: dict, fixed: dict, scale: float, work: Path, steps: int, ba
             "class_embedder": ClassEmbedder(num_classes=len(CLASSES) + 1, embedding_dim=64),
         }
     )
+
+    def predict(models: Any, noisy: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return models["unet"](noisy, timesteps, models["class_embedder"](labels)).sample  # the context: (B, 1, 64)
+
+    return train_noise("unet", models, predict, data, fixed, scale, work, steps, batch)
+
+
+def train_noise(
+    name: str,
+    model: Any,
+    predict: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    data: dict,
+    fixed: dict,
+    scale: float,
+    work: Path,
+    steps: int,
+    batch: int,
+) -> Any:
+    """Trains a model to predict the noise ε of latents, one class in ten dropped for classifier-free guidance.
+
+    Args:
+        predict: the noise (B, 3, 16, 16), given the model, noisy latents of that shape, timesteps and labels (B,) each.
+        data, fixed: `encode_pictures`'s, to train on and held out.
+        scale: of the latents.
+
+    Returns:
+        The moving average, as `shapes.training.train`.
+    """
     alphas = new_scheduler().alphas_cumprod
 
-    def loss(models: Any, data: dict, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def loss(model: Any, data: dict, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         latents = scale * data["latents"][rows].float()  # (B, 3, 16, 16)
         timesteps = torch.randint(0, len(alphas), (len(rows),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
         alpha = alphas[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         dropped = torch.rand(len(rows), generator=generator) < 0.1
-        context = models["class_embedder"](torch.where(dropped, len(CLASSES), data["classes"][rows]))  # (B, 1, 64)
-        return F.mse_loss(models["unet"](noisy, timesteps, context).sample, noise)
+        labels = torch.where(dropped, len(CLASSES), data["classes"][rows])
+        return F.mse_loss(predict(model, noisy, timesteps, labels), noise)
 
     def loss_of(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(step)
         rows = torch.randint(0, len(data["latents"]), (batch,), generator=generator)
-        return loss(models, data, rows, generator)
+        return loss(model, data, rows, generator)
 
     @torch.no_grad()
     def held_out(average: Any) -> dict[str, float]:
         generator = torch.Generator().manual_seed(2**40)
         return {"held_out": loss(average, fixed, torch.arange(HELD_OUT), generator).item()}
 
-    return train("unet", models, loss_of, steps=steps, learning_rate=1e-3, work=work, held_out=held_out)
+    return train(name, model, loss_of, steps=steps, learning_rate=1e-3, work=work, held_out=held_out)
 
 
 def parser() -> Parser:
